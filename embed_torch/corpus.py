@@ -1,0 +1,38 @@
+"""Reads what is embedded of a corpus (docs/formats.md): review texts and category names."""
+
+import dataclasses
+from pathlib import Path
+
+import polars as pl
+
+from embed_torch.cli import UserError
+from embed_torch.files import read_json, texts_sha256
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Texts:
+    """Texts in row order, and the hash that binds a store to them."""
+
+    reviews: list[str]
+    categories: list[str]
+    sha256: str
+
+
+def read_texts(folder: Path) -> Texts:
+    """Reads and verifies the texts of a corpus.
+
+    Raises:
+      UserError: the corpus is absent, unreadable, or its texts are not those it was hashed with.
+    """
+    description = read_json(folder / "corpus.json", "python -m sasnet_jax.prepare")
+    try:
+        reviews = pl.read_parquet(folder / "reviews.parquet", columns=["text"])["text"].to_list()
+        categories = pl.read_parquet(folder / "categories.parquet")["category"].to_list()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise UserError(f"corpus {folder} cannot be read ({error}): run prepare again") from None
+    sha256 = texts_sha256(reviews)
+    if sha256 != description.get("texts_sha256"):
+        raise UserError(
+            f"the texts of {folder} are not those of its corpus.json: run prepare again"
+        )
+    return Texts(reviews, categories, sha256)

@@ -1,0 +1,116 @@
+"""Files that are whole or absent: atomic writes, folders in use, hashes.
+
+This file and `cli.py` stand, byte for byte, in both packages; `tests/test_packages.py` keeps the
+copies equal.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from .cli import UserError  # relative, so that both copies are one text
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Opens a file beside `path`, and renames it onto `path` once it is written and on disk."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    partial.rename(path)
+    sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yields a folder beside `path` to fill, and renames it to `path` on success.
+
+    On failure nothing is left behind. The rename refuses a `path` that has come to hold files.
+    """
+    path = path.absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    partial.mkdir()
+    try:
+        yield partial
+        partial.rename(path)
+        sync_folder(path.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def sync_folder(path: Path) -> None:
+    """Makes renames inside `path` durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` as indented JSON, atomically."""
+    with replacing(path) as file:
+        file.write((json.dumps(value, indent=2) + "\n").encode())
+
+
+def read_json(path: Path, made_by: str) -> dict[str, Any]:
+    """Reads a JSON object; `made_by` is the command that writes such a file.
+
+    Raises:
+      UserError: the file is absent, is not JSON or is not an object; the message names both.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} does not exist; {made_by} writes it")
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError:
+        raise UserError(f"{path} is not valid JSON; remove it and run {made_by} again") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} does not hold a JSON object; run {made_by} again")
+    return value
+
+
+@contextlib.contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Holds `folder` against a second writer; the system lets go when the process dies.
+
+    Raises:
+      UserError: another process holds it; the message names the holder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise UserError(f"{folder} is in use by {file.read() or 'another process'}") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, as hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def texts_sha256(texts: Iterable[str]) -> str:
+    """The SHA-256 over length-prefixed UTF-8 texts in order (docs/formats.md)."""
+    digest = hashlib.sha256()
+    for text in texts:
+        encoded = text.encode()
+        digest.update(len(encoded).to_bytes(8, "little"))
+        digest.update(encoded)
+    return digest.hexdigest()

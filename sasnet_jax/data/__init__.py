@@ -1,0 +1,1 @@
+"""Raw reviews to corpus, contexts of targets, and embedding tables."""

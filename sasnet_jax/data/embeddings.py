@@ -1,0 +1,104 @@
+"""Reads embedding stores (docs/formats.md) and standardises them (paper section 2.2: z-score)."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float, Float32, Int32
+
+from sasnet_jax.cli import UserError
+from sasnet_jax.data.corpus import Corpus
+from sasnet_jax.files import read_json
+
+FORMAT_VERSION = 1
+FitOn = Literal["train", "all"]
+_CHUNK = 4096  # rows read at a time
+_SMALLEST_DEVIATION = 1e-6  # a dimension that varies less is left unscaled
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ZScore:
+    """Per-dimension standardisation (x - mean) / scale."""
+
+    mean: Float32[np.ndarray, "e"]
+    scale: Float32[np.ndarray, "e"]
+
+    def __call__(self, table: Float[np.ndarray, "n e"]) -> Float32[np.ndarray, "n e"]:
+        """Standardises rows."""
+        return (table - self.mean) / self.scale
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Store:
+    """One pooling of an embedding store, row i = review i."""
+
+    table: Float[np.ndarray, "reviews e"]  # a read-only memory map
+    pooling: str
+    manifest: dict[str, Any]
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """The store's folder name."""
+        return self.folder.resolve().name
+
+
+def open_store(folder: Path, corpus: Corpus, pooling: str = "") -> Store:
+    """Opens a complete store of `corpus`.
+
+    Args:
+      folder: written by `python -m embed_torch`.
+      corpus: the corpus that it must embed.
+      pooling: which array; empty for the store's default.
+
+    Raises:
+      UserError: it is incomplete, of another version or corpus, corrupt, or lacks the pooling.
+    """
+    made_by = "python -m embed_torch"
+    manifest = read_json(folder / "manifest.json", made_by)
+    if manifest.get("format_version") != FORMAT_VERSION:
+        raise UserError(
+            f"{folder / 'manifest.json'} has format version {manifest.get('format_version')}, "
+            f"this program reads {FORMAT_VERSION}: embed again"
+        )
+    if manifest["texts_sha256"] != corpus.texts_sha256:
+        raise UserError(
+            f"store {folder} embeds other texts than corpus {corpus.folder}: its texts_sha256 is "
+            f"{manifest['texts_sha256'][:12]}, the corpus has {corpus.texts_sha256[:12]}; "
+            f"run {made_by} --corpus={corpus.folder}"
+        )
+    pooling = pooling or manifest["default_pooling"]
+    if pooling not in manifest["poolings"]:
+        raise UserError(
+            f"store {folder} has no pooling {pooling!r}, only {', '.join(manifest['poolings'])}"
+        )
+    path = folder / f"{pooling}.npy"
+    try:
+        table = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise UserError(f"{path} is not a whole NumPy file ({error}): embed again") from None
+    expected = (corpus.user.size, manifest["dim"])
+    if table.shape != expected:
+        raise UserError(f"{path} has shape {table.shape}, expected {expected}: embed again")
+    return Store(table, pooling, manifest, folder)
+
+
+def fit_zscore(table: Float[np.ndarray, "reviews e"], rows: Int32[np.ndarray, "n"]) -> ZScore:
+    """Mean and standard deviation over `rows`, streamed in float64.
+
+    Chunks are merged by Chan, Golub and LeVeque (1979), which does not cancel as sums of squares
+    would.
+    """
+    total, mean, squares = 0, np.zeros(table.shape[1]), np.zeros(table.shape[1])
+    for first in range(0, rows.size, _CHUNK):
+        chunk = table[rows[first : first + _CHUNK]].astype(np.float64)
+        merged = total + len(chunk)
+        chunk_mean = chunk.mean(axis=0)
+        delta = chunk_mean - mean
+        squares += ((chunk - chunk_mean) ** 2).sum(axis=0) + delta**2 * total * len(chunk) / merged
+        mean += delta * len(chunk) / merged
+        total = merged
+    deviation = np.sqrt(squares / total)
+    scale = np.where(deviation < _SMALLEST_DEVIATION, 1.0, deviation)
+    return ZScore(mean.astype(np.float32), scale.astype(np.float32))

@@ -1,0 +1,8 @@
+"""`python -m sasnet_jax.train`: corpus and store in, a run folder out (docs/formats.md)."""
+
+from sasnet_jax import cli
+from sasnet_jax.training import loop
+from sasnet_jax.training.config import TrainConfig
+
+if __name__ == "__main__":
+    cli.main(TrainConfig, loop.train, "Corpus + embedding store -> trained run.")

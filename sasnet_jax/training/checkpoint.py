@@ -1,0 +1,82 @@
+"""Checkpoints through Orbax: the only module that knows it.
+
+A checkpoint holds the training state, the best parameters so far, and the progress (JSON). Orbax
+writes each into a temporary folder and renames it, so a checkpoint is whole or absent.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any, TypedDict
+
+import orbax.checkpoint as ocp
+
+from sasnet_jax.cli import UserError
+
+_KEEP = 2
+
+
+class Progress(TypedDict):
+    """Where a run stands."""
+
+    epochs_evaluated: int
+    best_epoch: int  # counted from 1; 0 before the first evaluation
+    best_log_loss: float | None
+
+
+class Checkpoints:
+    """The checkpoints of one run folder."""
+
+    def __init__(self, run: Path):
+        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every step of every save
+        self._folder = run / "checkpoints"
+        options = ocp.CheckpointManagerOptions(max_to_keep=_KEEP, cleanup_tmp_directories=True)
+        self._manager = ocp.CheckpointManager(self._folder.absolute(), options=options)
+
+    def save(self, step: int, state: Any, best: Any, progress: Progress) -> None:
+        """Saves trees of host arrays; replaces a checkpoint of the same step."""
+        if step in self._manager.all_steps():
+            self._manager.delete(step)
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state),
+                best=ocp.args.StandardSave(best),
+                progress=ocp.args.JsonSave(dict(progress)),
+            ),
+        )
+
+    def restore(self, state: Any, best: Any) -> tuple[Any, Any, Progress] | None:
+        """The latest (state, best, progress), shaped as the given trees; None if there is none."""
+        if self._manager.latest_step() is None:
+            return None
+        found = self._restore(
+            state=ocp.args.StandardRestore(state),
+            best=ocp.args.StandardRestore(best),
+            progress=ocp.args.JsonRestore(),
+        )
+        return found["state"], found["best"], found["progress"]
+
+    def restore_best(self, best: Any) -> Any:
+        """The best parameters.
+
+        Raises:
+          UserError: there is no checkpoint, or it is of another shape.
+        """
+        if self._manager.latest_step() is None:
+            raise UserError(f"{self._folder} holds no checkpoint yet: run train again")
+        return self._restore(best=ocp.args.StandardRestore(best))["best"]
+
+    def close(self) -> None:
+        """Waits until everything is on disk."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def _restore(self, **items: Any) -> Any:
+        step = self._manager.latest_step()
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise UserError(
+                f"checkpoint {self._folder / str(step)} does not fit this run's network or is "
+                f"damaged ({str(error).splitlines()[0][:200]})"
+            ) from None

@@ -1,0 +1,70 @@
+"""Settings of `python -m sasnet_jax.train`."""
+
+import dataclasses
+
+from sasnet_jax.cli import UserError, setting
+from sasnet_jax.data.embeddings import FitOn
+from sasnet_jax.data.interactions import TargetReview
+from sasnet_jax.models.sasnet import CrossAttention, ReviewFeatures
+
+# May differ when a run is resumed: where things lie (their hashes are compared), how long to go on.
+RESUMABLE = ("corpus", "store", "output", "epochs", "patience", "checkpoint_seconds")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """What to train on, the network, and how long. Defaults are the paper's where it says."""
+
+    corpus: str = setting("", help="corpus folder", topic="data", required=True)
+    store: str = setting("", help="embedding store of the corpus", topic="data", required=True)
+    pooling: str = setting("", help="pooling of the store; empty = its default", topic="data")
+    output: str = setting(
+        "", help="run folder to write; the same command resumes it", topic="data", required=True
+    )
+    target_review: TargetReview = setting(
+        "exclude", help="the review to predict in the sets (leaky) or not", topic="data"
+    )
+    fit_on: FitOn = setting("train", help="reviews the z-score is fitted on", topic="data")
+    set_size: int = setting(5, help="reviews in a sampled set", topic="data")
+    eval_sets: int = setting(8, help="draws of the sets averaged at evaluation", topic="data")
+    empty_side: float = setting(
+        0.05, help="probability that a side is emptied in training", topic="data", extra=True
+    )
+    cross_attention: CrossAttention = setting(
+        "pooled", help="after pooling (paper), or review by review", topic="network"
+    )
+    review_features: ReviewFeatures = setting(
+        "text", help="what a review in a set is known by", topic="network"
+    )
+    width: int = setting(256, help="model width d", topic="network")
+    depth: int = setting(2, help="set attention blocks", topic="network")
+    heads: int = setting(4, help="attention heads", topic="network")
+    feed_forward: int = setting(1024, help="hidden width f of a block", topic="network")
+    dropout: float = setting(0.2, help="dropout probability", topic="network")
+    batch_size: int = setting(512, help="target reviews in a step", topic="training")
+    epochs: int = setting(3000, help="epochs at most", topic="training")
+    patience: int = setting(150, help="epochs without a better validation loss", topic="training")
+    learning_rate: float = setting(3e-4, help="of AdamW, after the warm-up", topic="training")
+    warmup_steps: int = setting(100, help="steps of linear warm-up", topic="training", extra=True)
+    weight_decay: float = setting(0.01, help="of AdamW", topic="training", extra=True)
+    clip_norm: float = setting(1.0, help="largest gradient norm", topic="training", extra=True)
+    checkpoint_seconds: float = setting(
+        60.0, help="seconds between checkpoints", topic="training", extra=True
+    )
+    seed: int = setting(0, help="of initialisation, sets and dropout", topic="training")
+
+    def __post_init__(self):
+        """Refuses what cannot be meant, naming the flag."""
+        positive = ("set_size", "eval_sets", "width", "depth", "heads", "feed_forward")
+        positive += ("batch_size", "epochs", "patience", "learning_rate", "clip_norm")
+        for name in positive:
+            if getattr(self, name) <= 0:
+                raise UserError(f"--{name}={getattr(self, name)} must be positive")
+        for name in ("dropout", "empty_side"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"--{name}={getattr(self, name)} is not in [0, 1)")
+        for name in ("warmup_steps", "weight_decay", "checkpoint_seconds", "seed"):
+            if getattr(self, name) < 0:
+                raise UserError(f"--{name}={getattr(self, name)} must not be negative")
+        if self.width % self.heads:
+            raise UserError(f"--width={self.width} is not a multiple of --heads={self.heads}")

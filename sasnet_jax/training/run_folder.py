@@ -1,0 +1,135 @@
+"""The run folder: what was trained on what (docs/formats.md). Written by train, read by evaluate."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sasnet_jax import __version__
+from sasnet_jax.cli import UserError
+from sasnet_jax.data import embeddings, interactions
+from sasnet_jax.data.corpus import Corpus, read_corpus
+from sasnet_jax.data.embeddings import ZScore
+from sasnet_jax.files import read_json, replacing, write_json
+from sasnet_jax.training.config import RESUMABLE, TrainConfig
+from sasnet_jax.training.step import Data
+
+FORMAT_VERSION = 1
+
+
+def load_data(config: TrainConfig) -> tuple[Corpus, embeddings.Store, Data]:
+    """Opens corpus and store, fits the z-score and builds the contexts; all on the host.
+
+    Raises:
+      UserError: they are unreadable or do not belong together.
+    """
+    corpus = read_corpus(Path(config.corpus))
+    store = embeddings.open_store(Path(config.store), corpus, config.pooling)
+    every = np.arange(corpus.user.size, dtype=np.int32)
+    zscore = embeddings.fit_zscore(
+        store.table, every if config.fit_on == "all" else corpus.rows("train")
+    )
+    contexts = interactions.contexts_of(corpus, config.target_review)
+    data = Data(store.table, zscore.mean, zscore.scale, corpus.stars, corpus.label, contexts)
+    return corpus, store, data
+
+
+def claim(run: Path, config: TrainConfig, corpus: Corpus, store: embeddings.Store) -> None:
+    """Writes config.json, or checks that the run there is the same one.
+
+    Raises:
+      UserError: the folder holds something else, or a run with other settings, which are named.
+    """
+    description = {
+        "format_version": FORMAT_VERSION,
+        "program_version": __version__,
+        "config": dataclasses.asdict(config)
+        | {
+            "corpus": str(Path(config.corpus).resolve()),
+            "store": str(Path(config.store).resolve()),
+        },
+        "corpus_sha256": corpus.sha256,
+        "store": {"name": store.name, "pooling": store.pooling, **_identity(store)},
+    }
+    path = run / "config.json"
+    if path.exists():
+        before = read_description(run)
+        settings = {k: v for k, v in before["config"].items() if k not in RESUMABLE}
+        now = {k: v for k, v in description["config"].items() if k not in RESUMABLE}
+        changed = [f"--{k}" for k in now if settings.get(k) != now[k]]
+        changed += [k for k in ("corpus_sha256", "store") if before[k] != description[k]]
+        if changed:
+            raise UserError(
+                f"{run} holds a run with other {', '.join(changed)}: choose another --output"
+            )
+    elif any(run.glob("[!.]*")):
+        raise UserError(f"--output={run} holds other files: choose a new folder")
+    write_json(path, description)
+
+
+def read_description(run: Path) -> dict[str, Any]:
+    """config.json of a run.
+
+    Raises:
+      UserError: it is absent, damaged or of another format version.
+    """
+    description = read_json(run / "config.json", "python -m sasnet_jax.train")
+    if description.get("format_version") != FORMAT_VERSION:
+        raise UserError(
+            f"{run / 'config.json'} has format version {description.get('format_version')}, this "
+            f"program reads {FORMAT_VERSION}: train again into a new folder"
+        )
+    return description
+
+
+def open_run(run: Path) -> tuple[TrainConfig, Corpus, Data]:
+    """Opens a run's corpus and store, checked against what it was trained on.
+
+    Raises:
+      UserError: one of them is gone or is not the same any more.
+    """
+    description = read_description(run)
+    config = TrainConfig(**description["config"])
+    corpus, store, data = load_data(config)
+    if corpus.sha256 != description["corpus_sha256"]:
+        raise UserError(f"corpus {config.corpus} is not the one that run {run} was trained on")
+    if _identity(store).items() - description["store"].items():
+        raise UserError(f"store {config.store} is not the one that run {run} was trained on")
+    return config, corpus, data._replace(**read_zscore(run))
+
+
+def write_zscore(run: Path, zscore: ZScore) -> None:
+    """Writes zscore.npz."""
+    with replacing(run / "zscore.npz") as file:
+        np.savez(file, mean=zscore.mean, scale=zscore.scale)
+
+
+def read_zscore(run: Path) -> dict[str, np.ndarray]:
+    """`mean` and `scale` [e] of zscore.npz."""
+    path = run / "zscore.npz"
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in ("mean", "scale")}
+    except (ValueError, KeyError, EOFError) as error:
+        raise UserError(f"{path} is damaged ({error}): train again into a new folder") from None
+
+
+def cut_metrics(run: Path, epochs: int) -> None:
+    """Cuts metrics.jsonl back to the first `epochs` epochs: what the checkpoint knows of."""
+    path = run / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    with replacing(path) as file:
+        file.writelines(lines[:epochs])
+
+
+def append_metrics(run: Path, record: dict[str, Any]) -> None:
+    """Adds one line to metrics.jsonl."""
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def _identity(store: embeddings.Store) -> dict[str, str]:
+    keys = ("texts_sha256", "weights_sha256", "tokenizer_sha256", "instruction", "normalize")
+    return {key: store.manifest[key] for key in keys}
