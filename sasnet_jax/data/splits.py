@@ -1,4 +1,4 @@
-"""Who is for training, validation and test (DESIGN section 5; paper section 2.1: 80/10/10 by user)."""
+"""Who is for training, validation and test (paper section 2.1: 80/10/10 of the users)."""
 
 import hashlib
 

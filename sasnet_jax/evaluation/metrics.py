@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int8
 from sklearn import metrics
 
 from sasnet_jax.data.corpus import CLASSES
@@ -11,13 +11,15 @@ from sasnet_jax.data.corpus import CLASSES
 _CLASSES = np.arange(len(CLASSES))
 
 
-def log_loss(label: Int[np.ndarray, "n"], probability: Float[np.ndarray, "n c"]) -> float:
+def log_loss(label: Int8[np.ndarray, "n"], probability: Float[np.ndarray, "n c"]) -> float:
     """Mean -log p(label), in nats, in float64."""
     chosen = probability[np.arange(label.size), label].astype(np.float64)
     return float(-np.log(np.maximum(chosen, np.finfo(np.float64).tiny)).mean())
 
 
-def summarize(label: Int[np.ndarray, "n"], probability: Float[np.ndarray, "n c"]) -> dict[str, Any]:
+def summarize(
+    label: Int8[np.ndarray, "n"], probability: Float[np.ndarray, "n c"]
+) -> dict[str, Any]:
     """The metrics of one split, for evaluation.json and baselines.json.
 
     F1 of a class that is neither present nor predicted counts as 0.

@@ -60,19 +60,23 @@ class SASNet(nnx.Module):
         with_stars = review_features == "text+stars"
         self.stars = nnx.Embed(_HALF_STARS, width, rngs=rngs) if with_stars else None
         self.no_reviews = nnx.Param(0.02 * jax.random.normal(rngs.params(), (width,)))
-        block = {"width": width, "heads": heads, "feed_forward": feed_forward, "dropout": dropout}
-        self.encoder = nnx.List([AttentionBlock(**block, rngs=rngs) for _ in range(depth)])
-        self.cross = AttentionBlock(**block, rngs=rngs)
+
+        def block() -> AttentionBlock:
+            return AttentionBlock(width, heads, feed_forward, dropout, rngs=rngs)
+
+        self.encoder = nnx.List([block() for _ in range(depth)])
+        self.cross = block()
         self.hidden = nnx.Linear(2 * width, width, rngs=rngs)
-        self.classify = nnx.Linear(width, classes, rngs=rngs)
+        # Small, so that training starts from nearly equal probabilities.
+        small = nnx.initializers.normal(0.02)
+        self.classify = nnx.Linear(width, classes, kernel_init=small, rngs=rngs)
 
     def __call__(
         self, user: ReviewSet, business: ReviewSet, key: Key[Array, ""] | None = None
     ) -> Float[Array, "b c"]:
         """Logits. `key` drives dropout; without one there is none."""
-        keys = [None] * (len(self.encoder) + 2) if key is None else None
-        if keys is None:
-            keys = list(jax.random.split(key, len(self.encoder) + 2))
+        parts = len(self.encoder) + 2  # that drop out: the encoder's blocks, cross, hidden
+        keys = [None] * parts if key is None else list(jax.random.split(key, parts))
         both = jax.tree.map(lambda u, v: jnp.concatenate([u, v]), user, business)
         tokens, mask = self._encode(both, keys)  # [2b, s, d], siamese: one encoder for both sides
         if self.cross_attention == "pooled":

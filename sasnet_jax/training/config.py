@@ -55,9 +55,8 @@ class TrainConfig:
 
     def __post_init__(self):
         """Refuses what cannot be meant, naming the flag."""
-        positive = ("set_size", "eval_sets", "width", "depth", "heads", "feed_forward")
-        positive += ("batch_size", "epochs", "patience", "learning_rate", "clip_norm")
-        for name in positive:
+        positive = "set_size eval_sets width depth heads feed_forward batch_size epochs patience"
+        for name in (*positive.split(), "learning_rate", "clip_norm"):
             if getattr(self, name) <= 0:
                 raise UserError(f"--{name}={getattr(self, name)} must be positive")
         for name in ("dropout", "empty_side"):

@@ -16,7 +16,6 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from sasnet_jax.cli import Preempted, UserError
-from sasnet_jax.data.embeddings import ZScore
 from sasnet_jax.evaluation import metrics
 from sasnet_jax.files import sole_writer
 from sasnet_jax.training import run_folder, step
@@ -41,7 +40,7 @@ def train(config: TrainConfig) -> None:
         raise UserError(f"corpus {config.corpus} has no training review of class {min(missing)}")
     with sole_writer(run):
         run_folder.claim(run, config, corpus, store)
-        run_folder.write_zscore(run, ZScore(data.mean, data.scale))
+        run_folder.write_zscore(run, data)
         if config.target_review == "include":
             print("target included (leaky): the sets may hold the review to predict")
         _Loop(config, run, data, corpus.rows("train"), corpus.rows("validation")).run()
@@ -78,11 +77,12 @@ class _Loop:
         self.data = jax.device_put(data)
         self.train_rows = jax.device_put(train_rows)
         self.validation_rows = validation_rows
-        self.validation_labels = data.label[validation_rows].astype(np.int64)
+        self.validation_labels = np.asarray(data.label)[validation_rows]
         self.steps_per_epoch = -(-train_rows.size // config.batch_size)
         self.checkpoints = Checkpoints(run)
         self.stop_requested = False
         self.steps_per_chunk = 1
+        self.rate = 0.0  # examples a second in the last chunk
         self.saved_at = time.monotonic()
 
     def run(self) -> None:
@@ -140,6 +140,7 @@ class _Loop:
                 )
             self.step += last - index
             per_step = (time.monotonic() - started) / (last - index)
+            self.rate = self.config.batch_size / per_step
             # Grows by at most 4 at a time, because the first chunk includes the compilation.
             wanted = max(1, int(_CHUNK_SECONDS / per_step))
             self.steps_per_chunk = min(wanted, 4 * self.steps_per_chunk)
@@ -170,9 +171,8 @@ class _Loop:
         for name in ("train_loss", "validation_log_loss", "validation_accuracy"):
             writer.add_scalar(name, record[name], epoch)
         bar.update()
-        rate = (bar.format_dict["rate"] or 0) * self.train_rows.size
         bar.set_postfix_str(
-            f"{rate:,.0f} examples/s, loss {record['train_loss']:.3f}, "
+            f"{self.rate:,.0f} examples/s, loss {record['train_loss']:.3f}, "
             f"validation {found['log_loss']:.3f} / {found['accuracy']:.3f}, "
             f"best epoch {self.progress['best_epoch']}"
         )

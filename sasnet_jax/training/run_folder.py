@@ -1,4 +1,4 @@
-"""The run folder: what was trained on what (docs/formats.md). Written by train, read by evaluate."""
+"""The run folder (docs/formats.md): what was trained on what. Train writes, evaluate reads."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ from sasnet_jax import __version__
 from sasnet_jax.cli import UserError
 from sasnet_jax.data import embeddings, interactions
 from sasnet_jax.data.corpus import Corpus, read_corpus
-from sasnet_jax.data.embeddings import ZScore
+from sasnet_jax.data.embeddings import Store, ZScore
 from sasnet_jax.files import read_json, replacing, write_json
 from sasnet_jax.training.config import RESUMABLE, TrainConfig
 from sasnet_jax.training.step import Data
@@ -19,7 +19,7 @@ from sasnet_jax.training.step import Data
 FORMAT_VERSION = 1
 
 
-def load_data(config: TrainConfig) -> tuple[Corpus, embeddings.Store, Data]:
+def load_data(config: TrainConfig) -> tuple[Corpus, Store, Data]:
     """Opens corpus and store, fits the z-score and builds the contexts; all on the host.
 
     Raises:
@@ -36,13 +36,13 @@ def load_data(config: TrainConfig) -> tuple[Corpus, embeddings.Store, Data]:
     return corpus, store, data
 
 
-def claim(run: Path, config: TrainConfig, corpus: Corpus, store: embeddings.Store) -> None:
+def claim(run: Path, config: TrainConfig, corpus: Corpus, store: Store) -> None:
     """Writes config.json, or checks that the run there is the same one.
 
     Raises:
       UserError: the folder holds something else, or a run with other settings, which are named.
     """
-    description = {
+    description: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "program_version": __version__,
         "config": dataclasses.asdict(config)
@@ -97,21 +97,22 @@ def open_run(run: Path) -> tuple[TrainConfig, Corpus, Data]:
         raise UserError(f"corpus {config.corpus} is not the one that run {run} was trained on")
     if _identity(store).items() - description["store"].items():
         raise UserError(f"store {config.store} is not the one that run {run} was trained on")
-    return config, corpus, data._replace(**read_zscore(run))
+    zscore = read_zscore(run)
+    return config, corpus, data._replace(mean=zscore.mean, scale=zscore.scale)
 
 
-def write_zscore(run: Path, zscore: ZScore) -> None:
-    """Writes zscore.npz."""
+def write_zscore(run: Path, data: Data) -> None:
+    """Writes zscore.npz: `mean` and `scale` [e]."""
     with replacing(run / "zscore.npz") as file:
-        np.savez(file, mean=zscore.mean, scale=zscore.scale)
+        np.savez(file, mean=data.mean, scale=data.scale)
 
 
-def read_zscore(run: Path) -> dict[str, np.ndarray]:
-    """`mean` and `scale` [e] of zscore.npz."""
+def read_zscore(run: Path) -> ZScore:
+    """Reads zscore.npz."""
     path = run / "zscore.npz"
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in ("mean", "scale")}
+            return ZScore(arrays["mean"], arrays["scale"])
     except (ValueError, KeyError, EOFError) as error:
         raise UserError(f"{path} is damaged ({error}): train again into a new folder") from None
 
@@ -130,6 +131,6 @@ def append_metrics(run: Path, record: dict[str, Any]) -> None:
         file.write(json.dumps(record) + "\n")
 
 
-def _identity(store: embeddings.Store) -> dict[str, str]:
+def _identity(store: Store) -> dict[str, str]:
     keys = ("texts_sha256", "weights_sha256", "tokenizer_sha256", "instruction", "normalize")
     return {key: store.manifest[key] for key in keys}

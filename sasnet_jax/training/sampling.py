@@ -52,7 +52,8 @@ def sample_set(
     Where the mask is False the row is that of some review of the corpus: finite, and not to be
     looked at.
     """
-    positions, mask = sample_positions(key, context.count[target], size)
+    positions, mask = sample_positions(key, context.size[target], size)
     positions += positions >= context.skip[target]
-    rows = context.rows.at[context.start[target] + positions].get(mode="clip")
+    listed = jnp.asarray(context.rows)
+    rows = listed.at[context.start[target] + positions].get(mode="clip")
     return rows, mask

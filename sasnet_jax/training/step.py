@@ -9,13 +9,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int32, Int8, Key
+from jaxtyping import Array, Bool, Float, Int8, Int32, Key
 
 from sasnet_jax.data.corpus import CLASSES
-from sasnet_jax.data.interactions import Context, Contexts
+from sasnet_jax.data.interactions import Context, Contexts, HostOrDevice
 from sasnet_jax.models.sasnet import ReviewSet, SASNet
 from sasnet_jax.training import sampling
 from sasnet_jax.training.config import TrainConfig
@@ -24,21 +23,21 @@ from sasnet_jax.training.config import TrainConfig
 class Data(NamedTuple):
     """What a step reads of corpus and store."""
 
-    table: Float[Array | np.ndarray, "reviews e"]
-    mean: Float[Array | np.ndarray, "e"]
-    scale: Float[Array | np.ndarray, "e"]
-    stars: Float[Array | np.ndarray, "reviews"]
-    label: Int8[Array | np.ndarray, "reviews"]
+    table: Float[HostOrDevice, "reviews e"]
+    mean: Float[HostOrDevice, "e"]
+    scale: Float[HostOrDevice, "e"]
+    stars: Float[HostOrDevice, "reviews"]
+    label: Int8[HostOrDevice, "reviews"]
     contexts: Contexts
 
 
 class TrainState(NamedTuple):
     """Everything that training changes."""
 
-    step: Int32[Array | np.ndarray, ""]
+    step: Int32[HostOrDevice, ""]
     params: Any
     opt_state: Any
-    epoch_loss: Float[Array | np.ndarray, ""]  # summed over the targets of the epoch so far
+    epoch_loss: Float[HostOrDevice, ""]  # summed over the targets of the epoch so far
 
 
 class Epoch(NamedTuple):
@@ -83,7 +82,8 @@ def build(config: TrainConfig, embedding_dim: int) -> Functions:
                 side._replace(mask=side.mask & ~empty[:, None])
                 for side, empty in zip(sides, emptied, strict=True)
             ]
-        return network(*sides, dropout_key)
+        user, business = sides
+        return network(user, business, dropout_key)
 
     def loss_of(params, data, targets, real, step):
         key = jax.random.fold_in(sampling.stream(config.seed, "sets"), step)
