@@ -97,9 +97,9 @@ class SASNet(nnx.Module):
         tokens = jax.nn.gelu(self.project(reviews.embeddings))
         if self.stars is not None:
             tokens += self.stars(star_index(reviews.stars))
-        first = jnp.arange(tokens.shape[1]) == 0
+        first = jnp.arange(tokens.shape[1])[None] == 0
         alone = first & ~reviews.mask.any(axis=1, keepdims=True)  # [b, s]: stands for "no reviews"
-        tokens = jnp.where(alone[..., None], self.no_reviews[...], tokens)
+        tokens = jnp.where(alone[..., None], self.no_reviews[None, None], tokens)
         mask = reviews.mask | alone
         for block, key in zip(self.encoder, keys[:-2], strict=True):
             tokens = block(tokens, tokens, mask, key)

@@ -37,10 +37,12 @@ def sample_positions(
     last = count - taken + step  # the step draws from {0, ..., last}
     draws = jax.random.randint(key, (size,), 0, jnp.maximum(last, 0) + 1)
     mask = step < taken
-    chosen = jnp.full(size, -1)
-    for i in range(size):
+
+    def place(i, chosen):
         member = jnp.where((chosen == draws[i]).any(), last[i], draws[i])
-        chosen = chosen.at[i].set(jnp.where(mask[i], member, -1))
+        return chosen.at[i].set(jnp.where(mask[i], member, -1))
+
+    chosen = jax.lax.fori_loop(0, size, place, jnp.full(size, -1))
     return jnp.where(mask, chosen, 0).astype(jnp.int32), mask
 
 

@@ -178,5 +178,7 @@ def _gather(
     """Samples each target's set and reads its reviews, standardised."""
     draw = jax.vmap(sampling.sample_set, in_axes=(0, None, 0, None))
     rows, mask = draw(keys, context, targets, size)
-    embeddings = (data.table[rows].astype(jnp.float32) - data.mean) / data.scale
+    embeddings = (data.table[rows].astype(jnp.float32) - data.mean[None, None]) / data.scale[
+        None, None
+    ]
     return ReviewSet(embeddings, data.stars[rows], mask)

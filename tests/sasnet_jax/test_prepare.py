@@ -1,0 +1,172 @@
+import gzip
+import json
+
+import numpy as np
+import polars as pl
+import pytest
+from conftest import assert_one_line_mistake, reviews_frame, run_command
+
+from sasnet_jax import files, prepare
+from sasnet_jax.cli import UserError
+from sasnet_jax.data import corpus as corpus_module
+from sasnet_jax.data import splits
+from sasnet_jax.data.corpus import read_corpus
+from sasnet_jax.prepare import PrepareConfig
+
+GOOD = {"review_id": "r", "user_id": "u", "business_id": "b", "stars": 4.0, "text": "fine"}
+
+
+def _lines(count: int) -> list[dict]:
+    """Reviews of `count` users for five businesses."""
+    return [
+        GOOD | {"review_id": f"r{i}", "user_id": f"u{i}", "business_id": f"b{i % 5}"}
+        for i in range(count)
+    ]
+
+
+def _write(path, records):
+    lines = [record if isinstance(record, str) else json.dumps(record) for record in records]
+    data = ("\n".join(lines) + "\n").encode()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return path
+
+
+def _build(frame, **settings):
+    defaults = {"min_reviews_user": 1, "min_reviews_business": 1, "filter_mode": "once", "seed": 0}
+    return corpus_module.build(frame, None, **(defaults | settings))
+
+
+@pytest.mark.parametrize("suffix", ["ndjson", "ndjson.gz"])
+def test_every_line_is_kept_or_rejected_with_its_reason(tmp_path, suffix):
+    bad = ["not json", GOOD | {"stars": "Like"}, GOOD | {"stars": None}, GOOD | {"stars": 6.0}]
+    bad += [GOOD | {"user_id": ""}, GOOD | {"date": "yesterday"}, GOOD | {"text": " \n"}, "{}"]
+    path = _write(tmp_path / f"reviews.{suffix}", [*_lines(60), *bad])
+    output = tmp_path / "corpus"
+    prepare.run(PrepareConfig(reviews=(str(path),), output=str(output), max_reject_fraction=0.5))
+    rejects = [json.loads(line) for line in (output / "rejects.ndjson").read_text().splitlines()]
+    assert [reject["line"] for reject in rejects] == list(range(61, 69))
+    assert all(reject["file"] == path.name and reject["reason"] for reject in rejects)
+    description = json.loads((output / "corpus.json").read_text())
+    assert description["lines"] == 68
+    assert sum(description["rejected"].values()) == 8
+    assert pl.read_parquet(output / "reviews.parquet").height == 60
+
+
+def test_labels_follow_the_stars(tmp_path):
+    stars = [0.5, 1, 2.5, 3, 3.5, 4, 4.5, 5] * 10
+    records = [line | {"stars": float(s)} for line, s in zip(_lines(80), stars, strict=True)]
+    path = _write(tmp_path / "reviews.ndjson", records)
+    prepare.run(PrepareConfig(reviews=(str(path),), output=str(tmp_path / "corpus")))
+    corpus = read_corpus(tmp_path / "corpus")
+    expected = [0 if s <= 3 else 1 if s < 5 else 2 for s in stars]
+    assert corpus.label.tolist() == expected
+
+
+def test_the_earliest_review_of_a_pair_is_kept():
+    rows = [(f"u{i}", "b", 4.0, None) for i in range(40)]
+    rows += [("x", "b", 1.0, "2020-05-01"), ("x", "b", 2.0, "2019-01-01")]
+    rows += [("x", "b", 3.0, None), ("y", "b", 3.0, None), ("y", "b", 5.0, None)]
+    tables, summary = _build(reviews_frame(rows))
+    kept = tables["reviews"].filter(pl.col("review_id").is_in(["r40", "r41", "r42", "r43", "r44"]))
+    assert kept["review_id"].to_list() == ["r41", "r43"]
+    assert [step["reviews"] for step in summary["steps"]] == [45, 45, 42]
+
+
+@pytest.mark.parametrize("mode", ["once", "core"])
+def test_filters_equal_a_loop(mode):
+    rng = np.random.default_rng(3)
+    pairs = rng.integers(0, [60, 20], size=(300, 2))
+    frame = reviews_frame([(f"u{u}", f"b{b}", 3.0, None) for u, b in pairs])
+    kept = list(range(300))
+    while True:
+        users = [pairs[i, 0] for i in kept]
+        businesses = [pairs[i, 1] for i in kept]
+        left = [
+            i for i in kept if users.count(pairs[i, 0]) >= 4 and businesses.count(pairs[i, 1]) >= 9
+        ]
+        done = left == kept
+        kept = left
+        if done or mode == "once":
+            break
+    assert 0 < len(kept) < 300
+    _, summary = _build(frame, filter_mode=mode, min_reviews_user=4, min_reviews_business=9)
+    assert summary["steps"][1]["reviews"] == len(kept)
+
+
+def test_split_depends_on_seed_and_user_only():
+    names = pl.Series("user_id", [f"user {i}" for i in range(5000)])
+    split = splits.split_by_user(names, seed=1)
+    assert splits.split_by_user(names.reverse(), seed=1).reverse().equals(split)
+    assert splits.split_by_user(names[:10], seed=1).equals(split[:10])
+    assert not splits.split_by_user(names, seed=2).equals(split)
+    shares = split.value_counts(normalize=True)
+    shares = dict(zip(shares["split"], shares["proportion"], strict=True))
+    # Four standard deviations of a binomial share of 5,000.
+    for name, share in {"train": 0.8, "validation": 0.1, "test": 0.1}.items():
+        assert abs(shares[name] - share) < 4 * np.sqrt(share * (1 - share) / 5000)
+
+
+def test_reviews_of_a_user_share_a_split(world):
+    corpus = world.corpus
+    for user in range(corpus.user.max() + 1):
+        assert len(set(corpus.split[corpus.user == user])) == 1
+
+
+def test_texts_hash_is_length_prefixed():
+    assert files.texts_sha256(["ab", "c"]) != files.texts_sha256(["a", "bc"])
+    import hashlib
+
+    by_hand = hashlib.sha256(b"\x03\0\0\0\0\0\0\0\xc3\xa9!" + b"\0" * 8).hexdigest()
+    assert files.texts_sha256(["é!", ""]) == by_hand
+
+
+def test_the_same_command_reuses_and_another_refuses(tmp_path, capsys):
+    config = PrepareConfig(synthetic=300, output=str(tmp_path / "corpus"))
+    prepare.run(config)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "corpus").rglob("*")}
+    prepare.run(config)
+    assert "already complete" in capsys.readouterr().out
+    with pytest.raises(UserError, match="other seed"):
+        prepare.run(PrepareConfig(synthetic=300, seed=1, output=str(tmp_path / "corpus")))
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "corpus").rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("case", "mentions"),
+    [
+        ("missing", ("nowhere.ndjson", "does not exist")),
+        ("csv", ("malformed", "line 1")),
+        ("empty", ("no review is left",)),
+        ("torn", ("gzip",)),
+        ("unknown flag", ("colour",)),
+        ("foreign output", ("corpus.json",)),
+        ("no input", ("--reviews",)),
+        ("bad value", ("min_reviews_user",)),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, case, mentions):
+    output = tmp_path / "corpus"
+    path = _write(tmp_path / "reviews.ndjson", _lines(60))
+    arguments = [f"--reviews={path}", f"--output={output}"]
+    if case == "missing":
+        arguments[0] = f"--reviews={tmp_path / 'nowhere.ndjson'}"
+    elif case == "csv":
+        _write(path, ["user,business,stars", "a,b,3"])
+    elif case == "empty":
+        path.write_bytes(b"")
+    elif case == "torn":
+        path = _write(tmp_path / "reviews.ndjson.gz", _lines(60))
+        path.write_bytes(path.read_bytes()[:-20])
+        arguments[0] = f"--reviews={path}"
+    elif case == "unknown flag":
+        arguments.append("--colour=red")
+    elif case == "foreign output":
+        output.mkdir()
+        (output / "thesis.tex").write_text("precious")
+    elif case == "no input":
+        arguments.pop(0)
+    elif case == "bad value":
+        arguments.append("--min_reviews_user=many")
+    before = sorted(tmp_path.rglob("*"))
+    assert_one_line_mistake(run_command("sasnet_jax.prepare", *arguments), *mentions)
+    assert sorted(tmp_path.rglob("*")) == before

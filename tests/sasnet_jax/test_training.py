@@ -1,0 +1,371 @@
+"""The jitted step and the run: leak test, one trace, exact resume by real processes, mistakes."""
+
+import dataclasses
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import polars as pl
+import pytest
+from conftest import ROOT, assert_one_line_mistake, run_command, write_store
+
+from sasnet_jax import evaluate, files
+from sasnet_jax.data import interactions
+from sasnet_jax.data.corpus import read_corpus
+from sasnet_jax.data.embeddings import fit_zscore
+from sasnet_jax.training import loop, run_folder, step
+from sasnet_jax.training.config import TrainConfig
+
+SMALL = {
+    "set_size": 3,
+    "eval_sets": 2,
+    "width": 16,
+    "depth": 1,
+    "feed_forward": 16,
+    "batch_size": 64,
+    "epochs": 4,
+    "learning_rate": 1e-3,
+    "review_features": "text+stars",
+    "cross_attention": "set",
+}
+
+
+def _config(world, output, **settings) -> TrainConfig:
+    paths = {"corpus": str(world.corpus_folder), "store": str(world.store_folder)}
+    return TrainConfig(**paths, output=str(output), **(SMALL | settings))
+
+
+def _arguments(config: TrainConfig) -> list[str]:
+    return [f"--{k}={v}" for k, v in dataclasses.asdict(config).items() if v != ""]
+
+
+@pytest.mark.parametrize("target_review", ["exclude", "include"])
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_prediction_ignores_the_target_review(world, tmp_path, split, target_review):
+    """The leak test: the target's embedding and stars become noise, fitted statistics held."""
+    config = _config(world, tmp_path / "run", target_review=target_review, set_size=5, eval_sets=8)
+    corpus, _, data = run_folder.load_data(config)
+    functions = step.build(config, data.table.shape[1])
+    params = functions.init().params
+    rows = corpus.rows(split)[:20]
+    before = np.asarray(functions.predict(params, data, rows))
+    rng = np.random.default_rng(0)
+    moved = 0
+    for i, row in enumerate(rows):
+        table, stars = np.array(data.table), data.stars.copy()
+        table[row] = rng.normal(size=table.shape[1]) * 5
+        stars[row] = 6 - stars[row]
+        after = np.asarray(functions.predict(params, data._replace(table=table, stars=stars), rows))
+        moved += not np.array_equal(after[i], before[i])
+    # Under "include" the target is among what is sampled, so the same test must find the leak.
+    assert moved == 0 if target_review == "exclude" else moved > 10
+
+
+def test_prediction_depends_on_the_context(world, tmp_path):
+    config = _config(world, tmp_path / "run")
+    corpus, _, data = run_folder.load_data(config)
+    functions = step.build(config, data.table.shape[1])
+    params = functions.init().params
+    rows = corpus.rows("test")
+    changed = data._replace(table=-np.asarray(data.table))
+    before, after = (np.asarray(functions.predict(params, d, rows)) for d in (data, changed))
+    has_context = sum(context.size[rows] for context in data.contexts) > 0
+    assert (np.abs(before - after).max(axis=1) > 0)[has_context].all()
+
+
+def test_prediction_does_not_depend_on_the_batch(world, tmp_path):
+    config = _config(world, tmp_path / "run")
+    corpus, _, data = run_folder.load_data(config)
+    functions = step.build(config, data.table.shape[1])
+    params = functions.init().params
+    rows = corpus.rows("test")[:12]
+    forward = np.asarray(functions.predict(params, data, rows))
+    backward = np.asarray(functions.predict(params, data, rows[::-1].copy()))[::-1]
+    np.testing.assert_allclose(forward, backward, rtol=1e-5, atol=1e-6)
+
+
+def test_a_chunk_of_any_length_is_traced_once_and_gives_the_same_bits(world, tmp_path):
+    config = _config(world, tmp_path / "run", batch_size=32)
+    corpus, _, data = run_folder.load_data(config)
+    functions = step.build(config, data.table.shape[1])
+    rows = jax.device_put(corpus.rows("train"))
+    order = functions.epoch(rows, np.int32(0))
+    last = order.targets.shape[0]
+    assert last > 6
+
+    def run(bounds):
+        state = functions.init()
+        for first, end in zip(bounds[:-1], bounds[1:], strict=True):
+            state, bad = functions.train_chunk(state, data, order, np.int32(first), np.int32(end))
+            assert bad == -1
+        return jax.device_get(state)
+
+    whole, pieces = run([0, last]), run([0, 1, 2, 5, last])
+    assert whole.step == last
+    jax.tree.map(np.testing.assert_array_equal, whole, pieces)
+    assert functions.train_chunk._cache_size() == 1
+
+
+def test_an_epoch_visits_every_training_review_once(world, tmp_path):
+    config = _config(world, tmp_path / "run")
+    corpus, _, data = run_folder.load_data(config)
+    functions = step.build(config, data.table.shape[1])
+    rows = corpus.rows("train")
+    orders = [functions.epoch(rows, np.int32(number)) for number in (0, 1)]
+    visited = [np.asarray(order.targets)[np.asarray(order.real)] for order in orders]
+    for found in visited:
+        np.testing.assert_array_equal(np.sort(found), rows)
+    assert not np.array_equal(*visited)
+    assert np.isin(np.asarray(orders[0].targets), rows).all()  # padding is a valid row
+
+
+def test_padding_of_the_last_batch_has_no_weight(world, tmp_path):
+    """The loss of an epoch, with nothing random and nothing learned, is that of a NumPy sum."""
+    quiet = {"dropout": 0.0, "empty_side": 0.0, "learning_rate": 1e-30, "set_size": 80}
+    config = _config(world, tmp_path / "run", **quiet)
+    corpus, _, data = run_folder.load_data(config)
+    rows = corpus.rows("train")
+    assert rows.size % config.batch_size
+    assert max(context.size[rows].max() for context in data.contexts) <= 80  # so sets are whole
+    functions = step.build(config, data.table.shape[1])
+    order = functions.epoch(rows, np.int32(0))
+    bounds = (np.int32(0), np.int32(order.targets.shape[0]))
+    state, _ = functions.train_chunk(functions.init(), data, order, *bounds)
+    probability = np.asarray(functions.predict(functions.init().params, data, rows), np.float64)
+    expected = -np.log(probability[np.arange(rows.size), corpus.label[rows]]).sum()
+    assert float(state.epoch_loss) == pytest.approx(expected, rel=1e-4)
+
+
+def test_zscore_equals_numpy_in_float64():
+    rng = np.random.default_rng(0)
+    table = (rng.normal(size=(9000, 5)) * [1, 1e-9, 30, 1, 0] + [0, 3, 500, 1e-3, 7]).astype("f4")
+    rows = np.flatnonzero(rng.random(9000) < 0.7).astype(np.int32)
+    found = fit_zscore(table, rows)
+    expected = table[rows].astype(np.float64)
+    np.testing.assert_allclose(found.mean, expected.mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(found.scale[[0, 2, 3]], expected.std(axis=0)[[0, 2, 3]], rtol=1e-6)
+    assert found.scale[1] == found.scale[4] == 1
+
+
+def test_zscore_is_fitted_on_training_reviews_by_default(world, tmp_path):
+    corpus = world.corpus
+    table = np.load(world.store_folder / "mean.npy").astype(np.float64)
+    for fit_on, rows in (("train", corpus.rows("train")), ("all", np.arange(len(table)))):
+        _, _, data = run_folder.load_data(_config(world, tmp_path / "run", fit_on=fit_on))
+        np.testing.assert_allclose(data.mean, table[rows].mean(axis=0), rtol=1e-5)
+
+
+def test_training_learns_and_evaluation_recomputes(world, tmp_path, capsys):
+    config = _config(world, tmp_path / "run", epochs=30, patience=10, learning_rate=3e-3)
+    loop.train(config)
+    run = tmp_path / "run"
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = [record["validation_log_loss"] for record in records]
+    assert min(losses) < losses[0]
+    best = int(np.argmin(losses)) + 1
+    assert records[-1]["best_epoch"] == best
+    assert len(records) == min(30, best + 10)  # patience: ten epochs without a better one
+    found = evaluate.evaluate(run)
+    # Evaluation reads the best parameters, not the last.
+    assert found["validation"]["log_loss"] == pytest.approx(min(losses), rel=1e-5)
+    table = pl.read_parquet(run / "predictions.parquet")
+    corpus = world.corpus
+    expected = np.concatenate([corpus.rows("validation"), corpus.rows("test")])
+    np.testing.assert_array_equal(table["row"], expected)
+    test = table.filter(pl.col("split") == "test")
+    predicted = test.select("p_bad", "p_good", "p_excellent").to_numpy().argmax(axis=1)
+    assert found["test"]["accuracy"] == (predicted == test["label"].to_numpy()).mean()
+    np.testing.assert_allclose(
+        table.select("p_bad", "p_good", "p_excellent").sum_horizontal(), 1, rtol=1e-5
+    )
+    capsys.readouterr()
+    loop.train(config)
+    assert "already complete" in capsys.readouterr().out
+
+
+def _result(run):
+    """What an exact resume must reproduce: best parameters' predictions, metrics, parameters."""
+    evaluate.evaluate(run)
+    config = TrainConfig(**run_folder.read_description(run)["config"])
+    _, _, data = run_folder.load_data(config)
+    state = jax.device_get(step.build(config, data.table.shape[1]).init())
+    checkpoints = loop.Checkpoints(run)
+    restored, best, progress = checkpoints.restore(state, state.params)
+    checkpoints.close()
+    leaves = jax.tree.leaves((restored, best))
+    metrics = (run / "metrics.jsonl").read_bytes()
+    return (
+        [np.asarray(leaf).tobytes() for leaf in leaves],
+        progress,
+        metrics,
+        (run / "evaluation.json").read_bytes(),
+    )
+
+
+def _start(config) -> subprocess.Popen:
+    command = [sys.executable, "-m", "sasnet_jax.train", *_arguments(config)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def _wait_for_epoch(run, epoch: int) -> None:
+    path = run / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not path.exists() or len(path.read_bytes().splitlines()) < epoch:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+KILLED = {"epochs": 40, "patience": 100, "checkpoint_seconds": 0.2, "batch_size": 16}
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(world, tmp_path_factory):
+    run = tmp_path_factory.mktemp("uninterrupted") / "run"
+    result = run_command("sasnet_jax.train", *_arguments(_config(world, run, **KILLED)))
+    assert result.returncode == 0, result.stderr
+    return _result(run)
+
+
+@pytest.mark.parametrize(
+    "epochs_at_kill",
+    [
+        (1, 9),
+        (6, 20, 33),
+        pytest.param(tuple(range(3, 39, 4)), marks=pytest.mark.stress),
+    ],
+    ids=str,
+)
+def test_a_killed_run_ends_where_an_uninterrupted_one_ends(
+    world, tmp_path, uninterrupted, epochs_at_kill
+):
+    run = tmp_path / "run"
+    config = _config(world, run, **KILLED)
+    for epoch in epochs_at_kill:
+        process = _start(config)
+        _wait_for_epoch(run, epoch)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    result = run_command("sasnet_jax.train", *_arguments(config))
+    assert result.returncode == 0, result.stderr
+    assert _result(run) == uninterrupted
+
+
+def test_sigterm_saves_and_exits_75(world, tmp_path, uninterrupted):
+    run = tmp_path / "run"
+    config = _config(world, run, **(KILLED | {"checkpoint_seconds": 1000}))
+    process = _start(config)
+    _wait_for_epoch(run, 5)
+    process.terminate()
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 75, output
+    assert b"saved at step" in output
+    shutil.copytree(run, tmp_path / "copy")
+    result = run_command("sasnet_jax.train", *_arguments(config))
+    assert result.returncode == 0, result.stderr
+    assert _result(run) == uninterrupted
+    # It went on from what was saved: without the checkpoint there is nothing to go on from.
+    assert any((tmp_path / "copy" / "checkpoints").iterdir())
+
+
+def test_epochs_may_grow(world, tmp_path):
+    short, long = tmp_path / "short", tmp_path / "long"
+    loop.train(_config(world, short, epochs=2))
+    loop.train(_config(world, short, epochs=5))
+    loop.train(_config(world, long, epochs=5))
+    assert _result(short) == _result(long)
+
+
+def _damage(case, world, run, store):
+    """Makes one thing wrong; returns the settings of the command."""
+    if case == "learning rate":
+        return {"learning_rate": 0.5}
+    if case == "other corpus":
+        manifest = files.read_json(store / "manifest.json", "")
+        files.write_json(store / "manifest.json", manifest | {"texts_sha256": "f" * 64})
+    elif case == "corrupt npy":
+        data = (store / "mean.npy").read_bytes()
+        (store / "mean.npy").write_bytes(data[: len(data) // 2])
+    elif case == "pickled npy":
+        np.save(store / "mean.npy", np.array([{}], object), allow_pickle=True)
+    elif case == "wrong shape":
+        np.save(store / "mean.npy", np.zeros((3, 16), np.float16))
+    elif case == "no manifest":
+        (store / "manifest.json").unlink()
+    elif case == "old run":
+        description = files.read_json(run / "config.json", "")
+        files.write_json(run / "config.json", description | {"format_version": 0})
+    elif case == "foreign folder":
+        shutil.rmtree(run)
+        run.mkdir()
+        (run / "thesis.tex").write_text("precious")
+    elif case == "bad heads":
+        return {"heads": 3}
+    elif case == "no corpus":
+        return {"corpus": "/nowhere"}
+    elif case == "no pooling":
+        return {"pooling": "median"}
+    elif case == "checkpoint of another shape":
+        description = files.read_json(run / "config.json", "")
+        description["config"]["width"] = 32
+        files.write_json(run / "config.json", description)
+        return {"width": 32, "epochs": 9}
+    return {}
+
+
+@pytest.mark.parametrize(
+    ("case", "mentions"),
+    [
+        ("learning rate", ("--learning_rate", "other")),
+        ("other corpus", ("texts_sha256", "embed_torch")),
+        ("corrupt npy", ("mean.npy", "embed again")),
+        ("pickled npy", ("mean.npy", "embed again")),
+        ("wrong shape", ("mean.npy", "shape")),
+        ("no manifest", ("manifest.json",)),
+        ("old run", ("format version 0",)),
+        ("foreign folder", ("other files",)),
+        ("bad heads", ("--heads=3",)),
+        ("no corpus", ("corpus.json",)),
+        ("no pooling", ("median",)),
+        ("checkpoint of another shape", ("checkpoint", "does not fit")),
+    ],
+)
+def test_a_mistake_is_one_line_and_overwrites_nothing(world, tmp_path, case, mentions):
+    store, run = tmp_path / "store", tmp_path / "run"
+    shutil.copytree(world.store_folder, store)
+    base = {**SMALL, "epochs": 1, "corpus": str(world.corpus_folder), "store": str(store)}
+    loop.train(TrainConfig(**base, output=str(run)))
+    changed = _damage(case, world, run, store)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    settings = base | {"output": run} | changed
+    result = run_command("sasnet_jax.train", *(f"--{k}={v}" for k, v in settings.items()))
+    assert_one_line_mistake(result, *mentions)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_second_writer_is_refused(world, tmp_path):
+    config = _config(world, tmp_path / "run")
+    with files.sole_writer(tmp_path / "run"):
+        result = run_command("sasnet_jax.train", *_arguments(config))
+    assert_one_line_mistake(result, "in use by process")
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_step(world, tmp_path):
+    table = np.load(world.store_folder / "mean.npy").astype(np.float32)
+    table[read_corpus(world.corpus_folder).rows("train")] *= np.float32(1e30)
+    table[read_corpus(world.corpus_folder).rows("train")[:5]] = np.inf
+    store = write_store(tmp_path / "store", world.corpus, table)
+    config = _config(world, tmp_path / "run")
+    config = dataclasses.replace(config, store=str(store))
+    result = run_command("sasnet_jax.train", *_arguments(config))
+    assert_one_line_mistake(result, "not finite")
+
+
+def test_contexts_fit_the_device_dtype(world):
+    contexts = interactions.contexts_of(world.corpus, "exclude")
+    assert {array.dtype for context in contexts for array in context} == {np.dtype(np.int32)}

@@ -1,0 +1,70 @@
+import dataclasses
+import pkgutil
+import re
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+import embed_torch
+import sasnet_jax
+from embed_torch.config import EmbedConfig
+from sasnet_jax.baselines import BaselinesConfig
+from sasnet_jax.evaluate import EvaluateConfig
+from sasnet_jax.prepare import PrepareConfig
+from sasnet_jax.training.config import TrainConfig
+
+CONFIGS = (EmbedConfig, PrepareConfig, TrainConfig, EvaluateConfig, BaselinesConfig)
+
+
+def _modules(package) -> list[str]:
+    found = pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+    return [module.name for module in found if not module.name.endswith("__main__")]
+
+
+@pytest.mark.parametrize(
+    ("package", "foreign"),
+    [(embed_torch, ("jax", "flax", "sasnet_jax")), (sasnet_jax, ("torch", "embed_torch"))],
+    ids=["embed_torch", "sasnet_jax"],
+)
+def test_a_package_never_imports_the_other_framework(package, foreign):
+    modules = _modules(package)
+    assert len(modules) > 5
+    code = (
+        "import importlib, sys\n"
+        f"for name in {modules!r}: importlib.import_module(name)\n"
+        f"print([name for name in {foreign!r} if name in sys.modules])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=300
+    )
+    assert result.stdout.strip() == "[]", result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("name", ["cli.py", "files.py"])
+def test_shared_files_are_the_same_in_both_packages(name):
+    copies = [(ROOT / package / name).read_bytes() for package in ("embed_torch", "sasnet_jax")]
+    assert copies[0] == copies[1]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: config.__name__)
+def test_every_setting_is_read_outside_its_definition(config):
+    package = ROOT / config.__module__.split(".")[0]
+    sources = [path.read_text() for path in package.rglob("*.py")]
+    for field in dataclasses.fields(config):
+        reads = sum(len(re.findall(rf"\bconfig\.{field.name}\b", text)) for text in sources)
+        assert reads, f"nothing reads {config.__name__}.{field.name}"
+
+
+def test_train_help_fits_a_screen():
+    result = subprocess.run(
+        [sys.executable, "-m", "sasnet_jax.train", "--help"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=60,
+    )
+    lines = result.stdout.splitlines()
+    assert "--learning_rate" in result.stdout
+    assert len(lines) <= 40 and max(map(len, lines)) <= 100
