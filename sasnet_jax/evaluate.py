@@ -10,7 +10,7 @@ import numpy as np
 from sasnet_jax import cli, files
 from sasnet_jax.cli import UserError, setting
 from sasnet_jax.evaluation import predictions
-from sasnet_jax.training import loop, run_folder, step
+from sasnet_jax.training import compilation, loop, run_folder, step
 from sasnet_jax.training.checkpoint import Checkpoints
 
 
@@ -62,4 +62,5 @@ def _baselines(folder: Path, evaluation: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    compilation.keep_compiled_programs()
     cli.main(EvaluateConfig, run, "Trained run -> metrics and predictions.")
