@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from safetensors import SafetensorError
 
 from embed_torch import pooling
 from embed_torch.cli import UserError
@@ -88,7 +89,7 @@ def load(model: str, *, max_tokens: int, dtype: str, device: str) -> Encoder:
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"--model={model} cannot be loaded: {error}") from None
     missing = sorted(name for name in loading["missing_keys"] if not name.startswith("pooler."))
     if missing:

@@ -123,7 +123,7 @@ def _help(config_class: type, description: str, full: bool) -> str:
             text += " (required)"
         elif field.default not in (None, "", ()):
             text += f" [{field.default}]"
-        line = f"  --{field.name:<23} {text}"
+        line = f"  --{field.name:<20} {text}"
         topics.setdefault(field.metadata["topic"], []).append(line)
     lines = [description]
     for topic, rows in topics.items():

@@ -29,7 +29,7 @@ class PrepareConfig:
     min_reviews_user: int = setting(1, help="reviews a user must have", topic="choosing")
     min_reviews_business: int = setting(1, help="reviews a business must have", topic="choosing")
     filter: Literal["once", "core"] = setting(
-        "once", help="count on the raw reviews only (paper), or to a fixed point", topic="choosing"
+        "once", help="count on the raw reviews (paper), or to a fixed point", topic="choosing"
     )
     split: Literal["by_user"] = setting("by_user", help="80/10/10 of the users", topic="choosing")
     seed: int = setting(0, help="of the split and of the synthetic reviews", topic="choosing")
@@ -89,6 +89,7 @@ def _fill(folder: Path, config: PrepareConfig, settings: dict[str, Any]) -> None
         min_reviews_user=config.min_reviews_user,
         min_reviews_business=config.min_reviews_business,
         filter_mode=config.filter,
+        split=config.split,
         seed=config.seed,
     )
     for name, table in tables.items():

@@ -14,7 +14,7 @@ import polars as pl
 from jaxtyping import Float32, Int8, Int32
 
 from sasnet_jax.cli import UserError
-from sasnet_jax.data.splits import SPLITS, split_by_user
+from sasnet_jax.data.splits import SPLIT_SCHEMES, SPLITS
 from sasnet_jax.files import read_json
 
 FORMAT_VERSION = 1
@@ -68,6 +68,7 @@ def build(
     min_reviews_user: int,
     min_reviews_business: int,
     filter_mode: str,
+    split: str,
     seed: int,
 ) -> tuple[dict[str, pl.DataFrame], dict[str, Any]]:
     """Filters, deduplicates, labels and splits raw reviews.
@@ -79,6 +80,7 @@ def build(
       min_reviews_business: reviews that a business must have.
       filter_mode: "once" as the paper (both counts on the unfiltered data), or "core" (to a
         fixed point).
+      split: a name of SPLIT_SCHEMES.
       seed: of the split.
 
     Returns:
@@ -106,7 +108,7 @@ def build(
         )
     users = reviews.select(pl.col("user_id").unique().sort()).with_row_index("user")
     users = users.with_columns(pl.col("user").cast(pl.Int32))
-    splits = users.with_columns(split_by_user(users["user_id"], seed))
+    splits = users.with_columns(SPLIT_SCHEMES[split](users["user_id"], seed))
     names = reviews.select(pl.col("business_id").unique().sort()).with_row_index("business")
     names = names.with_columns(pl.col("business").cast(pl.Int32))
     reviews = (
@@ -123,7 +125,7 @@ def build(
             "split",
         )
     )
-    empty = [split for split in SPLITS if split not in reviews["split"]]
+    empty = [name for name in SPLITS if name not in reviews["split"]]
     if empty:
         raise UserError(f"{users.height} users are too few to split: no {empty[0]} review is left")
     business_table = _describe(names, businesses)
@@ -134,7 +136,7 @@ def build(
         "categories": _categories(reviews, business_table),
     }
     histograms = {side: _histogram(reviews[side]) for side in ("user", "business")}
-    split_counts = {split: int((reviews["split"] == split).sum()) for split in SPLITS}
+    split_counts = {name: int((reviews["split"] == name).sum()) for name in SPLITS}
     return tables, {"steps": steps, "split_reviews": split_counts, "reviews_per": histograms}
 
 

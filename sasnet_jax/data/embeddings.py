@@ -89,10 +89,18 @@ def fit_zscore(table: Float[np.ndarray, "reviews e"], rows: Int32[np.ndarray, "n
 
     Chunks are merged by Chan, Golub and LeVeque (1979), which does not cancel as sums of squares
     would.
+
+    Raises:
+      UserError: a row holds NaN or infinity.
     """
     total, mean, squares = 0, np.zeros(table.shape[1]), np.zeros(table.shape[1])
     for first in range(0, rows.size, _CHUNK):
         chunk = table[rows[first : first + _CHUNK]].astype(np.float64)
+        bad = np.flatnonzero(~np.isfinite(chunk).all(axis=1))
+        if bad.size:
+            raise UserError(
+                f"the embedding of review {rows[first + bad[0]]} is not finite: embed again"
+            )
         merged = total + len(chunk)
         chunk_mean = chunk.mean(axis=0)
         delta = chunk_mean - mean

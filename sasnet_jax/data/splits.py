@@ -26,6 +26,9 @@ def split_by_user(user_ids: pl.Series, seed: int) -> pl.Series:
     return pl.Series("split", np.array(SPLITS)[choice].tolist(), dtype=pl.String)
 
 
+SPLIT_SCHEMES = {"by_user": split_by_user}  # --split
+
+
 def _uniform(name: str) -> float:
     """A number in [0, 1) that depends on nothing but `name`."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") / 2**64

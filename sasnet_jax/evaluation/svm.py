@@ -4,6 +4,7 @@ In: features of every review [reviews, f], dense or sparse, and contexts. Out: c
 """
 
 import dataclasses
+from typing import TypeAlias
 
 import numpy as np
 import scipy.sparse
@@ -19,7 +20,7 @@ except ImportError:
 from sasnet_jax.data.interactions import Contexts, averaging_matrix
 from sasnet_jax.evaluation import metrics
 
-Features = np.ndarray | scipy.sparse.csr_matrix  # [reviews, f]
+Features: TypeAlias = np.ndarray | scipy.sparse.csr_matrix  # [reviews, f]
 Pairs = Float[np.ndarray, "n two_f"]
 _PENALTIES = (0.3, 1.0, 3.0, 10.0)  # C, chosen on validation
 _TUNE_ON = 5000  # training rows
@@ -48,7 +49,7 @@ class FittedSVM:
 def fit(
     train: Pairs,
     train_label: Int8[np.ndarray, "n"],
-    validation: Pairs,
+    validation: Float[np.ndarray, "m two_f"],
     validation_label: Int8[np.ndarray, "m"],
     seed: int,
 ) -> FittedSVM:

@@ -8,6 +8,8 @@ import logging
 from pathlib import Path
 from typing import Any, TypedDict
 
+import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from sasnet_jax.cli import UserError
@@ -74,9 +76,25 @@ class Checkpoints:
     def _restore(self, **items: Any) -> Any:
         step = self._manager.latest_step()
         try:
-            return self._manager.restore(step, args=ocp.args.Composite(**items))
+            found = self._manager.restore(step, args=ocp.args.Composite(**items))
+            for name, args in items.items():
+                if isinstance(args, ocp.args.StandardRestore):
+                    _refuse_other_shapes(found[name], args.item)
         except (ValueError, KeyError, TypeError, OSError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
             raise UserError(
                 f"checkpoint {self._folder / str(step)} does not fit this run's network or is "
-                f"damaged ({str(error).splitlines()[0][:200]})"
+                f"damaged ({reason})"
             ) from None
+        return found
+
+
+def _refuse_other_shapes(found: Any, wanted: Any) -> None:
+    """Raises ValueError: Orbax restores arrays of other shapes without a word."""
+
+    def compare(path: Any, have: Any, want: Any) -> None:
+        if np.shape(have) != np.shape(want):
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise ValueError(f"{name} has shape {np.shape(have)}, expected {np.shape(want)}")
+
+    jax.tree_util.tree_map_with_path(compare, found, wanted)

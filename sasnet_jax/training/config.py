@@ -22,7 +22,7 @@ class TrainConfig:
         "", help="run folder to write; the same command resumes it", topic="data", required=True
     )
     target_review: TargetReview = setting(
-        "exclude", help="the review to predict in the sets (leaky) or not", topic="data"
+        "exclude", help="is the review to predict kept out of the sets", topic="data"
     )
     fit_on: FitOn = setting("train", help="reviews the z-score is fitted on", topic="data")
     set_size: int = setting(5, help="reviews in a sampled set", topic="data")

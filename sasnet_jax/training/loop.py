@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import Float, Int32
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from sasnet_jax.cli import Preempted, UserError
@@ -21,6 +20,7 @@ from sasnet_jax.files import sole_writer
 from sasnet_jax.training import run_folder, step
 from sasnet_jax.training.checkpoint import Checkpoints, Progress
 from sasnet_jax.training.config import TrainConfig
+from sasnet_jax.training.tensorboard import Scalars
 
 _CHUNK_SECONDS = 1.0  # between two looks at the clock and at SIGTERM
 _PREDICT_BATCH = 512
@@ -38,6 +38,7 @@ def train(config: TrainConfig) -> None:
     missing = set(range(3)) - set(np.unique(corpus.label[corpus.rows("train")]).tolist())
     if missing:
         raise UserError(f"corpus {config.corpus} has no training review of class {min(missing)}")
+    run_folder.refuse_foreign(run)
     with sole_writer(run):
         run_folder.claim(run, config, corpus, store)
         run_folder.write_zscore(run, data)
@@ -92,8 +93,8 @@ class _Loop:
             print(f"run {self.run_folder} is already complete: best epoch {self._best()}")
             return
         handler = signal.signal(signal.SIGTERM, self._request_stop)
-        writer = SummaryWriter(self.run_folder.as_posix(), purge_step=self._epochs() + 1)
         first = self._epochs()
+        scalars = Scalars(self.run_folder, first + 1)
         try:
             with (
                 jax.transfer_guard("disallow"),
@@ -101,13 +102,13 @@ class _Loop:
             ):
                 while not self._finished():
                     self._train_epoch()
-                    self._evaluate(writer, bar)
+                    self._evaluate(scalars, bar)
                     if time.monotonic() - self.saved_at > self.config.checkpoint_seconds:
                         self._save()
             self._save()
         finally:
             self.checkpoints.close()
-            writer.close()
+            scalars.close()
             signal.signal(signal.SIGTERM, handler)
         print(f"best epoch {self._best()} -> {self.run_folder}")
 
@@ -147,7 +148,7 @@ class _Loop:
             index = last
             self._stop_if_requested()
 
-    def _evaluate(self, writer: SummaryWriter, bar: tqdm) -> None:
+    def _evaluate(self, scalars: Scalars, bar: tqdm) -> None:
         """Validation metrics, best so far, one line of metrics.jsonl."""
         probability = predict(self.functions, self.state.params, self.data, self.validation_rows)
         self._stop_if_requested()
@@ -168,8 +169,8 @@ class _Loop:
             "best_epoch": self.progress["best_epoch"],
         }
         run_folder.append_metrics(self.run_folder, record)
-        for name in ("train_loss", "validation_log_loss", "validation_accuracy"):
-            writer.add_scalar(name, record[name], epoch)
+        shown = ("train_loss", "validation_log_loss", "validation_accuracy")
+        scalars.write(epoch, {name: record[name] for name in shown})
         bar.update()
         bar.set_postfix_str(
             f"{self.rate:,.0f} examples/s, loss {record['train_loss']:.3f}, "

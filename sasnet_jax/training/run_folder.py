@@ -36,11 +36,17 @@ def load_data(config: TrainConfig) -> tuple[Corpus, Store, Data]:
     return corpus, store, data
 
 
+def refuse_foreign(run: Path) -> None:
+    """Refuses a folder that holds anything but a run."""
+    if run.is_file() or (any(run.glob("[!.]*")) and not (run / "config.json").exists()):
+        raise UserError(f"--output={run} holds other files: choose a new folder")
+
+
 def claim(run: Path, config: TrainConfig, corpus: Corpus, store: Store) -> None:
     """Writes config.json, or checks that the run there is the same one.
 
     Raises:
-      UserError: the folder holds something else, or a run with other settings, which are named.
+      UserError: the folder holds a run with other settings, which are named.
     """
     description: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
@@ -64,8 +70,6 @@ def claim(run: Path, config: TrainConfig, corpus: Corpus, store: Store) -> None:
             raise UserError(
                 f"{run} holds a run with other {', '.join(changed)}: choose another --output"
             )
-    elif any(run.glob("[!.]*")):
-        raise UserError(f"--output={run} holds other files: choose a new folder")
     write_json(path, description)
 
 

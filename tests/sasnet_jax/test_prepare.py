@@ -32,7 +32,8 @@ def _write(path, records):
 
 
 def _build(frame, **settings):
-    defaults = {"min_reviews_user": 1, "min_reviews_business": 1, "filter_mode": "once", "seed": 0}
+    defaults = {"min_reviews_user": 1, "min_reviews_business": 1, "filter_mode": "once"}
+    defaults |= {"split": "by_user", "seed": 0}
     return corpus_module.build(frame, None, **(defaults | settings))
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -13,10 +14,10 @@ import numpy as np
 import polars as pl
 import pytest
 from conftest import ROOT, assert_one_line_mistake, run_command, write_store
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sasnet_jax import evaluate, files
 from sasnet_jax.data import interactions
-from sasnet_jax.data.corpus import read_corpus
 from sasnet_jax.data.embeddings import fit_zscore
 from sasnet_jax.training import loop, run_folder, step
 from sasnet_jax.training.config import TrainConfig
@@ -258,7 +259,7 @@ def test_a_killed_run_ends_where_an_uninterrupted_one_ends(
 
 def test_sigterm_saves_and_exits_75(world, tmp_path, uninterrupted):
     run = tmp_path / "run"
-    config = _config(world, run, **(KILLED | {"checkpoint_seconds": 1000}))
+    config = _config(world, run, **(KILLED | {"checkpoint_seconds": 1000.0}))
     process = _start(config)
     _wait_for_epoch(run, 5)
     process.terminate()
@@ -341,11 +342,16 @@ def test_a_mistake_is_one_line_and_overwrites_nothing(world, tmp_path, case, men
     base = {**SMALL, "epochs": 1, "corpus": str(world.corpus_folder), "store": str(store)}
     loop.train(TrainConfig(**base, output=str(run)))
     changed = _damage(case, world, run, store)
-    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+    def contents():
+        paths = [path for path in run.rglob("*") if path.is_file() and path.name != ".lock"]
+        return {path: path.read_bytes() for path in paths}
+
+    before = contents()
     settings = base | {"output": run} | changed
     result = run_command("sasnet_jax.train", *(f"--{k}={v}" for k, v in settings.items()))
     assert_one_line_mistake(result, *mentions)
-    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert contents() == before
 
 
 def test_a_second_writer_is_refused(world, tmp_path):
@@ -356,14 +362,29 @@ def test_a_second_writer_is_refused(world, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_step(world, tmp_path):
-    table = np.load(world.store_folder / "mean.npy").astype(np.float32)
-    table[read_corpus(world.corpus_folder).rows("train")] *= np.float32(1e30)
-    table[read_corpus(world.corpus_folder).rows("train")[:5]] = np.inf
-    store = write_store(tmp_path / "store", world.corpus, table)
-    config = _config(world, tmp_path / "run")
-    config = dataclasses.replace(config, store=str(store))
+    config = _config(world, tmp_path / "run", learning_rate=1e38, weight_decay=1e38)
     result = run_command("sasnet_jax.train", *_arguments(config))
-    assert_one_line_mistake(result, "not finite")
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert re.search(r"error: the loss is not finite from step [1-9]", last), result.stderr
+
+
+def test_a_store_with_a_value_that_is_not_finite_is_refused(world, tmp_path):
+    table = np.load(world.store_folder / "mean.npy")
+    row = int(world.corpus.rows("train")[3])
+    table[row, 2] = np.nan
+    store = write_store(tmp_path / "store", world.corpus, table)
+    config = dataclasses.replace(_config(world, tmp_path / "run"), store=str(store))
+    result = run_command("sasnet_jax.train", *_arguments(config))
+    assert_one_line_mistake(result, f"review {row} ")
+
+
+def test_tensorboard_shows_each_epoch_once(world, tmp_path):
+    loop.train(_config(world, tmp_path / "run", epochs=2))
+    loop.train(_config(world, tmp_path / "run", epochs=4))
+    events = EventAccumulator(str(tmp_path / "run"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train_loss")] == [1, 2, 3, 4]
 
 
 def test_contexts_fit_the_device_dtype(world):
