@@ -35,7 +35,8 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self._folder.absolute(), options=options)
 
     def save(self, step: int, state: Any, best: Any, progress: Progress) -> None:
-        """Saves trees of host arrays; replaces a checkpoint of the same step."""
+        """Saves trees of host arrays in the background; replaces a checkpoint of the same step."""
+        self._manager.wait_until_finished()
         if step in self._manager.all_steps():
             self._manager.delete(step)
         self._manager.save(

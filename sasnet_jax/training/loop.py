@@ -40,11 +40,16 @@ def train(config: TrainConfig) -> None:
         raise UserError(f"corpus {config.corpus} has no training review of class {min(missing)}")
     run_folder.refuse_foreign(run)
     with sole_writer(run):
-        run_folder.claim(run, config, corpus, store)
-        run_folder.write_zscore(run, data)
+        description = run_folder.describe(run, config, corpus, store)
+        if not (run / "config.json").exists():
+            run_folder.write_description(run, description)
         if config.target_review == "include":
             print("target included (leaky): the sets may hold the review to predict")
-        _Loop(config, run, data, corpus.rows("train"), corpus.rows("validation")).run()
+        loop = _Loop(config, run, data, corpus.rows("train"), corpus.rows("validation"))
+        loop.restore()
+        run_folder.write_description(run, description)  # epochs or patience may have grown
+        run_folder.write_zscore(run, data)
+        loop.run()
 
 
 def predict(
@@ -85,10 +90,10 @@ class _Loop:
         self.steps_per_chunk = 1
         self.rate = 0.0  # examples a second in the last chunk
         self.saved_at = time.monotonic()
+        self.saved_epochs = 0
 
     def run(self) -> None:
         """Goes on until the last epoch, or until patience ends."""
-        self._restore()
         if self._finished():
             print(f"run {self.run_folder} is already complete: best epoch {self._best()}")
             return
@@ -105,14 +110,20 @@ class _Loop:
                     self._evaluate(scalars, bar)
                     if time.monotonic() - self.saved_at > self.config.checkpoint_seconds:
                         self._save()
-            self._save()
+            if self.saved_epochs < self._epochs():
+                self._save()
         finally:
             self.checkpoints.close()
             scalars.close()
             signal.signal(signal.SIGTERM, handler)
         print(f"best epoch {self._best()} -> {self.run_folder}")
 
-    def _restore(self) -> None:
+    def restore(self) -> None:
+        """Takes up the latest checkpoint, or the start.
+
+        Raises:
+          UserError: the checkpoint does not fit.
+        """
         state = jax.device_get(self.functions.init())
         found = self.checkpoints.restore(state, state.params)
         if found is None:
@@ -194,6 +205,7 @@ class _Loop:
             self.step, jax.device_get(self.state), self.best_params, self.progress.copy()
         )
         self.saved_at = time.monotonic()
+        self.saved_epochs = self._epochs()
 
     def _request_stop(self, *_: Any) -> None:
         self.stop_requested = True

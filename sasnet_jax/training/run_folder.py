@@ -42,8 +42,8 @@ def refuse_foreign(run: Path) -> None:
         raise UserError(f"--output={run} holds other files: choose a new folder")
 
 
-def claim(run: Path, config: TrainConfig, corpus: Corpus, store: Store) -> None:
-    """Writes config.json, or checks that the run there is the same one.
+def describe(run: Path, config: TrainConfig, corpus: Corpus, store: Store) -> dict[str, Any]:
+    """What config.json is to hold, checked against the run that is there, if any.
 
     Raises:
       UserError: the folder holds a run with other settings, which are named.
@@ -59,8 +59,7 @@ def claim(run: Path, config: TrainConfig, corpus: Corpus, store: Store) -> None:
         "corpus_sha256": corpus.sha256,
         "store": {"name": store.name, "pooling": store.pooling, **_identity(store)},
     }
-    path = run / "config.json"
-    if path.exists():
+    if (run / "config.json").exists():
         before = read_description(run)
         settings = {k: v for k, v in before["config"].items() if k not in RESUMABLE}
         now = {k: v for k, v in description["config"].items() if k not in RESUMABLE}
@@ -70,7 +69,12 @@ def claim(run: Path, config: TrainConfig, corpus: Corpus, store: Store) -> None:
             raise UserError(
                 f"{run} holds a run with other {', '.join(changed)}: choose another --output"
             )
-    write_json(path, description)
+    return description
+
+
+def write_description(run: Path, description: dict[str, Any]) -> None:
+    """Writes config.json."""
+    write_json(run / "config.json", description)
 
 
 def read_description(run: Path) -> dict[str, Any]:
