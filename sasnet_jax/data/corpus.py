@@ -91,13 +91,7 @@ def build(
     """
     steps = [_step("read", reviews)]
     minima = {"user_id": min_reviews_user, "business_id": min_reviews_business}
-    size = -1
-    while size != reviews.height:
-        size = reviews.height
-        keep = pl.all_horizontal([pl.len().over(key) >= n for key, n in minima.items()])
-        reviews = reviews.filter(keep)
-        if filter_mode == "once":
-            break
+    reviews = _filter_by_counts(reviews, minima, filter_mode)
     steps.append(_step("filtered", reviews))
     reviews = _earliest_of_each_pair(reviews)
     steps.append(_step("deduplicated", reviews))
@@ -106,11 +100,9 @@ def build(
             f"no review is left: of {steps[0]['reviews']} read, {steps[1]['reviews']} passed "
             f"--min_reviews_user={min_reviews_user} --min_reviews_business={min_reviews_business}"
         )
-    users = reviews.select(pl.col("user_id").unique().sort()).with_row_index("user")
-    users = users.with_columns(pl.col("user").cast(pl.Int32))
+    users = _dense_index(reviews, "user")
     splits = users.with_columns(SPLIT_SCHEMES[split](users["user_id"], seed))
-    names = reviews.select(pl.col("business_id").unique().sort()).with_row_index("business")
-    names = names.with_columns(pl.col("business").cast(pl.Int32))
+    names = _dense_index(reviews, "business")
     reviews = (
         reviews.join(splits, on="user_id", how="left", maintain_order="left")
         .join(names, on="business_id", how="left", maintain_order="left")
@@ -179,6 +171,17 @@ def _step(name: str, reviews: pl.DataFrame) -> dict[str, Any]:
     }
 
 
+def _filter_by_counts(
+    reviews: pl.DataFrame, minima: dict[str, int], filter_mode: str
+) -> pl.DataFrame:
+    enough = pl.all_horizontal([pl.len().over(key) >= least for key, least in minima.items()])
+    while True:
+        filtered = reviews.filter(enough)
+        if filter_mode == "once" or filtered.height == reviews.height:
+            return filtered
+        reviews = filtered
+
+
 def _earliest_of_each_pair(reviews: pl.DataFrame) -> pl.DataFrame:
     """Keeps the earliest review of each (user, business) pair; ties and no date: file order."""
     pair = ["user_id", "business_id"]
@@ -189,6 +192,12 @@ def _earliest_of_each_pair(reviews: pl.DataFrame) -> pl.DataFrame:
         .sort("file_order")
         .drop("file_order")
     )
+
+
+def _dense_index(reviews: pl.DataFrame, side: str) -> pl.DataFrame:
+    """`side` int32 from 0, and its id, in the order of the ids."""
+    ids = reviews.select(pl.col(f"{side}_id").unique().sort()).with_row_index(side)
+    return ids.with_columns(pl.col(side).cast(pl.Int32))
 
 
 def _describe(names: pl.DataFrame, businesses: pl.DataFrame | None) -> pl.DataFrame:

@@ -137,7 +137,8 @@ class _Loop:
     def _train_epoch(self) -> None:
         """Steps to the end of the epoch, a chunk at a time."""
         epoch = self._epochs()
-        order = self.functions.epoch(self.train_rows, jax.device_put(np.int32(epoch)))
+        number = jax.device_put(np.int32(epoch))
+        order = step.shuffle(self.train_rows, number, self.config.batch_size, self.config.seed)
         index = self.step - epoch * self.steps_per_epoch
         while index < self.steps_per_epoch:
             started = time.monotonic()

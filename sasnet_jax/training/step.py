@@ -51,7 +51,6 @@ class Functions(NamedTuple):
     """The compiled side of a run; see `build`."""
 
     init: Callable[[], TrainState]
-    epoch: Callable[..., Epoch]
     train_chunk: Callable[..., tuple[TrainState, Int32[Array, ""]]]
     predict: Callable[..., Float[Array, "b c"]]
 
@@ -59,7 +58,7 @@ class Functions(NamedTuple):
 def build(config: TrainConfig, embedding_dim: int) -> Functions:
     """Makes the functions of one network and one set of settings.
 
-    `init()` -> state. `epoch(rows, number)` -> the rows in the order of that epoch.
+    `init()` -> state.
     `train_chunk(state, data, epoch, first, last)` runs the batches [first, last) of the epoch and
     returns the state and the first step whose loss was not finite, or -1. Its trip count is traced:
     a chunk of any length is one compilation, and the same bits (a `lax.scan` is compiled for one
@@ -70,27 +69,10 @@ def build(config: TrainConfig, embedding_dim: int) -> Functions:
     graphdef, _ = nnx.split(_network(config, embedding_dim), nnx.Param)
     optimizer = _optimizer(config)
 
-    def logits_of(params, data, targets, set_keys, dropout_key=None, empty_key=None):
-        network = nnx.merge(graphdef, params)
-        sides = [
-            _gather(data, context, targets, keys, config.set_size)
-            for context, keys in zip(data.contexts, set_keys, strict=True)
-        ]
-        if empty_key is not None:
-            emptied = jax.random.bernoulli(empty_key, config.empty_side, (2, targets.size))
-            sides = [
-                side._replace(mask=side.mask & ~empty[:, None])
-                for side, empty in zip(sides, emptied, strict=True)
-            ]
-        user, business = sides
-        return network(user, business, dropout_key)
-
     def loss_of(params, data, targets, real, step):
-        key = jax.random.fold_in(sampling.stream(config.seed, "sets"), step)
-        set_keys = jax.random.split(key, (2, targets.size))
+        sides = _training_sets(config, data, targets, step)
         dropout_key = jax.random.fold_in(sampling.stream(config.seed, "dropout", "rbg"), step)
-        empty_key = jax.random.fold_in(sampling.stream(config.seed, "empty"), step)
-        logits = logits_of(params, data, targets, set_keys, dropout_key, empty_key)
+        logits = nnx.merge(graphdef, params)(*sides, dropout_key)
         losses = optax.softmax_cross_entropy_with_integer_labels(
             logits, data.label[targets].astype(jnp.int32)
         )
@@ -123,29 +105,14 @@ def build(config: TrainConfig, embedding_dim: int) -> Functions:
         return TrainState(jnp.int32(0), params, optimizer.init(params), jnp.float32(0))
 
     @jax.jit
-    def epoch_order(rows, number):
-        key = jax.random.fold_in(sampling.stream(config.seed, "order"), number)
-        steps = -(-rows.size // config.batch_size)
-        shuffled = jax.random.permutation(key, rows)
-        padded = jnp.pad(shuffled, (0, steps * config.batch_size - rows.size), mode="edge")
-        real = jnp.arange(padded.size) < rows.size
-        shape = (steps, config.batch_size)
-        return Epoch(padded.reshape(shape), real.reshape(shape))
-
-    @jax.jit
     def predict(params, data, targets):
-        key = sampling.stream(config.seed, "eval")
-
         def one_draw(draw):
-            def keys_of(target):
-                return jax.random.split(jax.random.fold_in(jax.random.fold_in(key, target), draw))
-
-            set_keys = jnp.swapaxes(jax.vmap(keys_of)(targets), 0, 1)
-            return jax.nn.softmax(logits_of(params, data, targets, set_keys))
+            sides = _evaluation_sets(config, data, targets, draw)
+            return jax.nn.softmax(nnx.merge(graphdef, params)(*sides))
 
         return jax.lax.map(one_draw, jnp.arange(config.eval_sets)).mean(axis=0)
 
-    return Functions(init, epoch_order, train_chunk, predict)
+    return Functions(init, train_chunk, predict)
 
 
 def _network(config: TrainConfig, embedding_dim: int) -> SASNet:
@@ -170,6 +137,54 @@ def _optimizer(config: TrainConfig) -> optax.GradientTransformation:
         # The count starts at 0, where a warm-up from zero would waste the first step.
         optax.adamw(lambda count: warmup(count + 1), weight_decay=config.weight_decay),
     )
+
+
+@jax.jit(static_argnames=("batch_size", "seed"))
+def shuffle(rows: Int32[Array, "n"], number: Int32[Array, ""], batch_size: int, seed: int) -> Epoch:
+    """Epoch `number`: each of `rows` once, in an order of its own; the last batch is padded."""
+    key = jax.random.fold_in(sampling.stream(seed, "order"), number)
+    steps = -(-rows.size // batch_size)
+    shuffled = jax.random.permutation(key, rows)
+    padded = jnp.pad(shuffled, (0, steps * batch_size - rows.size), mode="edge")
+    real = jnp.arange(padded.size) < rows.size
+    return Epoch(padded.reshape(steps, batch_size), real.reshape(steps, batch_size))
+
+
+def _training_sets(
+    config: TrainConfig, data: Data, targets: Int32[Array, "b"], step: Int32[Array, ""]
+) -> tuple[ReviewSet, ReviewSet]:
+    """Both sides' sets, drawn for this step; now and then a side is emptied."""
+    key = jax.random.fold_in(sampling.stream(config.seed, "sets"), step)
+    sides = _gather_both(config, data, targets, jax.random.split(key, (2, targets.size)))
+    empty_key = jax.random.fold_in(sampling.stream(config.seed, "empty"), step)
+    emptied = jax.random.bernoulli(empty_key, config.empty_side, (2, targets.size, 1))
+    user, business = (
+        side._replace(mask=side.mask & ~empty) for side, empty in zip(sides, emptied, strict=True)
+    )
+    return user, business
+
+
+def _evaluation_sets(
+    config: TrainConfig, data: Data, targets: Int32[Array, "b"], draw: Int32[Array, ""]
+) -> tuple[ReviewSet, ReviewSet]:
+    """Both sides' sets, which depend on seed, review and draw only."""
+    key = sampling.stream(config.seed, "eval")
+
+    def keys_of(target):
+        return jax.random.split(jax.random.fold_in(jax.random.fold_in(key, target), draw))
+
+    keys = jnp.swapaxes(jax.vmap(keys_of)(targets), 0, 1)
+    return _gather_both(config, data, targets, keys)
+
+
+def _gather_both(
+    config: TrainConfig, data: Data, targets: Int32[Array, "b"], keys: Key[Array, "2 b"]
+) -> tuple[ReviewSet, ReviewSet]:
+    user, business = (
+        _gather(data, context, targets, side_keys, config.set_size)
+        for context, side_keys in zip(data.contexts, keys, strict=True)
+    )
+    return user, business
 
 
 def _gather(

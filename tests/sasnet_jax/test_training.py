@@ -95,7 +95,7 @@ def test_a_chunk_of_any_length_is_traced_once_and_gives_the_same_bits(world, tmp
     corpus, _, data = run_folder.load_data(config)
     functions = step.build(config, data.table.shape[1])
     rows = jax.device_put(corpus.rows("train"))
-    order = functions.epoch(rows, np.int32(0))
+    order = step.shuffle(rows, np.int32(0), config.batch_size, config.seed)
     last = order.targets.shape[0]
     assert last > 6
 
@@ -114,10 +114,8 @@ def test_a_chunk_of_any_length_is_traced_once_and_gives_the_same_bits(world, tmp
 
 def test_an_epoch_visits_every_training_review_once(world, tmp_path):
     config = _config(world, tmp_path / "run")
-    corpus, _, data = run_folder.load_data(config)
-    functions = step.build(config, data.table.shape[1])
-    rows = corpus.rows("train")
-    orders = [functions.epoch(rows, np.int32(number)) for number in (0, 1)]
+    rows = world.corpus.rows("train")
+    orders = [step.shuffle(rows, np.int32(n), config.batch_size, config.seed) for n in (0, 1)]
     visited = [np.asarray(order.targets)[np.asarray(order.real)] for order in orders]
     for found in visited:
         np.testing.assert_array_equal(np.sort(found), rows)
@@ -134,7 +132,7 @@ def test_padding_of_the_last_batch_has_no_weight(world, tmp_path):
     assert rows.size % config.batch_size
     assert max(context.size[rows].max() for context in data.contexts) <= 80  # so sets are whole
     functions = step.build(config, data.table.shape[1])
-    order = functions.epoch(rows, np.int32(0))
+    order = step.shuffle(rows, np.int32(0), config.batch_size, config.seed)
     bounds = (np.int32(0), np.int32(order.targets.shape[0]))
     state, _ = functions.train_chunk(functions.init(), data, order, *bounds)
     probability = np.asarray(functions.predict(functions.init().params, data, rows), np.float64)
