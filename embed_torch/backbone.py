@@ -55,7 +55,7 @@ class Encoder:
     def embed(self, batch: Sequence[list[int]]) -> np.ndarray:
         """Mean-pooled embeddings float32 [b, e] of token ids."""
         longest = max(len(ids) for ids in batch)
-        padded = torch.full((len(batch), longest), self.tokenizer.pad_token_id)
+        padded = torch.zeros(len(batch), longest, dtype=torch.long)  # masked: any id will do
         mask = torch.zeros(len(batch), longest, dtype=torch.bool)
         for row, ids in enumerate(batch):
             padded[row, : len(ids)] = torch.tensor(ids)
@@ -89,8 +89,10 @@ def load(model: str, *, max_tokens: int, dtype: str, device: str) -> Encoder:
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"--model={model} cannot be loaded: {error}") from None
+    if not tokenizer.is_fast:
+        raise UserError(f"--model={model} has no fast tokenizer (tokenizer.json)")
     missing = sorted(name for name in loading["missing_keys"] if not name.startswith("pooler."))
     if missing:
         raise UserError(
@@ -99,7 +101,7 @@ def load(model: str, *, max_tokens: int, dtype: str, device: str) -> Encoder:
     try:
         place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         network = network.eval().to(place)
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for CUDA
         raise UserError(f"--device={device}: {error}") from None
     own_window = _own_window(folder, network.config.max_position_embeddings)
     if max_tokens > network.config.max_position_embeddings:

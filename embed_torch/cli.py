@@ -9,7 +9,6 @@ This file and `files.py` stand, byte for byte, in both packages, because `embed_
 
 import dataclasses
 import sys
-import types
 import typing
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -99,8 +98,6 @@ def _define(values: flags.FlagValues, field: dataclasses.Field, kind: Any) -> No
     elif typing.get_origin(kind) is tuple:
         flags.DEFINE_multi_string(**common)
     else:
-        if isinstance(kind, types.UnionType):  # `int | None`: None means "not given".
-            kind = next(member for member in typing.get_args(kind) if member is not type(None))
         define: Any = {
             bool: flags.DEFINE_bool,
             int: flags.DEFINE_integer,

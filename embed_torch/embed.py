@@ -14,7 +14,7 @@ from embed_torch import __version__, backbone, corpus, packing
 from embed_torch.cli import UserError
 from embed_torch.config import EmbedConfig
 from embed_torch.files import read_json, sole_writer
-from embed_torch.store import MANIFEST, StoreWriter
+from embed_torch.store import FILES, MANIFEST, StoreWriter
 
 _POOLINGS = ("mean",)
 _TOKENIZE_AT_ONCE = 1000  # texts
@@ -79,7 +79,10 @@ def _embed(
     categories = np.zeros((0, encoder.dim), np.float32)
     if texts.categories:
         names = [encoder.truncate(row) for row in encoder.tokenize(texts.categories)]
-        categories = _scale(encoder.embed(names), config.normalize)
+        categories = np.zeros((len(names), encoder.dim), np.float32)
+        for rows in packing.plan_batches([len(name) for name in names], config.batch_tokens):
+            found = encoder.embed([names[row] for row in rows])
+            categories[rows] = _scale(found, config.normalize)
     cut = np.flatnonzero(before > tokens)
     truncated = pl.DataFrame(
         {"row": cut.astype(np.int32), "tokens_before": before[cut], "tokens_after": tokens[cut]}
@@ -116,8 +119,7 @@ def _refuse_foreign_folder(output: Path) -> None:
         return
     if not output.is_dir():
         raise UserError(f"--output={output} is a file, not a folder")
-    names = {path.name for path in output.iterdir()}
-    if names and ".lock" not in names:
+    if {path.name for path in output.iterdir()} - FILES - {f"{name}.npy" for name in _POOLINGS}:
         raise UserError(f"--output={output} holds other files: choose a new folder")
 
 

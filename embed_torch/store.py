@@ -16,6 +16,9 @@ from embed_torch.files import write_json
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+# What a store may hold besides its poolings, finished or interrupted.
+FILES = {".lock", MANIFEST, f".{MANIFEST}.partial", "categories.npy", "tokens.npy"}
+FILES |= {"truncated.parquet"}
 
 
 class StoreWriter:

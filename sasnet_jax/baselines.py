@@ -32,21 +32,30 @@ class BaselinesConfig:
     )
     seed: int = setting(0, help="of the rows to tune on", topic="protocol")
 
+    def __post_init__(self):
+        """Refuses what cannot be meant."""
+        if self.seed < 0:
+            raise UserError(f"--seed={self.seed} must not be negative")
+
 
 def run(config: BaselinesConfig) -> None:
     """Writes baselines.json and predictions/<model>.parquet, or finds them there."""
     corpus = read_corpus(Path(config.corpus))
+    corpus.refuse_missing_class()
     stores = [embeddings.open_store(Path(name), corpus) for name in config.store]
-    if len({store.name for store in stores}) < len(stores):
-        raise UserError("two --store folders have the same name: their rows would be confused")
+    names = ["tfidf", *(store.name for store in stores)]
+    if len(set(names)) < len(names):
+        raise UserError("--store: folders need names of their own, and not tfidf")
     output = Path(config.output)
     settings = {
         "target_review": config.target_review,
         "corpus_sha256": corpus.sha256,
-        "stores": {store.name: store.manifest["weights_sha256"] for store in stores},
+        "stores": {store.name: store.identity for store in stores},
         "seed": config.seed,
     }
-    if output.exists():
+    if output.is_file() or (output.is_dir() and any(output.iterdir())):
+        if not (output / "baselines.json").exists():
+            raise UserError(f"--output={output} holds other files: choose a new folder")
         found = files.read_json(output / "baselines.json", "python -m sasnet_jax.baselines")
         if any(found.get(name) != value for name, value in settings.items()):
             raise UserError(f"{output} holds baselines made otherwise: choose another --output")

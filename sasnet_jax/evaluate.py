@@ -40,7 +40,7 @@ def evaluate(folder: Path) -> dict[str, Any]:
     """Predicts validation and test with the best parameters; returns evaluation.json."""
     config, corpus, data = run_folder.open_run(folder)
     functions = step.build(config, data.table.shape[1])
-    checkpoints = Checkpoints(folder)
+    checkpoints = Checkpoints(folder, read_only=True)
     params = checkpoints.restore_best(jax.device_get(functions.init().params))
     checkpoints.close()
     rows = np.concatenate([corpus.rows(split) for split in predictions.EVALUATED])
@@ -54,7 +54,7 @@ def evaluate(folder: Path) -> dict[str, Any]:
 
 def _baselines(folder: Path, evaluation: dict[str, Any]) -> dict[str, Any]:
     path = folder / "baselines.json"
-    found = files.read_json(path, "python -m sasnet_jax.baselines")
+    found = files.read_json(path, "python -m sasnet_jax.baselines", ("models",))
     for key in ("corpus_sha256", "target_review"):
         if found.get(key) != evaluation[key]:
             raise UserError(f"{path} has another {key} than the run: they cannot be compared")

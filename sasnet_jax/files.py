@@ -63,11 +63,11 @@ def write_json(path: Path, value: Any) -> None:
         file.write((json.dumps(value, indent=2) + "\n").encode())
 
 
-def read_json(path: Path, made_by: str) -> dict[str, Any]:
-    """Reads a JSON object; `made_by` is the command that writes such a file.
+def read_json(path: Path, made_by: str, keys: Iterable[str] = ()) -> dict[str, Any]:
+    """Reads a JSON object that has at least `keys`; the command `made_by` writes such files.
 
     Raises:
-      UserError: the file is absent, is not JSON or is not an object; the message names both.
+      UserError: the file is absent, is not JSON, or lacks a key; the message names both.
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist; {made_by} writes it")
@@ -77,6 +77,9 @@ def read_json(path: Path, made_by: str) -> dict[str, Any]:
         raise UserError(f"{path} is not valid JSON; remove it and run {made_by} again") from None
     if not isinstance(value, dict):
         raise UserError(f"{path} does not hold a JSON object; run {made_by} again")
+    for key in keys:
+        if key not in value:
+            raise UserError(f"{path} lacks {key!r}: it is not what {made_by} writes")
     return value
 
 

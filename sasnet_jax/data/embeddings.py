@@ -13,6 +13,8 @@ from sasnet_jax.files import read_json
 
 FORMAT_VERSION = 1
 FitOn = Literal["train", "all"]
+_KEYS = ("format_version", "texts_sha256", "poolings", "default_pooling", "dim")
+_NOT_IDENTITY = ("format_version", "rows", "truncated", "versions")
 _CHUNK = 4096  # rows read at a time
 _SMALLEST_DEVIATION = 1e-6  # a dimension that varies less is left unscaled
 
@@ -43,6 +45,12 @@ class Store:
         """The store's folder name."""
         return self.folder.resolve().name
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What decides the numbers in the table."""
+        settings = {k: v for k, v in self.manifest.items() if k not in _NOT_IDENTITY}
+        return settings | {"pooling": self.pooling}
+
 
 def open_store(folder: Path, corpus: Corpus, pooling: str = "") -> Store:
     """Opens a complete store of `corpus`.
@@ -56,7 +64,7 @@ def open_store(folder: Path, corpus: Corpus, pooling: str = "") -> Store:
       UserError: it is incomplete, of another version or corpus, corrupt, or lacks the pooling.
     """
     made_by = "python -m embed_torch"
-    manifest = read_json(folder / "manifest.json", made_by)
+    manifest = read_json(folder / "manifest.json", made_by, _KEYS)
     if manifest.get("format_version") != FORMAT_VERSION:
         raise UserError(
             f"{folder / 'manifest.json'} has format version {manifest.get('format_version')}, "
@@ -81,6 +89,12 @@ def open_store(folder: Path, corpus: Corpus, pooling: str = "") -> Store:
     expected = (corpus.user.size, manifest["dim"])
     if table.shape != expected:
         raise UserError(f"{path} has shape {table.shape}, expected {expected}: embed again")
+    for first in range(0, len(table), _CHUNK):
+        bad = np.flatnonzero(~np.isfinite(table[first : first + _CHUNK]).all(axis=1))
+        if bad.size:
+            raise UserError(
+                f"{path}: the embedding of review {first + bad[0]} is not finite: embed again"
+            )
     return Store(table, pooling, manifest, folder)
 
 
@@ -89,18 +103,10 @@ def fit_zscore(table: Float[np.ndarray, "reviews e"], rows: Int32[np.ndarray, "n
 
     Chunks are merged by Chan, Golub and LeVeque (1979), which does not cancel as sums of squares
     would.
-
-    Raises:
-      UserError: a row holds NaN or infinity.
     """
     total, mean, squares = 0, np.zeros(table.shape[1]), np.zeros(table.shape[1])
     for first in range(0, rows.size, _CHUNK):
         chunk = table[rows[first : first + _CHUNK]].astype(np.float64)
-        bad = np.flatnonzero(~np.isfinite(chunk).all(axis=1))
-        if bad.size:
-            raise UserError(
-                f"the embedding of review {rows[first + bad[0]]} is not finite: embed again"
-            )
         merged = total + len(chunk)
         chunk_mean = chunk.mean(axis=0)
         delta = chunk_mean - mean

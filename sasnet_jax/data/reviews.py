@@ -7,6 +7,7 @@ Every line is validated by a msgspec struct; none is dropped silently.
 
 import dataclasses
 import gzip
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -94,16 +95,21 @@ def read_reviews(paths: Sequence[Path], max_reject_fraction: float) -> RawReview
     return RawReviews(pl.DataFrame(columns, schema=schema), lines, rejects)
 
 
-def read_businesses(path: Path) -> pl.DataFrame:
+def read_businesses(path: Path, max_reject_fraction: float) -> tuple[pl.DataFrame, list[Reject]]:
     """Reads Yelp-schema businesses: `business_id, name, city, categories` (a list of names).
 
+    Returns:
+      The businesses, the first line of each id, and the rejected lines.
+
     Raises:
-      UserError: the file is missing, or a line does not hold a business.
+      UserError: the file is missing or unreadable, or too many lines are malformed.
     """
     rows = []
+    rejects: list[Reject] = []
     for number, business in _decode_lines(path, YelpBusiness):
         if isinstance(business, str):
-            raise UserError(f"{path}, line {number}: {business}")
+            rejects.append(Reject(path.name, number, business))
+            continue
         names = [name.strip() for name in (business.categories or "").split(",")]
         categories = list(dict.fromkeys(name for name in names if name))
         rows.append((business.business_id, business.name, business.city, categories))
@@ -114,7 +120,8 @@ def read_businesses(path: Path) -> pl.DataFrame:
         "categories": pl.List(pl.String()),
     }
     frame = pl.DataFrame(rows, schema=schema, orient="row")
-    return frame.unique("business_id", keep="first", maintain_order=True)
+    _refuse_wrong_format(len(rows) + len(rejects), rejects, max_reject_fraction)
+    return frame.unique("business_id", keep="first", maintain_order=True), rejects
 
 
 def _decode_lines(path: Path, kind: type) -> Iterator[tuple[int, Any]]:
@@ -135,8 +142,10 @@ def _decode_lines(path: Path, kind: type) -> Iterator[tuple[int, Any]]:
                     continue
                 try:
                     yield number, decoder.decode(line)
-                except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-                    yield number, str(error)
+                except UnicodeDecodeError:
+                    yield number, "not UTF-8"
+                except msgspec.MsgspecError as error:  # less the position, to count by reason
+                    yield number, re.sub(r" \(byte \d+\)", "", str(error))
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise UserError(f"{path} is not a whole gzip file: {error}") from None
 
@@ -148,7 +157,7 @@ def _parse_date(text: str | None) -> datetime | None | str:
     try:
         return datetime.fromisoformat(text)
     except ValueError:
-        return f"unreadable date {text[:40]!r}"
+        return "unreadable date"
 
 
 def _refuse_wrong_format(lines: int, rejects: list[Reject], max_reject_fraction: float) -> None:

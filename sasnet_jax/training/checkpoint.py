@@ -28,19 +28,25 @@ class Progress(TypedDict):
 class Checkpoints:
     """The checkpoints of one run folder."""
 
-    def __init__(self, run: Path):
+    def __init__(self, run: Path, *, read_only: bool = False):
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every step of every save
         self._folder = run / "checkpoints"
-        options = ocp.CheckpointManagerOptions(max_to_keep=_KEEP, cleanup_tmp_directories=True)
+        if read_only:  # leaves alone what a training in progress is writing
+            if not self._folder.is_dir():
+                raise UserError(f"{self._folder} does not exist: run train again")
+            options = ocp.CheckpointManagerOptions(read_only=True)
+        else:
+            options = ocp.CheckpointManagerOptions(max_to_keep=_KEEP, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(self._folder.absolute(), options=options)
 
     def save(self, step: int, state: Any, best: Any, progress: Progress) -> None:
-        """Saves trees of host arrays in the background; replaces a checkpoint of the same step."""
-        self._manager.wait_until_finished()
-        if step in self._manager.all_steps():
-            self._manager.delete(step)
+        """Saves trees of host arrays, in the background.
+
+        Steps and evaluations are numbered together: a run may be saved before and after the
+        evaluation that ends an epoch.
+        """
         self._manager.save(
-            step,
+            step + progress["epochs_evaluated"],
             args=ocp.args.Composite(
                 state=ocp.args.StandardSave(state),
                 best=ocp.args.StandardSave(best),

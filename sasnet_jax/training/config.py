@@ -1,6 +1,7 @@
 """Settings of `python -m sasnet_jax.train`."""
 
 import dataclasses
+import math
 
 from sasnet_jax.cli import UserError, setting
 from sasnet_jax.data.embeddings import FitOn
@@ -16,7 +17,9 @@ class TrainConfig:
     """What to train on, the network, and how long. Defaults are the paper's where it says."""
 
     corpus: str = setting("", help="corpus folder", topic="data", required=True)
-    store: str = setting("", help="embedding store of the corpus", topic="data", required=True)
+    store: tuple[str, ...] = setting(
+        (), help="embedding store of the corpus", topic="data", required=True
+    )
     pooling: str = setting("", help="pooling of the store; empty = its default", topic="data")
     output: str = setting(
         "", help="run folder to write; the same command resumes it", topic="data", required=True
@@ -57,13 +60,17 @@ class TrainConfig:
         """Refuses what cannot be meant, naming the flag."""
         positive = "set_size eval_sets width depth heads feed_forward batch_size epochs patience"
         for name in (*positive.split(), "learning_rate", "clip_norm"):
-            if getattr(self, name) <= 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise UserError(f"--{name}={getattr(self, name)} must be positive")
         for name in ("dropout", "empty_side"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"--{name}={getattr(self, name)} is not in [0, 1)")
-        for name in ("warmup_steps", "weight_decay", "checkpoint_seconds", "seed"):
-            if getattr(self, name) < 0:
+        for name in ("warmup_steps", "weight_decay", "checkpoint_seconds"):
+            if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"--{name}={getattr(self, name)} must not be negative")
+        if not 0 <= self.seed < 2**31:
+            raise UserError(f"--seed={self.seed} is not in [0, 2^31)")
+        if len(self.store) > 1:
+            raise UserError("--store: this version trains on one store at a time")
         if self.width % self.heads:
             raise UserError(f"--width={self.width} is not a multiple of --heads={self.heads}")

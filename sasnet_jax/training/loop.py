@@ -6,6 +6,7 @@ that was stopped, or killed, and started again ends bit for bit where it would h
 
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from jaxtyping import Float, Int32
 from tqdm import tqdm
 
 from sasnet_jax.cli import Preempted, UserError
-from sasnet_jax.evaluation import metrics
+from sasnet_jax.evaluation import metrics, predictions
 from sasnet_jax.files import sole_writer
 from sasnet_jax.training import run_folder, step
 from sasnet_jax.training.checkpoint import Checkpoints, Progress
@@ -35,25 +36,29 @@ def train(config: TrainConfig) -> None:
     """
     corpus, store, data = run_folder.load_data(config)
     run = Path(config.output)
-    missing = set(range(3)) - set(np.unique(corpus.label[corpus.rows("train")]).tolist())
-    if missing:
-        raise UserError(f"corpus {config.corpus} has no training review of class {min(missing)}")
+    corpus.refuse_missing_class()
     run_folder.refuse_foreign(run)
     with sole_writer(run):
         description = run_folder.describe(run, config, corpus, store)
         if not (run / "config.json").exists():
             run_folder.write_description(run, description)
-        if config.target_review == "include":
-            print("target included (leaky): the sets may hold the review to predict")
         loop = _Loop(config, run, data, corpus.rows("train"), corpus.rows("validation"))
-        loop.restore()
-        run_folder.write_description(run, description)  # epochs or patience may have grown
-        run_folder.write_zscore(run, data)
-        loop.run()
+        handler = signal.signal(signal.SIGTERM, loop.request_stop)
+        try:
+            loop.restore()
+            run_folder.write_description(run, description)  # epochs or patience may have grown
+            run_folder.write_zscore(run, data)
+            loop.run()
+        finally:
+            signal.signal(signal.SIGTERM, handler)
 
 
 def predict(
-    functions: step.Functions, params: Any, data: step.Data, rows: Int32[np.ndarray, "n"]
+    functions: step.Functions,
+    params: Any,
+    data: step.Data,
+    rows: Int32[np.ndarray, "n"],
+    between_batches: Callable[[], None] = lambda: None,
 ) -> Float[np.ndarray, "n c"]:
     """Probabilities of `rows`, a batch at a time, with a progress bar where it takes long."""
     probabilities = []
@@ -64,6 +69,7 @@ def predict(
             found = functions.predict(params, data, jax.device_put(padded))
             probabilities.append(jax.device_get(found)[: batch.size])
             bar.update(batch.size)
+            between_batches()
     return np.concatenate(probabilities)
 
 
@@ -91,19 +97,20 @@ class _Loop:
         self.rate = 0.0  # examples a second in the last chunk
         self.saved_at = time.monotonic()
         self.saved_epochs = 0
+        leaky = config.target_review == "include"
+        self.title = f"training, {predictions.LEAKY}" if leaky else "training"
 
     def run(self) -> None:
         """Goes on until the last epoch, or until patience ends."""
         if self._finished():
             print(f"run {self.run_folder} is already complete: best epoch {self._best()}")
             return
-        handler = signal.signal(signal.SIGTERM, self._request_stop)
         first = self._epochs()
         scalars = Scalars(self.run_folder, first + 1)
         try:
             with (
                 jax.transfer_guard("disallow"),
-                tqdm(total=self.config.epochs, initial=first, desc="training", unit="epoch") as bar,
+                tqdm(total=self.config.epochs, initial=first, desc=self.title, unit="epoch") as bar,
             ):
                 while not self._finished():
                     self._train_epoch()
@@ -115,8 +122,7 @@ class _Loop:
         finally:
             self.checkpoints.close()
             scalars.close()
-            signal.signal(signal.SIGTERM, handler)
-        print(f"best epoch {self._best()} -> {self.run_folder}")
+        print(f"{self.title}: best epoch {self._best()} -> {self.run_folder}")
 
     def restore(self) -> None:
         """Takes up the latest checkpoint, or the start.
@@ -132,6 +138,8 @@ class _Loop:
         state, self.best_params, self.progress = found
         self.step = int(state.step)
         self.state = jax.device_put(state)
+        if self.step:
+            print(f"resumed at step {self.step}")
         run_folder.cut_metrics(self.run_folder, self._epochs())
 
     def _train_epoch(self) -> None:
@@ -162,8 +170,13 @@ class _Loop:
 
     def _evaluate(self, scalars: Scalars, bar: tqdm) -> None:
         """Validation metrics, best so far, one line of metrics.jsonl."""
-        probability = predict(self.functions, self.state.params, self.data, self.validation_rows)
-        self._stop_if_requested()
+        probability = predict(
+            self.functions,
+            self.state.params,
+            self.data,
+            self.validation_rows,
+            self._stop_if_requested,
+        )
         found = metrics.summarize(self.validation_labels, probability)
         epoch = self._epochs() + 1
         best = self.progress["best_log_loss"]
@@ -174,6 +187,7 @@ class _Loop:
         record = {
             "epoch": epoch,
             "step": self.step,
+            "target_review": self.config.target_review,
             "train_loss": float(jax.device_get(self.state.epoch_loss)) / self.train_rows.size,
             "validation_log_loss": found["log_loss"],
             "validation_accuracy": found["accuracy"],
@@ -208,7 +222,8 @@ class _Loop:
         self.saved_at = time.monotonic()
         self.saved_epochs = self._epochs()
 
-    def _request_stop(self, *_: Any) -> None:
+    def request_stop(self, *_: Any) -> None:
+        """The handler of SIGTERM: stops at the next look."""
         self.stop_requested = True
 
     def _stop_if_requested(self) -> None:

@@ -26,7 +26,7 @@ def load_data(config: TrainConfig) -> tuple[Corpus, Store, Data]:
       UserError: they are unreadable or do not belong together.
     """
     corpus = read_corpus(Path(config.corpus))
-    store = embeddings.open_store(Path(config.store), corpus, config.pooling)
+    store = embeddings.open_store(Path(config.store[0]), corpus, config.pooling)
     every = np.arange(corpus.user.size, dtype=np.int32)
     zscore = embeddings.fit_zscore(
         store.table, every if config.fit_on == "all" else corpus.rows("train")
@@ -54,10 +54,10 @@ def describe(run: Path, config: TrainConfig, corpus: Corpus, store: Store) -> di
         "config": dataclasses.asdict(config)
         | {
             "corpus": str(Path(config.corpus).resolve()),
-            "store": str(Path(config.store).resolve()),
+            "store": [str(Path(name).resolve()) for name in config.store],
         },
         "corpus_sha256": corpus.sha256,
-        "store": {"name": store.name, "pooling": store.pooling, **_identity(store)},
+        "store": store.identity,
     }
     if (run / "config.json").exists():
         before = read_description(run)
@@ -83,13 +83,27 @@ def read_description(run: Path) -> dict[str, Any]:
     Raises:
       UserError: it is absent, damaged or of another format version.
     """
-    description = read_json(run / "config.json", "python -m sasnet_jax.train")
+    keys = ("format_version", "config", "corpus_sha256", "store")
+    description = read_json(run / "config.json", "python -m sasnet_jax.train", keys)
     if description.get("format_version") != FORMAT_VERSION:
         raise UserError(
             f"{run / 'config.json'} has format version {description.get('format_version')}, this "
             f"program reads {FORMAT_VERSION}: train again into a new folder"
         )
     return description
+
+
+def config_of(description: dict[str, Any]) -> TrainConfig:
+    """The settings in a config.json.
+
+    Raises:
+      UserError: they are not the settings of this version.
+    """
+    settings = description["config"]
+    try:
+        return TrainConfig(**settings | {"store": tuple(settings["store"])})
+    except (TypeError, KeyError) as error:
+        raise UserError(f"config.json was written by another version ({error})") from None
 
 
 def open_run(run: Path) -> tuple[TrainConfig, Corpus, Data]:
@@ -99,12 +113,12 @@ def open_run(run: Path) -> tuple[TrainConfig, Corpus, Data]:
       UserError: one of them is gone or is not the same any more.
     """
     description = read_description(run)
-    config = TrainConfig(**description["config"])
+    config = config_of(description)
     corpus, store, data = load_data(config)
     if corpus.sha256 != description["corpus_sha256"]:
         raise UserError(f"corpus {config.corpus} is not the one that run {run} was trained on")
-    if _identity(store).items() - description["store"].items():
-        raise UserError(f"store {config.store} is not the one that run {run} was trained on")
+    if store.identity != description["store"]:
+        raise UserError(f"store {config.store[0]} is not the one that run {run} was trained on")
     zscore = read_zscore(run)
     return config, corpus, data._replace(mean=zscore.mean, scale=zscore.scale)
 
@@ -137,8 +151,3 @@ def append_metrics(run: Path, record: dict[str, Any]) -> None:
     """Adds one line to metrics.jsonl."""
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(record) + "\n")
-
-
-def _identity(store: Store) -> dict[str, str]:
-    keys = ("texts_sha256", "weights_sha256", "tokenizer_sha256", "instruction", "normalize")
-    return {key: store.manifest[key] for key in keys}

@@ -6,10 +6,12 @@ import polars as pl
 import pytest
 from conftest import assert_one_line_mistake, run_command, write_store
 from sklearn import metrics as reference
+from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.svm import SVC
 
 from sasnet_jax import baselines, evaluate
 from sasnet_jax.baselines import BaselinesConfig
+from sasnet_jax.data import embeddings, interactions
 from sasnet_jax.data.corpus import CLASSES
 from sasnet_jax.evaluation import metrics, svm
 from sasnet_jax.training import loop
@@ -83,12 +85,28 @@ def test_baselines_ignore_the_target_review(world, tmp_path, target_review):
     assert (predicted("before") == predicted("after")) == (target_review == "exclude")
 
 
+@pytest.mark.parametrize("target_review", ["exclude", "include"])
+def test_what_every_svm_sees_ignores_the_target_review(world, target_review):
+    """Text and embedding of several held-out targets become noise, vectorizer and z-score held."""
+    corpus = world.corpus
+    stores = [embeddings.open_store(world.store_folder, corpus)]
+    contexts = interactions.contexts_of(corpus, target_review)
+    tfidf = TfidfVectorizer(dtype=np.float32).fit(corpus.texts()).transform(corpus.texts())
+    zscored = embeddings.fit_zscore(stores[0].table, corpus.rows("train"))(stores[0].table)
+    for features in (tfidf.toarray(), zscored):
+        for row in corpus.rows("test")[:5]:
+            noisy = features.copy()
+            noisy[row] = np.random.default_rng(0).normal(size=features.shape[1])
+            pairs = [svm.pair_averages(x, contexts, np.array([row])) for x in (features, noisy)]
+            assert np.array_equal(*pairs) == (target_review == "exclude")
+
+
 def test_evaluate_shows_baselines_of_the_same_protocol_only(world, tmp_path, capsys):
     small = {"width": 16, "depth": 1, "feed_forward": 16, "epochs": 1, "eval_sets": 1}
     loop.train(
         TrainConfig(
             corpus=str(world.corpus_folder),
-            store=str(world.store_folder),
+            store=(str(world.store_folder),),
             output=str(tmp_path / "run"),
             **small,
         )
@@ -111,7 +129,7 @@ def test_evaluate_shows_baselines_of_the_same_protocol_only(world, tmp_path, cap
 def test_evaluate_refuses_a_store_that_changed(world, tmp_path):
     store = shutil.copytree(world.store_folder, tmp_path / "store")
     small = {"width": 16, "depth": 1, "feed_forward": 16, "epochs": 1, "eval_sets": 1}
-    paths = {"corpus": str(world.corpus_folder), "store": str(store)}
+    paths = {"corpus": str(world.corpus_folder), "store": (str(store),)}
     loop.train(TrainConfig(**paths, output=str(tmp_path / "run"), **small))
     manifest = json.loads((store / "manifest.json").read_text())
     manifest["weights_sha256"] = "1" * 64

@@ -140,7 +140,7 @@ def test_the_same_command_reuses_and_another_refuses(tmp_path, capsys):
         ("empty", ("no review is left",)),
         ("torn", ("gzip",)),
         ("unknown flag", ("colour",)),
-        ("foreign output", ("corpus.json",)),
+        ("foreign output", ("other files",)),
         ("no input", ("--reviews",)),
         ("bad value", ("min_reviews_user",)),
     ],

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 import signal
@@ -17,6 +18,7 @@ from conftest import ROOT, assert_one_line_mistake, run_command, write_store
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sasnet_jax import evaluate, files
+from sasnet_jax.cli import Preempted
 from sasnet_jax.data import interactions
 from sasnet_jax.data.embeddings import fit_zscore
 from sasnet_jax.training import loop, run_folder, step
@@ -37,12 +39,13 @@ SMALL = {
 
 
 def _config(world, output, **settings) -> TrainConfig:
-    paths = {"corpus": str(world.corpus_folder), "store": str(world.store_folder)}
+    paths = {"corpus": str(world.corpus_folder), "store": (str(world.store_folder),)}
     return TrainConfig(**paths, output=str(output), **(SMALL | settings))
 
 
 def _arguments(config: TrainConfig) -> list[str]:
-    return [f"--{k}={v}" for k, v in dataclasses.asdict(config).items() if v != ""]
+    settings = dataclasses.asdict(config) | {"store": config.store[0]}
+    return [f"--{k}={v}" for k, v in settings.items() if v != ""]
 
 
 @pytest.mark.parametrize("target_review", ["exclude", "include"])
@@ -190,7 +193,7 @@ def test_training_learns_and_evaluation_recomputes(world, tmp_path, capsys):
 def _result(run):
     """What an exact resume must reproduce: best parameters' predictions, metrics, parameters."""
     evaluate.evaluate(run)
-    config = TrainConfig(**run_folder.read_description(run)["config"])
+    config = run_folder.config_of(run_folder.read_description(run))
     _, _, data = run_folder.load_data(config)
     state = jax.device_get(step.build(config, data.table.shape[1]).init())
     checkpoints = loop.Checkpoints(run)
@@ -252,6 +255,37 @@ def test_a_killed_run_ends_where_an_uninterrupted_one_ends(
         assert process.returncode == -signal.SIGKILL
     result = run_command("sasnet_jax.train", *_arguments(config))
     assert result.returncode == 0, result.stderr
+    assert re.search(r"resumed at step [1-9]", result.stdout)
+    assert _result(run) == uninterrupted
+
+
+def test_a_run_stopped_inside_an_epoch_ends_where_an_uninterrupted_one_ends(
+    world, tmp_path, uninterrupted, monkeypatch, capsys
+):
+    """A real SIGTERM during the 17th chunk of one step each."""
+    run = tmp_path / "run"
+    config = _config(world, run, **KILLED)
+    build = step.build
+
+    def build_and_stop(*arguments):
+        functions, chunks = build(*arguments), []
+
+        def train_chunk(*inputs):
+            chunks.append(1)
+            if len(chunks) == 17:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return functions.train_chunk(*inputs)
+
+        return functions._replace(train_chunk=train_chunk)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(step, "build", build_and_stop)
+        patch.setattr(loop, "_CHUNK_SECONDS", 0.0)
+        with pytest.raises(Preempted, match="saved at step 17"):
+            loop.train(config)
+    assert -(-world.corpus.rows("train").size // config.batch_size) > 17  # inside the first epoch
+    loop.train(config)
+    assert "resumed at step 17" in capsys.readouterr().out
     assert _result(run) == uninterrupted
 
 
@@ -264,12 +298,12 @@ def test_sigterm_saves_and_exits_75(world, tmp_path, uninterrupted):
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 75, output
     assert b"saved at step" in output
-    shutil.copytree(run, tmp_path / "copy")
+    saved = re.search(r"saved at step (\d+)", output.decode()).group(1)
+    assert int(saved) > 0
     result = run_command("sasnet_jax.train", *_arguments(config))
     assert result.returncode == 0, result.stderr
+    assert f"resumed at step {saved}\n" in result.stdout
     assert _result(run) == uninterrupted
-    # It went on from what was saved: without the checkpoint there is nothing to go on from.
-    assert any((tmp_path / "copy" / "checkpoints").iterdir())
 
 
 def test_epochs_may_grow(world, tmp_path):
@@ -303,6 +337,15 @@ def _damage(case, world, run, store):
         shutil.rmtree(run)
         run.mkdir()
         (run / "thesis.tex").write_text("precious")
+    elif case == "re-embedded":
+        manifest = files.read_json(store / "manifest.json", "")
+        files.write_json(store / "manifest.json", manifest | {"max_tokens": 32})
+    elif case == "foreign manifest":
+        files.write_json(store / "manifest.json", {"name": "an app"})
+    elif case == "bad rate":
+        return {"learning_rate": "nan"}
+    elif case == "bad seed":
+        return {"seed": 10**20}
     elif case == "bad heads":
         return {"heads": 3}
     elif case == "no corpus":
@@ -329,6 +372,10 @@ def _damage(case, world, run, store):
         ("old run", ("format version 0",)),
         ("foreign folder", ("other files",)),
         ("bad heads", ("--heads=3",)),
+        ("bad rate", ("--learning_rate=nan",)),
+        ("bad seed", ("--seed",)),
+        ("re-embedded", ("other store",)),
+        ("foreign manifest", ("manifest.json", "lacks")),
         ("no corpus", ("corpus.json",)),
         ("no pooling", ("median",)),
         ("checkpoint of another shape", ("checkpoint", "does not fit")),
@@ -338,7 +385,7 @@ def test_a_mistake_is_one_line_and_overwrites_nothing(world, tmp_path, case, men
     store, run = tmp_path / "store", tmp_path / "run"
     shutil.copytree(world.store_folder, store)
     base = {**SMALL, "epochs": 1, "corpus": str(world.corpus_folder), "store": str(store)}
-    loop.train(TrainConfig(**base, output=str(run)))
+    loop.train(TrainConfig(**base | {"store": (str(store),)}, output=str(run)))
     changed = _damage(case, world, run, store)
 
     def contents():
@@ -367,12 +414,13 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_step(world, tmp_path):
     assert re.search(r"error: the loss is not finite from step [1-9]", last), result.stderr
 
 
-def test_a_store_with_a_value_that_is_not_finite_is_refused(world, tmp_path):
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_a_store_with_a_value_that_is_not_finite_is_refused(world, tmp_path, split):
     table = np.load(world.store_folder / "mean.npy")
-    row = int(world.corpus.rows("train")[3])
+    row = int(world.corpus.rows(split)[3])
     table[row, 2] = np.nan
     store = write_store(tmp_path / "store", world.corpus, table)
-    config = dataclasses.replace(_config(world, tmp_path / "run"), store=str(store))
+    config = dataclasses.replace(_config(world, tmp_path / "run"), store=(str(store),))
     result = run_command("sasnet_jax.train", *_arguments(config))
     assert_one_line_mistake(result, f"review {row} ")
 
