@@ -238,7 +238,7 @@ def uninterrupted(world, tmp_path_factory):
     [
         (1, 9),
         (6, 20, 33),
-        pytest.param(tuple(range(3, 39, 4)), marks=pytest.mark.stress),
+        pytest.param(tuple(range(2, 32, 3)), marks=pytest.mark.stress),
     ],
     ids=str,
 )
