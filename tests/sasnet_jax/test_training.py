@@ -433,6 +433,26 @@ def test_tensorboard_shows_each_epoch_once(world, tmp_path):
     assert [event.step for event in events.Scalars("train_loss")] == [1, 2, 3, 4]
 
 
+def test_evaluation_leaves_a_checkpoint_in_progress_alone(world, tmp_path):
+    loop.train(_config(world, tmp_path / "run", epochs=1))
+    in_progress = tmp_path / "run" / "checkpoints" / "99.orbax-checkpoint-tmp"
+    in_progress.mkdir()
+    evaluate.evaluate(tmp_path / "run")
+    assert in_progress.is_dir()
+
+
+def test_sets_are_drawn_anew_at_each_step(world, tmp_path):
+    config = _config(world, tmp_path / "run", empty_side=0.0)
+    corpus, _, data = run_folder.load_data(config)
+    targets = jax.device_put(corpus.rows("train")[:64])
+    draw = jax.jit(lambda data, number: step._training_sets(config, data, targets, number))
+    first, again, other = (jax.device_get(draw(data, np.int32(number))) for number in (0, 0, 1))
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    for before, after in zip(first, other, strict=True):
+        np.testing.assert_array_equal(before.mask, after.mask)  # as many reviews, other ones
+        assert not np.array_equal(before.embeddings, after.embeddings)
+
+
 def test_contexts_fit_the_device_dtype(world):
     contexts = interactions.contexts_of(world.corpus, "exclude")
     assert {array.dtype for context in contexts for array in context} == {np.dtype(np.int32)}
