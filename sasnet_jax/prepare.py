@@ -1,14 +1,25 @@
 """`python -m sasnet_jax.prepare`: raw reviews in, a corpus folder out (docs/formats.md)."""
 
 import dataclasses
-import json
-from collections import Counter
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
+import polars as pl
+
 from sasnet_jax import __version__, cli, files
 from sasnet_jax.cli import UserError, setting
-from sasnet_jax.data import corpus, reviews, synthetic
+from sasnet_jax.data import corpus, filters, interactions, subset, synthetic
+from sasnet_jax.data.filters import FilterMode
+from sasnet_jax.data.reviews import ReviewDumps, read_businesses
+from sasnet_jax.data.splits import SPLITS, SplitScheme, split_reviews
+
+# Paper section 2.1, shown beside the counts of Yelp's dump.
+PAPER_COUNTS = {
+    "read": {"reviews": 6_200_000, "users": 1_900_000, "businesses": 150_000},
+    "filtered": {"reviews": 2_787_011, "users": 103_251, "businesses": 61_272},
+    "chosen": {"reviews": 75_379, "users": 11_117, "businesses": 3_752},
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -16,23 +27,61 @@ class PrepareConfig:
     """Settings of `prepare`."""
 
     reviews: tuple[str, ...] = setting(
-        (), help="Yelp-schema NDJSON file of reviews, .gz too; repeatable", topic="input"
+        (), help="dump of reviews: NDJSON, CSV, Parquet, .gz .zip .tar; repeatable", topic="input"
     )
-    businesses: str = setting("", help="Yelp-schema NDJSON file of businesses", topic="input")
+    businesses: str = setting("", help="dump of businesses, or the same archive", topic="input")
     synthetic: int = setting(
         0, help="number of reviews to generate instead of reading any", topic="input"
     )
     max_reject_fraction: float = setting(
         0.01, help="fraction of malformed lines that is tolerated", topic="input"
     )
+    user_column: str = setting("", help="name of the user id", topic="unknown formats")
+    business_column: str = setting("", help="name of the business id", topic="unknown formats")
+    stars_column: str = setting(
+        "", help="name of the stars (0 < stars <= 5)", topic="unknown formats"
+    )
+    text_column: str = setting("", help="name of the text", topic="unknown formats")
+    date_column: str = setting("", help="name of the date (ISO, or epoch)", topic="unknown formats")
+    review_id_column: str = setting("", help="name of the review id", topic="unknown formats")
     output: str = setting("", help="corpus folder to write", topic="output", required=True)
     min_reviews_user: int = setting(1, help="reviews a user must have", topic="choosing")
     min_reviews_business: int = setting(1, help="reviews a business must have", topic="choosing")
-    filter: Literal["once", "core"] = setting(
+    filter: FilterMode = setting(
         "once", help="count on the raw reviews (paper), or to a fixed point", topic="choosing"
     )
-    split: Literal["by_user"] = setting("by_user", help="80/10/10 of the users", topic="choosing")
-    seed: int = setting(0, help="of the split and of the synthetic reviews", topic="choosing")
+    choose_users: int = setting(
+        0, help="keep the fewest reviews that give so many users enough", topic="choosing"
+    )
+    choose_businesses: int = setting(
+        0, help="keep the fewest reviews that give so many businesses enough", topic="choosing"
+    )
+    reviews_per_chosen_user: int = setting(
+        10, help="reviews that are enough for a user", topic="choosing", extra=True
+    )
+    reviews_per_chosen_business: int = setting(
+        20, help="reviews that are enough for a business", topic="choosing", extra=True
+    )
+    prefer: Literal["longer", "any"] = setting(
+        "longer", help="among equally many reviews", topic="choosing", extra=True
+    )
+    exact_below: int = setting(
+        5000,
+        help="reviews up to which the optimum is sought outright",
+        topic="choosing",
+        extra=True,
+    )
+    choose_seconds: float = setting(
+        300.0,
+        help="seconds after which the best choice found is taken",
+        topic="choosing",
+        extra=True,
+    )
+    split: SplitScheme = setting("by_user", help="what is held out", topic="split")
+    held_out: int = setting(
+        3, help="reviews of a user for validation, and for test (within_user)", topic="split"
+    )
+    seed: int = setting(0, help="of the split and of the synthetic reviews", topic="split")
 
     def __post_init__(self):
         """Refuses what cannot be meant."""
@@ -46,8 +95,29 @@ class PrepareConfig:
             raise UserError("--min_reviews_user and --min_reviews_business must be at least 1")
         if not 0 <= self.max_reject_fraction <= 1:
             raise UserError(f"--max_reject_fraction={self.max_reject_fraction} is not in [0, 1]")
-        if self.seed < 0:
-            raise UserError(f"--seed={self.seed} must not be negative")
+        if bool(self.choose_users) != bool(self.choose_businesses):
+            raise UserError("give both --choose_users and --choose_businesses, or neither")
+        for name in ("seed", "choose_users", "choose_businesses", "exact_below"):
+            if getattr(self, name) < 0:
+                raise UserError(f"--{name}={getattr(self, name)} must not be negative")
+        for name in ("held_out", "reviews_per_chosen_user", "reviews_per_chosen_business"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name}={getattr(self, name)} must be at least 1")
+        if not self.choose_seconds > 0:
+            raise UserError(f"--choose_seconds={self.choose_seconds} must be positive")
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """What the dumps call our fields, where it was said."""
+        named = {
+            "user_id": self.user_column,
+            "business_id": self.business_column,
+            "stars": self.stars_column,
+            "text": self.text_column,
+            "date": self.date_column,
+            "review_id": self.review_id_column,
+        }
+        return {field: name for field, name in named.items() if name}
 
 
 def run(config: PrepareConfig) -> None:
@@ -58,68 +128,136 @@ def run(config: PrepareConfig) -> None:
     for _, path in inputs:
         if not path.is_file():
             raise UserError(f"{path} does not exist (--reviews, --businesses)")
-    settings = {
-        "inputs": [
-            {
-                "role": role,
-                "name": path.name,
-                "bytes": path.stat().st_size,
-                "sha256": files.file_sha256(path),
-            }
-            for role, path in inputs
-        ],
-        **dataclasses.asdict(config),
-    }
-    for name in ("output", "reviews", "businesses"):  # `inputs` says it, wherever the files lie
-        del settings[name]
-    if output.is_file() or (output.is_dir() and any(output.iterdir())):
-        _refuse_or_reuse(output, settings)
-        return
-    with files.new_folder(output) as folder:
-        _fill(folder, config, settings)
+    with ThreadPoolExecutor(1) as background:  # hashing is as long as reading
+        settings = background.submit(_settings, config, inputs)
+        if output.is_file() or (output.is_dir() and any(output.iterdir())):
+            _refuse_or_reuse(output, settings.result())
+            return
+        with files.new_folder(output) as folder:
+            _fill(folder, config, settings)
     print(f"corpus written to {output}")
 
 
-def _fill(folder: Path, config: PrepareConfig, settings: dict[str, Any]) -> None:
-    review_paths = [Path(name) for name in config.reviews]
-    business_path = Path(config.businesses) if config.businesses else None
-    if config.synthetic:
-        raw_folder = folder / "synthetic"
-        raw_folder.mkdir()
-        synthetic.generate(config.synthetic, config.seed, raw_folder)
-        review_paths = [raw_folder / "review.ndjson"]
-        business_path = raw_folder / "business.ndjson"
-    raw = reviews.read_reviews(review_paths, config.max_reject_fraction)
-    businesses, rejects = None, raw.rejects
+def _settings(config: PrepareConfig, inputs: list[tuple[str, Path]]) -> dict[str, Any]:
+    """What a corpus is made of and how; wherever the files lie."""
+    described = [
+        {
+            "role": role,
+            "name": path.name,
+            "bytes": path.stat().st_size,
+            "sha256": files.file_sha256(path),
+        }
+        for role, path in inputs
+    ]
+    settings = dataclasses.asdict(config)
+    for name in ("output", "reviews", "businesses"):
+        del settings[name]
+    return {"inputs": described, **settings}
+
+
+def _fill(folder: Path, config: PrepareConfig, settings: Future[dict[str, Any]]) -> None:
+    """Raw reviews -> filters -> one review a pair -> choice -> split -> files."""
+    review_paths, business_path = _sources(folder, config)
+    dumps = ReviewDumps(review_paths, config.columns)
+    for path, name in zip(review_paths, dumps.formats, strict=True):
+        print(f"{path.name}: {name}")
+    scan = dumps.scan(config.max_reject_fraction)
+    businesses, rejects = None, scan.rejects
     if business_path:
-        businesses, business_rejects = reviews.read_businesses(
-            business_path, config.max_reject_fraction
-        )
-        rejects = rejects + business_rejects
-    tables, summary = corpus.build(
-        raw.table,
-        businesses,
-        min_reviews_user=config.min_reviews_user,
-        min_reviews_business=config.min_reviews_business,
-        filter_mode=config.filter,
-        split=config.split,
-        seed=config.seed,
+        businesses, rejected = read_businesses(business_path, config.max_reject_fraction)
+        rejects = pl.concat([rejects, rejected])
+
+    steps = [_count("read", scan.reviews)]
+    kept = filters.with_enough_reviews(
+        scan.reviews, config.min_reviews_user, config.min_reviews_business, config.filter
     )
-    for name, table in tables.items():
-        table.write_parquet(folder / f"{name}.parquet")
-    with (folder / "rejects.ndjson").open("w") as file:
-        file.writelines(json.dumps(dataclasses.asdict(reject)) + "\n" for reject in rejects)
+    steps.append(_count("filtered", kept))
+    kept = filters.earliest_of_each_pair(kept)
+    steps.append(_count("deduplicated", kept))
+    if kept.is_empty():
+        raise UserError(
+            f"no review is left: of {steps[0]['reviews']} read, {steps[1]['reviews']} passed "
+            f"--min_reviews_user={config.min_reviews_user} "
+            f"--min_reviews_business={config.min_reviews_business}"
+        )
+    kept, choice = _choose(kept, config)
+    steps += [_count("chosen", kept)] if choice else []
+    split, boundaries = split_reviews(kept, config.split, config.seed, config.held_out)
+
+    tables = corpus.tables_of(kept, split, businesses)
+    texts = dumps.texts(kept)
+    texts_sha256 = corpus.write_reviews(folder / "reviews.parquet", tables["reviews"], texts)
+    for name in ("users", "businesses", "categories"):
+        tables[name].write_parquet(folder / f"{name}.parquet")
+    rejects.write_ndjson(folder / "rejects.ndjson")
+    of_yelp = bool(config.reviews) and set(dumps.formats) == {"Yelp"}
     description = {
         "format_version": corpus.FORMAT_VERSION,
         "program_version": __version__,
-        "settings": settings,
-        "texts_sha256": files.texts_sha256(tables["reviews"]["text"]),
-        "lines": raw.lines,
-        "rejected": dict(Counter(reject.reason for reject in rejects)),
-        **summary,
+        "settings": settings.result(),
+        "formats": dumps.formats,
+        "texts_sha256": texts_sha256,
+        "lines": scan.lines,
+        "rejected": dict(rejects["reason"].value_counts(sort=True).iter_rows()),
+        "steps": [
+            step | {"paper": PAPER_COUNTS.get(step["step"])} if of_yelp else step for step in steps
+        ],
+        "choice": choice,
+        "split_reviews": {name: int((split == name).sum()) for name in SPLITS},
+        "split_boundaries": boundaries,
+        "reviews_per": {
+            side: corpus.histogram(tables["reviews"][side]) for side in interactions.SIDES
+        },
     }
     files.write_json(folder / "corpus.json", description)
+    interactions.write_grouped(corpus.read_corpus(folder))
     _print_summary(description)
+
+
+def _sources(folder: Path, config: PrepareConfig) -> tuple[list[Path], Path | None]:
+    """The dumps of reviews and of businesses, generated first if so asked."""
+    if not config.synthetic:
+        business_path = Path(config.businesses) if config.businesses else None
+        return [Path(name) for name in config.reviews], business_path
+    raw_folder = folder / "synthetic"
+    raw_folder.mkdir()
+    synthetic.generate(config.synthetic, config.seed, raw_folder)
+    return [raw_folder / "review.ndjson"], raw_folder / "business.ndjson"
+
+
+def _choose(
+    kept: pl.DataFrame, config: PrepareConfig
+) -> tuple[pl.DataFrame, dict[str, Any] | None]:
+    """The reviews that the linear programme keeps, and its report; all of them where not asked."""
+    if not config.choose_users:
+        return kept, None
+    print("choosing reviews ...")
+    user, business = (
+        kept[f"{side}_id"].rank("dense").to_numpy().astype("int64") - 1
+        for side in interactions.SIDES
+    )
+    keep, report = subset.choose(
+        subset.Graph(user, business, kept["text_length"].to_numpy().astype("int64")),
+        subset.Demand(
+            users=config.choose_users,
+            user_reviews=config.reviews_per_chosen_user,
+            businesses=config.choose_businesses,
+            business_reviews=config.reviews_per_chosen_business,
+        ),
+        prefer=config.prefer,
+        exact_below=config.exact_below,
+        seconds=config.choose_seconds,
+    )
+    return kept.filter(keep), report
+
+
+def _count(step: str, reviews: pl.DataFrame) -> dict[str, Any]:
+    return {
+        "step": step,
+        "reviews": reviews.height,
+        "users": reviews["user_id"].n_unique(),
+        "businesses": reviews["business_id"].n_unique(),
+    }
 
 
 def _refuse_or_reuse(output: Path, settings: dict[str, Any]) -> None:
@@ -144,12 +282,21 @@ def _print_summary(description: dict[str, Any]) -> None:
     )
     for reason, count in description["rejected"].items():
         print(f"  {count:,} x {reason}")
-    print(f"{'':14}{'reviews':>11}{'users':>11}{'businesses':>12}")
+    columns = ("reviews", "users", "businesses")
+    print(" " * 14 + "".join(f"{name:>12}" for name in columns))
     for step in description["steps"]:
-        counts = (step["reviews"], step["users"], step["businesses"])
-        print(f"{step['step']:14}{counts[0]:>11,}{counts[1]:>11,}{counts[2]:>12,}")
+        line = f"{step['step']:14}" + "".join(f"{step[name]:>12,}" for name in columns)
+        if paper := step.get("paper"):
+            line += "   paper: " + ", ".join(f"{paper[name]:,}" for name in columns)
+        print(line)
+    if choice := description["choice"]:
+        print(
+            f"choice: {choice['objective']:,} reviews, no choice has fewer than "
+            f"{choice['lower_bound']:,} (gap {choice['gap']:.2%}), {choice['solver']}, "
+            f"{choice['model']} problem, {choice['seconds']} s"
+        )
     for split, count in description["split_reviews"].items():
-        print(f"{split:14}{count:>11,}")
+        print(f"{split:14}{count:>12,}")
 
 
 if __name__ == "__main__":

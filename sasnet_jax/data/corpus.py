@@ -1,30 +1,27 @@
 """The corpus folder: written by `prepare`, read by everything else (docs/formats.md).
 
-Rows of `reviews.parquet` are the review index of the whole program. `build` applies the order of
-DESIGN section 5: count filters on raw counts, duplicates of a pair, split.
+Rows of `reviews.parquet` are the review index of the whole program.
 """
 
 import dataclasses
 import hashlib
+import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
-from jaxtyping import Float32, Int8, Int32
+from jaxtyping import Float32, Int8, Int32, Int64
 
 from sasnet_jax.cli import UserError
-from sasnet_jax.data.splits import SPLIT_SCHEMES, SPLITS
+from sasnet_jax.data.splits import SPLITS
 from sasnet_jax.files import read_json, texts_sha256
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CLASSES = ("bad", "good", "excellent")
+NO_DATE = np.iinfo(np.int64).max
 _COUNT_BINS = (1, 2, 5, 10, 20, 50, 100)
-# Paper section 2.1, kept beside our own counts.
-PAPER_COUNTS = {
-    "read": {"reviews": 6_200_000, "users": 1_900_000, "businesses": 150_000},
-    "filtered": {"reviews": 2_787_011, "users": 103_251, "businesses": 61_272},
-}
+_REVIEW_COLUMNS = ("review_id", "user", "business", "stars", "label", "date", "text", "split")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,15 +32,17 @@ class Corpus:
     business: Int32[np.ndarray, "reviews"]
     stars: Float32[np.ndarray, "reviews"]
     label: Int8[np.ndarray, "reviews"]
+    date: Int64[np.ndarray, "reviews"]  # microseconds since 1970, or NO_DATE
     split: np.ndarray  # str [reviews], of SPLITS
+    split_scheme: str
     texts_sha256: str
     folder: Path
 
     @property
     def sha256(self) -> str:
-        """Names texts, pairs, stars and split: what a run's results depend on."""
-        digest = hashlib.sha256(self.texts_sha256.encode())
-        for column in (self.user, self.business, self.stars, self.split):
+        """Names texts, pairs, stars, dates and split: what a run's results depend on."""
+        digest = hashlib.sha256((self.texts_sha256 + self.split_scheme).encode())
+        for column in (self.user, self.business, self.stars, self.date, self.split):
             digest.update(column.tobytes())
         return digest.hexdigest()
 
@@ -74,75 +73,68 @@ def label_of(stars: pl.Expr) -> pl.Expr:
     return pl.when(stars <= 3).then(0).when(stars < 5).then(1).otherwise(2).cast(pl.Int8)
 
 
-def build(
-    reviews: pl.DataFrame,
-    businesses: pl.DataFrame | None,
-    *,
-    min_reviews_user: int,
-    min_reviews_business: int,
-    filter_mode: str,
-    split: str,
-    seed: int,
-) -> tuple[dict[str, pl.DataFrame], dict[str, Any]]:
-    """Filters, deduplicates, labels and splits raw reviews.
+def tables_of(
+    reviews: pl.DataFrame, split: pl.Series, businesses: pl.DataFrame | None
+) -> dict[str, pl.DataFrame]:
+    """The tables of a corpus by file name; `reviews` is still without `review_id` and `text`.
 
     Args:
-      reviews: `review_id, user_id, business_id, stars, date, text` in file order.
+      reviews: `user_id, business_id, stars, date`, those of the corpus in their order.
+      split: of SPLITS [reviews].
       businesses: `business_id, name, city, categories`, or None.
-      min_reviews_user: reviews that a user must have.
-      min_reviews_business: reviews that a business must have.
-      filter_mode: "once" as the paper (both counts on the unfiltered data), or "core" (to a
-        fixed point).
-      split: a name of SPLIT_SCHEMES.
-      seed: of the split.
-
-    Returns:
-      The tables of the corpus by file name, and the `steps` and `histograms` of corpus.json.
-
-    Raises:
-      UserError: nothing is left, or a split is empty.
     """
-    steps = [_step("read", reviews)]
-    minima = {"user_id": min_reviews_user, "business_id": min_reviews_business}
-    reviews = _filter_by_counts(reviews, minima, filter_mode)
-    steps.append(_step("filtered", reviews))
-    reviews = _earliest_of_each_pair(reviews)
-    steps.append(_step("deduplicated", reviews))
-    if reviews.is_empty():
-        raise UserError(
-            f"no review is left: of {steps[0]['reviews']} read, {steps[1]['reviews']} passed "
-            f"--min_reviews_user={min_reviews_user} --min_reviews_business={min_reviews_business}"
-        )
-    users = _dense_index(reviews, "user")
-    splits = users.with_columns(SPLIT_SCHEMES[split](users["user_id"], seed))
-    names = _dense_index(reviews, "business")
-    reviews = (
-        reviews.join(splits, on="user_id", how="left", maintain_order="left")
+    users, names = _dense_index(reviews, "user"), _dense_index(reviews, "business")
+    table = (
+        reviews.with_columns(split)
+        .join(users, on="user_id", how="left", maintain_order="left")
         .join(names, on="business_id", how="left", maintain_order="left")
-        .select(
-            "review_id",
-            "user",
-            "business",
-            "stars",
-            label_of(pl.col("stars")).alias("label"),
-            "date",
-            "text",
-            "split",
-        )
+        .with_columns(label_of(pl.col("stars")).alias("label"))
+        .select(name for name in _REVIEW_COLUMNS if name not in ("review_id", "text"))
     )
-    empty = [name for name in SPLITS if name not in reviews["split"]]
-    if empty:
-        raise UserError(f"{users.height} users are too few to split: no {empty[0]} review is left")
-    business_table = _describe(names, businesses)
-    tables = {
-        "reviews": reviews,
+    described = _describe(names, businesses)
+    return {
+        "reviews": table,
         "users": users,
-        "businesses": business_table,
-        "categories": _categories(reviews, business_table),
+        "businesses": described,
+        "categories": _categories(table, described),
     }
-    histograms = {side: _histogram(reviews[side]) for side in ("user", "business")}
-    split_counts = {name: int((reviews["split"] == name).sum()) for name in SPLITS}
-    return tables, {"steps": steps, "split_reviews": split_counts, "reviews_per": histograms}
+
+
+def write_reviews(path: Path, table: pl.DataFrame, texts: Iterable[pl.DataFrame]) -> str:
+    """Writes `reviews.parquet` without ever holding all texts; returns their SHA-256.
+
+    Args:
+      path: the file.
+      table: `reviews` of `tables_of`.
+      texts: frames of `review_id, text` that together have the rows of `table`.
+    """
+    parts = path.with_suffix(".parts")
+    parts.mkdir()
+
+    def write_parts() -> Iterator[str]:
+        first = 0
+        for index, found in enumerate(texts):
+            rows = table.slice(first, found.height)
+            first += found.height
+            part = pl.concat([found, rows], how="horizontal").select(_REVIEW_COLUMNS)
+            part.write_parquet(parts / f"{index:06}.parquet", compression="lz4")
+            yield from found["text"]
+
+    digest = texts_sha256(write_parts())
+    pl.scan_parquet(parts).sink_parquet(path)
+    shutil.rmtree(parts)
+    return digest
+
+
+def histogram(entity: pl.Series) -> dict[str, int]:
+    """Entities by their number of reviews, in the bins "1", "2-4", ..., "100+"."""
+    counts = entity.value_counts()["count"].to_numpy()
+    found = np.histogram(counts, bins=[*_COUNT_BINS, np.inf])[0]
+    names = ["1"]
+    for low, high in zip(_COUNT_BINS[1:-1], _COUNT_BINS[2:], strict=True):
+        names.append(f"{low}-{high - 1}")
+    names.append(f"{_COUNT_BINS[-1]}+")
+    return dict(zip(names, found.tolist(), strict=True))
 
 
 def read_corpus(folder: Path) -> Corpus:
@@ -151,14 +143,14 @@ def read_corpus(folder: Path) -> Corpus:
     Raises:
       UserError: it is absent, unreadable, of another format version, or breaks the contract.
     """
-    keys = ("format_version", "texts_sha256")
+    keys = ("format_version", "texts_sha256", "settings")
     description = read_json(folder / "corpus.json", "python -m sasnet_jax.prepare", keys)
     if description.get("format_version") != FORMAT_VERSION:
         raise UserError(
             f"{folder / 'corpus.json'} has format version {description.get('format_version')}, "
             f"this program reads {FORMAT_VERSION}: run prepare again"
         )
-    columns = ["user", "business", "stars", "label", "split"]
+    columns = ["user", "business", "stars", "label", "date", "split"]
     path = folder / "reviews.parquet"
     try:
         table = pl.read_parquet(path, columns=columns)
@@ -167,47 +159,17 @@ def read_corpus(folder: Path) -> Corpus:
     if table.select("user", "business").is_duplicated().any():
         raise UserError(f"{path} repeats a (user, business) pair: run prepare again")
     known = table["label"].is_in(range(len(CLASSES))) & table["split"].is_in(SPLITS)
-    if table.null_count().sum_horizontal().item() or not known.all():
+    if table.drop("date").null_count().sum_horizontal().item() or not known.all():
         raise UserError(f"{path} holds a value that no corpus has: run prepare again")
-    arrays = {name: table[name].to_numpy().copy() for name in columns[:-1]}
+    arrays = {name: table[name].to_numpy().copy() for name in columns[:4]}
+    split = np.select([table["split"] == name for name in SPLITS], SPLITS, default="")
     return Corpus(
         **arrays,
-        split=np.array(table["split"].to_list()),
+        date=table["date"].cast(pl.Int64).fill_null(NO_DATE).to_numpy().copy(),
+        split=split,
+        split_scheme=description["settings"]["split"],
         texts_sha256=description["texts_sha256"],
         folder=folder,
-    )
-
-
-def _step(name: str, reviews: pl.DataFrame) -> dict[str, Any]:
-    return {
-        "step": name,
-        "reviews": reviews.height,
-        "users": reviews["user_id"].n_unique(),
-        "businesses": reviews["business_id"].n_unique(),
-        "paper": PAPER_COUNTS.get(name),
-    }
-
-
-def _filter_by_counts(
-    reviews: pl.DataFrame, minima: dict[str, int], filter_mode: str
-) -> pl.DataFrame:
-    enough = pl.all_horizontal([pl.len().over(key) >= least for key, least in minima.items()])
-    while True:
-        filtered = reviews.filter(enough)
-        if filter_mode == "once" or filtered.height == reviews.height:
-            return filtered
-        reviews = filtered
-
-
-def _earliest_of_each_pair(reviews: pl.DataFrame) -> pl.DataFrame:
-    """Keeps the earliest review of each (user, business) pair; ties and no date: file order."""
-    pair = ["user_id", "business_id"]
-    return (
-        reviews.with_row_index("file_order")
-        .sort("date", "file_order", nulls_last=True)
-        .unique(pair, keep="first", maintain_order=True)
-        .sort("file_order")
-        .drop("file_order")
     )
 
 
@@ -240,14 +202,3 @@ def _categories(reviews: pl.DataFrame, businesses: pl.DataFrame) -> pl.DataFrame
         .agg(pl.len().alias("reviews"))
         .sort(["reviews", "category"], descending=[True, False])
     )
-
-
-def _histogram(entity: pl.Series) -> dict[str, int]:
-    """Entities by their number of reviews, in the bins "1", "2-4", ..., "100+"."""
-    counts = entity.value_counts()["count"].to_numpy()
-    found = np.histogram(counts, bins=[*_COUNT_BINS, np.inf])[0]
-    names = ["1"]
-    for low, high in zip(_COUNT_BINS[1:-1], _COUNT_BINS[2:], strict=True):
-        names.append(f"{low}-{high - 1}")
-    names.append(f"{_COUNT_BINS[-1]}+")
-    return dict(zip(names, found.tolist(), strict=True))

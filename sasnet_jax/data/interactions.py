@@ -1,8 +1,9 @@
 """Who may be seen: the context of every target review (DESIGN section 5).
 
-In: the corpus columns. Out, for each side, a `Context`: the review rows of every entity grouped in
-one array, and for every review as a target the range of that array that may be seen, less the
-target itself. Sets, averages and counts are all taken from it.
+`prepare` groups the reviews by user and by business once, into offset arrays that are memory-mapped
+ever after. From them `contexts_of` makes, for each side, a `Context`: for every review as a target
+the range of the grouped rows that may be seen, less the target itself. Sets, averages and counts
+are all taken from it.
 """
 
 from typing import Literal, NamedTuple
@@ -10,12 +11,26 @@ from typing import Literal, NamedTuple
 import jax
 import numpy as np
 import scipy.sparse
-from jaxtyping import Bool, Int32
+from jaxtyping import Int, Int32, Int64
 
+from sasnet_jax.cli import UserError
 from sasnet_jax.data.corpus import Corpus
+from sasnet_jax.data.splits import SPLITS
 
 HostOrDevice = np.ndarray | jax.Array
 TargetReview = Literal["exclude", "include"]
+SIDES = ("user", "business")
+
+
+class Grouped(NamedTuple):
+    """The reviews of each entity of one side: `rows[offsets[i] : offsets[i + 1]]` (CSR).
+
+    Each entity's training reviews come first, then validation, then test, each by date, by row
+    where dates are equal or missing. So whatever a target may see is the beginning of a list.
+    """
+
+    offsets: Int64[np.ndarray, "entities+1"]
+    rows: Int32[np.ndarray, "reviews"]
 
 
 class Context(NamedTuple):
@@ -39,26 +54,89 @@ class Contexts(NamedTuple):
     business: Context
 
 
-def contexts_of(corpus: Corpus, target_review: TargetReview) -> Contexts:
-    """The contexts of a `by_user` split.
+def write_grouped(corpus: Corpus) -> None:
+    """Groups the reviews of a corpus by user and by business, into its folder `interactions`."""
+    folder = corpus.folder / "interactions"
+    folder.mkdir()
+    split = np.select([corpus.split == name for name in SPLITS], range(len(SPLITS)))
+    for side in SIDES:
+        entity = getattr(corpus, side)
+        rows = np.lexsort((corpus.date, split, entity)).astype(np.int32)
+        offsets = np.concatenate([[0], np.cumsum(np.bincount(entity))])
+        np.save(folder / f"{side}_offsets.npy", offsets)
+        np.save(folder / f"{side}_rows.npy", rows)
 
-    Under "exclude" the user's side is the user's other reviews (of the same split by construction)
-    and the business's side its training reviews, without the target. Under "include" both are all
-    reviews of the entity, the target among them (leaky: only to reproduce the paper).
 
-    A pair of user and business occurs once in a corpus, so leaving out the target leaves out the
-    pair.
+def read_grouped(corpus: Corpus, side: str) -> Grouped:
+    """Opens what `write_grouped` wrote for one side, memory-mapped.
+
+    Raises:
+      UserError: it is absent or not of this corpus.
     """
-    everything = np.ones(corpus.split.size, bool)
+    paths = [corpus.folder / "interactions" / f"{side}_{part}.npy" for part in Grouped._fields]
+    try:
+        grouped = Grouped(*(np.load(path, mmap_mode="r", allow_pickle=False) for path in paths))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{paths[0].parent} cannot be read ({error}): run prepare again") from None
+    entity = getattr(corpus, side)
+    sizes = np.bincount(entity)
+    whole = grouped.rows.size == entity.size and grouped.offsets.size == sizes.size + 1
+    if not whole or (entity[grouped.rows] != np.repeat(np.arange(sizes.size), sizes)).any():
+        raise UserError(f"{paths[0].parent} is not of this corpus: run prepare again")
+    return grouped
+
+
+def contexts_of(corpus: Corpus, target_review: TargetReview) -> Contexts:
+    """The contexts of every review as a target.
+
+    Under "exclude", the table of DESIGN section 5: with the split by_user, the user's other reviews
+    (of the same split by construction) and the business's training reviews; by_review and
+    within_user, training reviews on both sides; by_time, the reviews that are strictly earlier.
+    Never the target, and so never its pair of user and business, which occurs once in a corpus.
+    Under "include" all reviews of the entity, the target among them (leaky: only to reproduce the
+    paper).
+    """
+    return Contexts(*(_context(corpus, side, target_review) for side in SIDES))
+
+
+def _context(corpus: Corpus, side: str, target_review: TargetReview) -> Context:
+    grouped = read_grouped(corpus, side)
+    entity = getattr(corpus, side)
+    start, every = grouped.offsets[entity], np.diff(grouped.offsets)[entity]
     if target_review == "include":
-        return Contexts(
-            _group(corpus.user, everything, exclude=False),
-            _group(corpus.business, everything, exclude=False),
-        )
-    return Contexts(
-        _group(corpus.user, everything, exclude=True),
-        _group(corpus.business, corpus.split == "train", exclude=True),
-    )
+        size, skip = every, every
+    else:
+        if corpus.split_scheme == "by_time":
+            listed = _earlier(corpus.date, grouped, start)
+        elif corpus.split_scheme == "by_user" and side == "user":
+            listed = every
+        else:
+            listed = np.bincount(entity[corpus.split == "train"], minlength=entity.max() + 1)[
+                entity
+            ]
+        position = np.empty_like(every)
+        position[grouped.rows] = np.arange(every.size)
+        position -= start
+        size = listed - (position < listed)
+        skip = np.where(position < listed, position, size)
+    return Context(grouped.rows, *(array.astype(np.int32) for array in (start, size, skip)))
+
+
+def _earlier(
+    date: Int64[np.ndarray, "reviews"], grouped: Grouped, start: Int[np.ndarray, "reviews"]
+) -> Int[np.ndarray, "reviews"]:
+    """How many of its entity's reviews are strictly earlier than each review.
+
+    A split by time puts an entity's list in the order of time.
+    """
+    dates = date[grouped.rows]
+    first = np.zeros(dates.size, bool)  # of the entity's reviews of one moment
+    first[1:] = dates[1:] != dates[:-1]
+    first[grouped.offsets[:-1]] = True
+    first_of_moment = np.maximum.accumulate(np.where(first, np.arange(dates.size), 0))
+    earlier = np.empty_like(first_of_moment)
+    earlier[grouped.rows] = first_of_moment
+    return earlier - start
 
 
 def averaging_matrix(context: Context, targets: Int32[np.ndarray, "n"]) -> scipy.sparse.csr_matrix:
@@ -75,20 +153,3 @@ def averaging_matrix(context: Context, targets: Int32[np.ndarray, "n"]) -> scipy
     weights = np.repeat(1 / np.maximum(size, 1), size)
     shape = (targets.size, context.start.size)
     return scipy.sparse.csr_matrix((weights, columns, offsets), shape=shape)
-
-
-def _group(
-    entity: Int32[np.ndarray, "reviews"], listed: Bool[np.ndarray, "reviews"], exclude: bool
-) -> Context:
-    """Groups the `listed` rows by entity; every review may be a target, listed or not."""
-    rows = np.flatnonzero(listed)
-    rows = rows[np.argsort(entity[rows], kind="stable")]
-    sizes = np.bincount(entity[rows], minlength=entity.max() + 1)
-    start = np.concatenate([[0], np.cumsum(sizes)[:-1]])[entity]
-    size = sizes[entity]
-    if exclude:
-        size = size - listed
-    skip = size.copy()
-    if exclude:
-        skip[rows] = np.arange(rows.size) - start[rows]
-    return Context(*(array.astype(np.int32) for array in (rows, start, size, skip)))

@@ -1,171 +1,228 @@
-"""Reads raw review dumps into one table: the first step of `prepare`.
+"""Reads raw review dumps: the first step of `prepare`.
 
-In: NDJSON files in the schema of the Yelp Open Dataset, plain or gzip. Out: a polars frame with
-`review_id, user_id, business_id, stars, date, text`, in file order, and the list of rejected lines.
-Every line is validated by a msgspec struct; none is dropped silently.
+In: files as `dumps.py` opens them, with records as `records.py` validates them. Out: the usable
+reviews and the rejects. A dump is read twice, by one process a core: `ReviewDumps.scan` keeps
+everything but the texts; `ReviewDumps.texts` then reads those of the reviews that were chosen. So
+the texts of millions of reviews never have to be in memory.
 """
 
+import collections
+import contextlib
 import dataclasses
-import gzip
-import re
-import zlib
-from collections.abc import Iterator, Sequence
-from datetime import datetime
+import functools
+import itertools
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import msgspec
 import polars as pl
 from tqdm import tqdm
 
 from sasnet_jax.cli import UserError
+from sasnet_jax.data import dumps, records
+from sasnet_jax.data.dumps import Block
+from sasnet_jax.data.records import Columns
 
-EMPTY_TEXT = "empty text"
-
-
-class YelpReview(msgspec.Struct):
-    """A line of `yelp_academic_dataset_review.json`; other fields are ignored."""
-
-    review_id: str
-    user_id: Annotated[str, msgspec.Meta(min_length=1)]
-    business_id: Annotated[str, msgspec.Meta(min_length=1)]
-    stars: Annotated[float, msgspec.Meta(gt=0, le=5)]
-    text: str
-    date: str | None = None
-
-
-class YelpBusiness(msgspec.Struct):
-    """A line of `yelp_academic_dataset_business.json`; other fields are ignored."""
-
-    business_id: Annotated[str, msgspec.Meta(min_length=1)]
-    name: str | None = None
-    city: str | None = None
-    categories: str | None = None
+REJECTS: dict[str, pl.DataType] = {"file": pl.String(), **records.REJECTED}
+_WORTH_PROCESSES = 32 << 20  # bytes of input from which on starting processes pays
+_BLOCKS_AHEAD = 3  # a process
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Reject:
-    """A line that was left out, and why."""
+class Scan:
+    """What the dumps held, less the texts.
 
-    file: str
-    line: int  # counted from 1
-    reason: str
+    `reviews` are the usable ones in file order: `user_id, business_id, stars, date, text_length`
+    (characters), and `block` and `line`, by which `ReviewDumps.texts` finds them again. `rejects`
+    are `file, line` (from 1) and `reason`.
+    """
 
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class RawReviews:
-    """What the files held: the usable reviews, the lines read and the lines rejected."""
-
-    table: pl.DataFrame
+    reviews: pl.DataFrame
+    rejects: pl.DataFrame
     lines: int
-    rejects: list[Reject]
 
 
-def read_reviews(paths: Sequence[Path], max_reject_fraction: float) -> RawReviews:
-    """Reads Yelp-schema reviews.
+class ReviewDumps:
+    """One or more dumps of reviews, read in the order given.
 
     Args:
-      paths: files, read in this order.
-      max_reject_fraction: the largest tolerated fraction of malformed lines.
+      paths: the files.
+      columns: what the dumps call a field of FORMATS, where no known format fits.
 
     Raises:
-      UserError: a file is missing or unreadable, or too many lines are malformed.
+      UserError: a file is missing, damaged, or in no known format.
     """
-    columns: dict[str, list[Any]] = {name: [] for name in YelpReview.__struct_fields__}
-    rejects: list[Reject] = []
-    lines = 0
-    for path in paths:
-        for number, review in _decode_lines(path, YelpReview):
-            lines += 1
-            if isinstance(review, str):
-                rejects.append(Reject(path.name, number, review))
-                continue
-            date = _parse_date(review.date)
-            if isinstance(date, str):
-                rejects.append(Reject(path.name, number, date))
-                continue
-            if not review.text.strip():
-                rejects.append(Reject(path.name, number, EMPTY_TEXT))
-                continue
-            for name, values in columns.items():
-                values.append(date if name == "date" else getattr(review, name))
-    _refuse_wrong_format(lines, rejects, max_reject_fraction)
-    schema: dict[str, pl.DataType] = {name: pl.String() for name in columns}
-    schema |= {"stars": pl.Float32(), "date": pl.Datetime("us")}
-    return RawReviews(pl.DataFrame(columns, schema=schema), lines, rejects)
+
+    def __init__(self, paths: Sequence[Path], columns: Mapping[str, str]):
+        self._dumps = [dumps.open_dump(path, "review") for path in paths]
+        found = [records.recognise_reviews(dump, columns) for dump in self._dumps]
+        self.formats = [name for name, _ in found]
+        self._columns = [names for _, names in found]
+        # Known from the first reading on, for each block of all dumps:
+        self._dump_of_block: list[int] = []
+        self._lines_before_block: list[int] = []  # in its dump
+
+    def scan(self, max_reject_fraction: float) -> Scan:
+        """Validates every record, and keeps all that is known of it but the text.
+
+        Raises:
+          UserError: a file is damaged, or more than `max_reject_fraction` of the records are
+            malformed.
+        """
+        reviews, rejects = [pl.DataFrame(schema=records.SCANNED)], [pl.DataFrame(schema=REJECTS)]
+        with self._workers() as apply:
+            for index, dump in enumerate(self._dumps):
+                before = 0
+                tasks = ((block, self._columns[index]) for block in self._blocks(index, "reading"))
+                for usable, rejected, lines in apply(records.scan_block, tasks):
+                    number = pl.lit(len(self._dump_of_block), pl.Int32()).alias("block")
+                    line = pl.col("line") + before
+                    reviews.append(usable.with_columns(number, line).select(*records.SCANNED))
+                    rejects.append(_name_file(rejected, dump.path, before))
+                    self._dump_of_block.append(index)
+                    self._lines_before_block.append(before)
+                    before += lines
+        found, rejected = pl.concat(reviews), pl.concat(rejects)
+        del reviews
+        lines = found.height + rejected.height
+        _refuse_wrong_format(rejected, lines, max_reject_fraction)
+        repeated = self._repeated_ids(found)
+        rejected = pl.concat([rejected, self._as_rejects(found.filter(repeated))])
+        return Scan(found.filter(~repeated).drop("id_hash"), rejected, lines)
+
+    def texts(self, chosen: pl.DataFrame) -> Iterator[pl.DataFrame]:
+        """Reads the texts of some reviews.
+
+        Args:
+          chosen: rows of `Scan.reviews`, in file order.
+
+        Yields:
+          Frames `review_id, text` that are, one after the other, those of `chosen`. A review
+          without an id is called after its file and line.
+
+        Raises:
+          UserError: a file has changed since the scan.
+        """
+        parts = chosen.partition_by("block", maintain_order=True)
+        with self._workers() as apply:
+            results = apply(records.read_texts, self._text_tasks(parts))
+            for part, found in zip(parts, results, strict=True):
+                dump = self._dumps[self._dump_of_block[part["block"][0]]]
+                if not found["text"].str.len_chars().equals(part["text_length"].cast(pl.UInt32)):
+                    raise UserError(f"{dump.path} changed while it was being read")
+                place = pl.format("{}:{}", pl.lit(dump.path.name), part["line"])
+                yield found.with_columns(pl.col("review_id").fill_null(place))
+
+    def _text_tasks(self, parts: list[pl.DataFrame]) -> Iterator[tuple[Block, Columns, list[int]]]:
+        lines_of = {part["block"][0]: part["line"] for part in parts}
+        number = 0
+        for index in range(len(self._dumps)):
+            for block in self._blocks(index, "reading texts of"):
+                if number in lines_of:
+                    lines = lines_of[number] - self._lines_before_block[number]
+                    yield block, self._columns[index], lines.to_list()
+                number += 1
+
+    def _blocks(self, index: int, doing: str) -> Iterator[Block]:
+        """The blocks of one dump, under a progress bar."""
+        dump = self._dumps[index]
+        with tqdm(
+            total=dump.path.stat().st_size,
+            desc=f"{doing} {dump.path.name}",
+            unit="B",
+            unit_scale=True,
+            delay=5,
+            mininterval=1,
+        ) as bar:
+            for block, behind in dump.blocks([theirs for _, theirs in self._columns[index]]):
+                yield block
+                bar.update(behind - bar.n)
+
+    def _repeated_ids(self, found: pl.DataFrame) -> pl.Series:
+        """Whether each review's id has been seen before; equal hashes are looked at again."""
+        repeated = pl.zeros(found.height, pl.Boolean, eager=True).alias("repeated")
+        hashes = found["id_hash"]
+        candidates = (hashes.is_duplicated() & hashes.is_not_null()).arg_true()
+        if candidates.is_empty():
+            return repeated
+        ids = pl.concat([part["review_id"] for part in self.texts(found[candidates])])
+        return repeated.scatter(candidates.filter(~ids.is_first_distinct()), True)
+
+    def _as_rejects(self, repeated: pl.DataFrame) -> pl.DataFrame:
+        names = [self._dumps[self._dump_of_block[block]].path.name for block in repeated["block"]]
+        file, reason = (
+            pl.Series("file", names, pl.String()),
+            pl.lit(records.REPEATED_ID).alias("reason"),
+        )
+        return repeated.with_columns(file, reason).select(*REJECTS)
+
+    @contextlib.contextmanager
+    def _workers(self) -> Iterator[Callable[[Callable, Iterable[tuple]], Iterator[Any]]]:
+        """Yields a lazy, ordered `starmap`: in this process, or for large inputs one a core."""
+        if sum(dump.path.stat().st_size for dump in self._dumps) < _WORTH_PROCESSES:
+            yield itertools.starmap
+            return
+        count = len(os.sched_getaffinity(0))
+        ignore_interrupts = (signal.SIGINT, signal.SIG_IGN)  # the parent stops its workers
+        with ProcessPoolExecutor(
+            count,
+            multiprocessing.get_context("spawn"),  # polars' threads do not survive a fork
+            initializer=signal.signal,
+            initargs=ignore_interrupts,
+        ) as pool:
+            yield functools.partial(_starmap, pool, count * _BLOCKS_AHEAD)
 
 
-def read_businesses(path: Path, max_reject_fraction: float) -> tuple[pl.DataFrame, list[Reject]]:
-    """Reads Yelp-schema businesses: `business_id, name, city, categories` (a list of names).
+def read_businesses(path: Path, max_reject_fraction: float) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Reads businesses: `business_id, name, city, categories` (a list of names).
 
     Returns:
-      The businesses, the first line of each id, and the rejected lines.
+      The businesses, the first record of each id; and the rejects, as in `Scan`.
 
     Raises:
-      UserError: the file is missing or unreadable, or too many lines are malformed.
+      UserError: the file is missing or damaged, or too many records are malformed.
     """
-    rows = []
-    rejects: list[Reject] = []
-    for number, business in _decode_lines(path, YelpBusiness):
-        if isinstance(business, str):
-            rejects.append(Reject(path.name, number, business))
-            continue
-        names = [name.strip() for name in (business.categories or "").split(",")]
-        categories = list(dict.fromkeys(name for name in names if name))
-        rows.append((business.business_id, business.name, business.city, categories))
-    schema: dict[str, pl.DataType] = {
-        "business_id": pl.String(),
-        "name": pl.String(),
-        "city": pl.String(),
-        "categories": pl.List(pl.String()),
-    }
-    frame = pl.DataFrame(rows, schema=schema, orient="row")
-    _refuse_wrong_format(len(rows) + len(rejects), rejects, max_reject_fraction)
-    return frame.unique("business_id", keep="first", maintain_order=True), rejects
+    dump = dumps.open_dump(path, "business")
+    _, columns = records.recognise_businesses(dump)
+    businesses = [pl.DataFrame(schema=records.BUSINESSES)]
+    rejects = [pl.DataFrame(schema=REJECTS)]
+    before = 0
+    for block, _ in dump.blocks([theirs for _, theirs in columns]):
+        found, rejected, lines = records.read_businesses(block, columns)
+        businesses.append(found)
+        rejects.append(_name_file(rejected, path, before))
+        before += lines
+    frame, all_rejects = pl.concat(businesses), pl.concat(rejects)
+    _refuse_wrong_format(all_rejects, frame.height + all_rejects.height, max_reject_fraction)
+    return frame.unique("business_id", keep="first", maintain_order=True), all_rejects
 
 
-def _decode_lines(path: Path, kind: type) -> Iterator[tuple[int, Any]]:
-    """Yields (line number, struct), or (line number, reason) where a line does not fit."""
-    decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(kind)
-    size = path.stat().st_size
-    label = f"reading {path.name}"
-    with (
-        path.open("rb") as raw,
-        gzip.open(raw) if path.suffix == ".gz" else raw as file,
-        tqdm(total=size, unit="B", unit_scale=True, desc=label, delay=5, mininterval=1) as bar,
-    ):
-        try:
-            for number, line in enumerate(file, start=1):
-                if number % 10_000 == 0:
-                    bar.update(raw.tell() - bar.n)
-                if not line.strip():
-                    continue
-                try:
-                    yield number, decoder.decode(line)
-                except UnicodeDecodeError:
-                    yield number, "not UTF-8"
-                except msgspec.MsgspecError as error:  # less the position, to count by reason
-                    yield number, re.sub(r" \(byte \d+\)", "", str(error))
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise UserError(f"{path} is not a whole gzip file: {error}") from None
+def _name_file(rejected: pl.DataFrame, path: Path, lines_before: int) -> pl.DataFrame:
+    file = pl.lit(path.name, pl.String()).alias("file")
+    return rejected.select(file, pl.col("line") + lines_before, "reason")
 
 
-def _parse_date(text: str | None) -> datetime | None | str:
-    """The date, None where there is none, or the reason why it cannot be read."""
-    if not text:
-        return None
-    try:
-        return datetime.fromisoformat(text)
-    except ValueError:
-        return "unreadable date"
-
-
-def _refuse_wrong_format(lines: int, rejects: list[Reject], max_reject_fraction: float) -> None:
-    malformed = [reject for reject in rejects if reject.reason != EMPTY_TEXT]
-    if len(malformed) > max_reject_fraction * lines:
-        first = malformed[0]
+def _refuse_wrong_format(rejects: pl.DataFrame, lines: int, max_reject_fraction: float) -> None:
+    malformed = rejects.filter(~pl.col("reason").is_in(records.NOT_MALFORMED))
+    if malformed.height > max_reject_fraction * lines:
+        first = malformed.row(0, named=True)
         raise UserError(
-            f"{len(malformed)} of {lines} lines are malformed, more than --max_reject_fraction="
+            f"{malformed.height} of {lines} lines are malformed, more than --max_reject_fraction="
             f"{max_reject_fraction} allows; "
-            f"the first is {first.file}, line {first.line}: {first.reason}"
+            f"the first is {first['file']}, line {first['line']}: {first['reason']}"
         )
+
+
+def _starmap(pool: ProcessPoolExecutor, ahead: int, function: Callable, tasks: Iterable[tuple]):
+    """`itertools.starmap` on a pool, in order, with at most `ahead` tasks begun."""
+    begun: collections.deque = collections.deque()
+    for task in tasks:
+        begun.append(pool.submit(function, *task))
+        if len(begun) >= ahead:
+            yield begun.popleft().result()
+    while begun:
+        yield begun.popleft().result()

@@ -1,11 +1,26 @@
 import numpy as np
 import pytest
 
-from sasnet_jax.data.interactions import averaging_matrix, contexts_of
+from sasnet_jax import prepare
+from sasnet_jax.cli import UserError
+from sasnet_jax.data.corpus import read_corpus
+from sasnet_jax.data.interactions import averaging_matrix, contexts_of, read_grouped
+
+SCHEMES = ("by_user", "by_review", "within_user", "by_time")
+
+
+@pytest.fixture(scope="module", params=SCHEMES)
+def corpus(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param) / "corpus"
+    settings = {"split": request.param, "held_out": 2}
+    prepare.run(prepare.PrepareConfig(synthetic=600, output=str(folder), **settings))
+    found = read_corpus(folder)
+    assert found.split_scheme == request.param
+    return found
 
 
 def _brute_force(corpus, target, side, target_review):
-    """The context of one target by looking at every review."""
+    """The context of one target by looking at every review (the table of DESIGN section 5)."""
     entity = getattr(corpus, side)
     rows = set()
     for row in range(entity.size):
@@ -14,7 +29,15 @@ def _brute_force(corpus, target, side, target_review):
         if target_review == "exclude":
             same_pair = corpus.user[row] == corpus.user[target]
             same_pair &= corpus.business[row] == corpus.business[target]
-            if same_pair or (side == "business" and corpus.split[row] != "train"):
+            if same_pair:
+                continue
+            if corpus.split_scheme == "by_time":
+                visible = corpus.date[row] < corpus.date[target]
+            elif corpus.split_scheme == "by_user" and side == "user":
+                visible = corpus.split[row] == corpus.split[target]
+            else:
+                visible = corpus.split[row] == "train"
+            if not visible:
                 continue
         rows.add(row)
     return rows
@@ -28,8 +51,7 @@ def _members(context, target):
 
 @pytest.mark.parametrize("target_review", ["exclude", "include"])
 @pytest.mark.parametrize("side", ["user", "business"])
-def test_contexts_equal_a_brute_force_loop(world, side, target_review):
-    corpus = world.corpus
+def test_contexts_equal_a_brute_force_loop(corpus, side, target_review):
     context = getattr(contexts_of(corpus, target_review), side)
     sizes = set()
     for target in range(corpus.user.size):
@@ -42,8 +64,7 @@ def test_contexts_equal_a_brute_force_loop(world, side, target_review):
 
 
 @pytest.mark.parametrize("target_review", ["exclude", "include"])
-def test_averages_equal_a_loop(world, target_review):
-    corpus = world.corpus
+def test_averages_equal_a_loop(corpus, target_review):
     features = np.random.default_rng(0).normal(size=(corpus.user.size, 3))
     targets = corpus.rows("test")
     contexts = contexts_of(corpus, target_review)
@@ -55,3 +76,31 @@ def test_averages_equal_a_loop(world, target_review):
                 expected[i] = features[rows].mean(axis=0)
         found = averaging_matrix(context, targets) @ features
         np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_reviews_of_one_moment_do_not_see_each_other(tmp_path):
+    """Dates to the day, as Amazon has them, so that many are equal."""
+    lines = [
+        f'{{"user_id": "u{i % 7}", "business_id": "b{i}", "stars": 4, "text": "t", '
+        f'"date": "2020-01-{1 + i % 20:02}"}}'
+        for i in range(140)
+    ]
+    (tmp_path / "reviews.ndjson").write_text("\n".join(lines))
+    settings = {"reviews": (str(tmp_path / "reviews.ndjson"),), "split": "by_time"}
+    prepare.run(prepare.PrepareConfig(output=str(tmp_path / "corpus"), **settings))
+    corpus = read_corpus(tmp_path / "corpus")
+    context = contexts_of(corpus, "exclude").user
+    for target in range(corpus.user.size):
+        expected = _brute_force(corpus, target, "user", "exclude")
+        assert set(_members(context, target)) == expected
+    assert np.unique(corpus.date).size == 20
+
+
+def test_grouped_reviews_of_another_corpus_are_refused(corpus, tmp_path):
+    prepare.run(prepare.PrepareConfig(synthetic=500, output=str(tmp_path / "other")))
+    other = read_corpus(tmp_path / "other")
+    assert isinstance(read_grouped(other, "user").rows, np.memmap)
+    for path in (corpus.folder / "interactions").iterdir():
+        (other.folder / "interactions" / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(UserError, match="not of this corpus"):
+        contexts_of(other, "exclude")

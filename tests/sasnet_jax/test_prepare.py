@@ -8,8 +8,7 @@ from conftest import assert_one_line_mistake, reviews_frame, run_command
 
 from sasnet_jax import files, prepare
 from sasnet_jax.cli import UserError
-from sasnet_jax.data import corpus as corpus_module
-from sasnet_jax.data import splits
+from sasnet_jax.data import filters
 from sasnet_jax.data.corpus import read_corpus
 from sasnet_jax.prepare import PrepareConfig
 
@@ -29,12 +28,6 @@ def _write(path, records):
     data = ("\n".join(lines) + "\n").encode()
     path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
     return path
-
-
-def _build(frame, **settings):
-    defaults = {"min_reviews_user": 1, "min_reviews_business": 1, "filter_mode": "once"}
-    defaults |= {"split": "by_user", "seed": 0}
-    return corpus_module.build(frame, None, **(defaults | settings))
 
 
 @pytest.mark.parametrize("suffix", ["ndjson", "ndjson.gz"])
@@ -64,13 +57,11 @@ def test_labels_follow_the_stars(tmp_path):
 
 
 def test_the_earliest_review_of_a_pair_is_kept():
-    rows = [(f"u{i}", "b", 4.0, None) for i in range(40)]
-    rows += [("x", "b", 1.0, "2020-05-01"), ("x", "b", 2.0, "2019-01-01")]
+    rows = [("x", "b", 1.0, "2020-05-01"), ("x", "b", 2.0, "2019-01-01")]
     rows += [("x", "b", 3.0, None), ("y", "b", 3.0, None), ("y", "b", 5.0, None)]
-    tables, summary = _build(reviews_frame(rows))
-    kept = tables["reviews"].filter(pl.col("review_id").is_in(["r40", "r41", "r42", "r43", "r44"]))
-    assert kept["review_id"].to_list() == ["r41", "r43"]
-    assert [step["reviews"] for step in summary["steps"]] == [45, 45, 42]
+    rows += [("z", "c", 1.0, "2019-01-01"), ("z", "c", 2.0, "2019-01-01"), ("z", "b", 2.0, None)]
+    kept = filters.earliest_of_each_pair(reviews_frame(rows))
+    assert kept["review_id"].to_list() == ["r1", "r3", "r5", "r7"]
 
 
 @pytest.mark.parametrize("mode", ["once", "core"])
@@ -90,27 +81,8 @@ def test_filters_equal_a_loop(mode):
         if done or mode == "once":
             break
     assert 0 < len(kept) < 300
-    _, summary = _build(frame, filter_mode=mode, min_reviews_user=4, min_reviews_business=9)
-    assert summary["steps"][1]["reviews"] == len(kept)
-
-
-def test_split_depends_on_seed_and_user_only():
-    names = pl.Series("user_id", [f"user {i}" for i in range(5000)])
-    split = splits.split_by_user(names, seed=1)
-    assert splits.split_by_user(names.reverse(), seed=1).reverse().equals(split)
-    assert splits.split_by_user(names[:10], seed=1).equals(split[:10])
-    assert not splits.split_by_user(names, seed=2).equals(split)
-    shares = split.value_counts(normalize=True)
-    shares = dict(zip(shares["split"], shares["proportion"], strict=True))
-    # Four standard deviations of a binomial share of 5,000.
-    for name, share in {"train": 0.8, "validation": 0.1, "test": 0.1}.items():
-        assert abs(shares[name] - share) < 4 * np.sqrt(share * (1 - share) / 5000)
-
-
-def test_reviews_of_a_user_share_a_split(world):
-    corpus = world.corpus
-    for user in range(corpus.user.max() + 1):
-        assert len(set(corpus.split[corpus.user == user])) == 1
+    found = filters.with_enough_reviews(frame, 4, 9, mode)
+    assert found["review_id"].to_list() == [f"r{i}" for i in kept]
 
 
 def test_texts_hash_is_length_prefixed():
@@ -136,9 +108,9 @@ def test_the_same_command_reuses_and_another_refuses(tmp_path, capsys):
     ("case", "mentions"),
     [
         ("missing", ("nowhere.ndjson", "does not exist")),
-        ("csv", ("malformed", "line 1")),
+        ("csv", ("columns", "line 1", "user")),
         ("empty", ("no review is left",)),
-        ("torn", ("gzip",)),
+        ("torn", ("reviews.ndjson.gz", "truncated")),
         ("unknown flag", ("colour",)),
         ("foreign output", ("other files",)),
         ("no input", ("--reviews",)),

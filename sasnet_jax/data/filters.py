@@ -1,0 +1,41 @@
+"""Which reviews stay: the counts of users and businesses, and one review of each pair.
+
+In and out: frames with `user_id`, `business_id` and `date`, in file order (paper section 2.1).
+"""
+
+from typing import Literal
+
+import polars as pl
+
+FilterMode = Literal["once", "core"]
+
+
+def with_enough_reviews(
+    reviews: pl.DataFrame, min_reviews_user: int, min_reviews_business: int, mode: FilterMode
+) -> pl.DataFrame:
+    """Leaves out users and businesses with too few reviews.
+
+    Args:
+      reviews: the frame.
+      min_reviews_user: reviews that a user must have.
+      min_reviews_business: reviews that a business must have.
+      mode: "once" counts both on `reviews`, as the paper; "core" repeats until nothing changes.
+    """
+    minima = {"user_id": min_reviews_user, "business_id": min_reviews_business}
+    enough = pl.all_horizontal([pl.len().over(key) >= least for key, least in minima.items()])
+    while True:
+        filtered = reviews.filter(enough)
+        if mode == "once" or filtered.height == reviews.height:
+            return filtered
+        reviews = filtered
+
+
+def earliest_of_each_pair(reviews: pl.DataFrame) -> pl.DataFrame:
+    """Keeps the earliest review of each (user, business) pair; ties and no date: file order."""
+    order = reviews.select(
+        "user_id", "business_id", "date", pl.int_range(pl.len()).alias("file_order")
+    )
+    kept = order.sort("date", "file_order", nulls_last=True).unique(
+        ["user_id", "business_id"], keep="first"
+    )["file_order"]
+    return reviews[kept.sort()]

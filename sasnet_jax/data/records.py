@@ -1,0 +1,333 @@
+"""Validates the records of a block: the second step of reading a dump.
+
+In: a `Block` of `dumps.py`, in one of the FORMATS or with named columns. Out: the columns of its
+usable reviews, and for every other record the reason why it is not. Every record is checked by a
+msgspec struct; none is dropped silently.
+"""
+
+import contextlib
+import functools
+import itertools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any, NamedTuple
+
+import msgspec
+import numpy as np
+import polars as pl
+
+from sasnet_jax.cli import UserError
+from sasnet_jax.data import dumps
+from sasnet_jax.data.dumps import Block, Dump
+
+# What we call it -> what the dump calls it.
+FORMATS = {
+    "Yelp": {
+        "review_id": "review_id",
+        "user_id": "user_id",
+        "business_id": "business_id",
+        "stars": "stars",
+        "text": "text",
+        "date": "date",
+    },
+    "Amazon 2014/2018": {
+        "review_id": "review_id",
+        "user_id": "reviewerID",
+        "business_id": "asin",
+        "stars": "overall",
+        "text": "reviewText",
+        "date": "unixReviewTime",
+    },
+    "Amazon 2023": {
+        "review_id": "review_id",
+        "user_id": "user_id",
+        "business_id": "parent_asin",
+        "stars": "rating",
+        "text": "text",
+        "date": "timestamp",
+    },
+}
+BUSINESS_FORMATS = {
+    "Yelp": {
+        "business_id": "business_id",
+        "name": "name",
+        "city": "city",
+        "categories": "categories",
+    },
+    "Amazon 2018": {
+        "business_id": "asin",
+        "name": "title",
+        "city": "city",
+        "categories": "category",
+    },
+    "Amazon 2023": {
+        "business_id": "parent_asin",
+        "name": "title",
+        "city": "city",
+        "categories": "categories",
+    },
+}
+# Reasons to leave out a review that is not malformed.
+EMPTY_TEXT = "empty text"
+REPEATED_ID = "repeated review_id"
+NOT_MALFORMED = (EMPTY_TEXT, REPEATED_ID)
+
+_Id = Annotated[str, msgspec.Meta(min_length=1)]
+_REVIEW_FIELDS = (
+    ("user_id", _Id),
+    ("business_id", _Id),
+    ("stars", Annotated[float, msgspec.Meta(gt=0, le=5)]),
+    ("text", str | None, None),
+    ("date", str | int | float | None, None),
+    ("review_id", str | None, None),
+)
+_BUSINESS_FIELDS = (
+    ("business_id", _Id),
+    ("name", str | None, None),
+    ("city", str | None, None),
+    ("categories", str | list[str | list[str]] | None, None),
+)
+SCANNED: dict[str, pl.DataType] = {
+    "block": pl.Int32(),
+    "line": pl.Int64(),
+    "user_id": pl.String(),
+    "business_id": pl.String(),
+    "stars": pl.Float32(),
+    "date": pl.Datetime("us"),
+    "text_length": pl.Int32(),
+    "id_hash": pl.UInt64(),
+}
+REJECTED: dict[str, pl.DataType] = {"line": pl.Int64(), "reason": pl.String()}
+BUSINESSES: dict[str, pl.DataType] = {
+    "business_id": pl.String(),
+    "name": pl.String(),
+    "city": pl.String(),
+    "categories": pl.List(pl.String()),
+}
+_LATEST_SECONDS = 1e11  # a date is in milliseconds beyond this, the year 5138
+_CONTROL_CHARACTERS = r"[\x00-\x1f\x7f]"
+
+Columns = tuple[tuple[str, str], ...]  # our name and the dump's, of every field
+
+
+class _Decoded(NamedTuple):
+    """The records of a block."""
+
+    structs: list[Any]
+    lines: Sequence[int]  # of each struct, from 1; in its file, of NDJSON in its block
+    rejects: list[tuple[int, str]]  # line, reason
+    lines_in_block: int  # 0 where lines are counted in the file
+
+
+def _decode(block: Block, kind: type[msgspec.Struct]) -> _Decoded:
+    if block.records is not None:
+        return _decode_records(block.records, kind)
+    data = block.lines()
+    newlines = np.count_nonzero(np.frombuffer(data, np.uint8) == ord("\n"))  # 4 x bytes.count
+    lines = int(newlines) + (bool(data) and not data.endswith(b"\n"))
+    decoder = _decoder(kind)
+    with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
+        structs = decoder.decode_lines(data)
+        if len(structs) == lines:  # otherwise some are blank, or do not hold one object each
+            return _Decoded(structs, range(1, lines + 1), [], lines)
+    structs, numbers, rejects = [], [], []
+    for number, line in enumerate(data.split(b"\n"), start=1):
+        if line and not line.isspace():
+            found = _validated(decoder.decode, line)
+            if isinstance(found, str):
+                rejects.append((number, found))
+            else:
+                structs.append(found)
+                numbers.append(number)
+    return _Decoded(structs, numbers, rejects, lines)
+
+
+def _decode_records(
+    records: list[tuple[int, dict[str, Any]]], kind: type[msgspec.Struct]
+) -> _Decoded:
+    structs, numbers, rejects = [], [], []
+    for number, values in records:
+        found = values.get(dumps.MALFORMED) or _validated(
+            functools.partial(msgspec.convert, type=kind, strict=False), values
+        )
+        if isinstance(found, str):
+            rejects.append((number, found))
+        else:
+            structs.append(found)
+            numbers.append(number)
+    return _Decoded(structs, numbers, rejects, 0)
+
+
+def _validated(decode: Callable[[Any], msgspec.Struct], record: Any) -> msgspec.Struct | str:
+    """The struct, or why there is none."""
+    try:
+        return decode(record)
+    except UnicodeDecodeError:
+        return dumps.NOT_UTF8
+    except (msgspec.MsgspecError, RecursionError) as error:
+        return re.sub(r" \(byte \d+\)", "", str(error))  # less the position, to count by reason
+
+
+@functools.cache
+def _struct(fields: tuple, columns: Columns) -> type[msgspec.Struct]:
+    return msgspec.defstruct("Record", fields, rename=dict(columns), gc=False)
+
+
+@functools.cache
+def _decoder(kind: type[msgspec.Struct]) -> msgspec.json.Decoder:
+    return msgspec.json.Decoder(kind)
+
+
+def scan_block(block: Block, columns: Columns) -> tuple[pl.DataFrame, pl.DataFrame, int]:
+    """The usable reviews of a block, its rejects, and by how much it moves the line numbers."""
+    decoded = _decode(block, _struct(_REVIEW_FIELDS, columns))
+    reviews = decoded.structs
+    texts = [review.text for review in reviews]
+    ids = pl.Series([review.review_id or None for review in reviews], dtype=pl.String)
+    date, unreadable = _parse_dates([review.date for review in reviews])
+    table = pl.DataFrame(
+        {
+            "block": pl.zeros(len(reviews), pl.Int32, eager=True),  # the parent knows it
+            "line": decoded.lines,
+            "user_id": [review.user_id for review in reviews],
+            "business_id": [review.business_id for review in reviews],
+            "stars": [review.stars for review in reviews],
+            "date": date,
+            "text_length": [len(text) if text and not text.isspace() else 0 for text in texts],
+            "id_hash": pl.select(pl.when(ids.is_not_null()).then(ids.hash())).to_series(),
+        },
+        schema=SCANNED,
+    )
+    control_character = pl.col("user_id", "business_id").str.contains(_CONTROL_CHARACTERS)
+    reason = (
+        pl.when(unreadable)
+        .then(pl.lit("unreadable date"))
+        .when(pl.any_horizontal(control_character))
+        .then(pl.lit("control character in an id"))
+        .when(pl.col("text_length") == 0)
+        .then(pl.lit(EMPTY_TEXT))
+    )
+    table = table.with_columns(reason.alias("reason"))
+    usable = pl.col("reason").is_null()
+    rejects = pl.DataFrame(decoded.rejects, schema=REJECTED, orient="row")
+    rejects = pl.concat([rejects, table.filter(~usable).select(*REJECTED)]).sort("line")
+    return table.filter(usable).drop("reason"), rejects, decoded.lines_in_block
+
+
+def read_texts(block: Block, columns: Columns, lines: list[int]) -> pl.DataFrame:
+    """`review_id, text` of the records at some lines of a block."""
+    kind = _struct(_REVIEW_FIELDS, columns)
+    try:
+        if block.records is not None:
+            values = dict(block.records)
+            reviews = [msgspec.convert(values[line], kind, strict=False) for line in lines]
+        else:
+            raw, decoder = block.lines().split(b"\n"), _decoder(kind)
+            reviews = [decoder.decode(raw[line - 1]) for line in lines]
+    except (msgspec.MsgspecError, UnicodeDecodeError, LookupError):
+        raise UserError(f"{block.path} changed while it was being read") from None
+    return pl.DataFrame(
+        {
+            "review_id": [review.review_id or None for review in reviews],  # type: ignore[attr-defined]
+            "text": [review.text for review in reviews],  # type: ignore[attr-defined]
+        },
+        schema={"review_id": pl.String(), "text": pl.String()},
+    )
+
+
+def read_businesses(block: Block, columns: Columns) -> tuple[pl.DataFrame, pl.DataFrame, int]:
+    """The businesses of a block, its rejects, and by how much it moves the line numbers."""
+    decoded = _decode(block, _struct(_BUSINESS_FIELDS, columns))
+    rows = [
+        (business.business_id, business.name, business.city, _category_names(business.categories))
+        for business in decoded.structs
+    ]
+    businesses = pl.DataFrame(rows, schema=BUSINESSES, orient="row")
+    rejects = pl.DataFrame(decoded.rejects, schema=REJECTED, orient="row")
+    return businesses, rejects, decoded.lines_in_block
+
+
+def _parse_dates(values: list[str | int | float | None]) -> tuple[pl.Series, pl.Series]:
+    """Dates in UTC, null where there is none; and which of them cannot be read."""
+    try:
+        texts = pl.Series(values, dtype=pl.String)
+    except TypeError:  # numbers among them
+        texts = pl.Series([v if isinstance(v, str) else None for v in values], dtype=pl.String)
+    dates = texts.str.to_datetime("%Y-%m-%d %H:%M:%S", time_unit="us", strict=False)
+    odd = [index for index in dates.is_null().arg_true() if values[index] not in (None, "")]
+    parsed = [_parse_date(values[index]) for index in odd]
+    unreadable = [index for index, date in zip(odd, parsed, strict=True) if date is None]
+    none = pl.zeros(len(values), pl.Boolean, eager=True)
+    return dates.scatter(odd, parsed), none.scatter(unreadable, True)
+
+
+def _parse_date(value: Any) -> datetime | None:
+    """A date in ISO 8601 or in (milli)seconds since 1970, as UTC; None if it is neither."""
+    with contextlib.suppress(ValueError, OverflowError, OSError):
+        if not isinstance(value, str) or (value.isdecimal() and len(value) > len("YYYYMMDD")):
+            seconds = float(value)
+            if abs(seconds) > _LATEST_SECONDS:
+                seconds /= 1000
+            return datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None)
+        date = datetime.fromisoformat(value.strip())
+        return date.astimezone(UTC).replace(tzinfo=None) if date.tzinfo else date
+    return None
+
+
+def _category_names(categories: str | list[str | list[str]] | None) -> list[str]:
+    """Yelp has "A, B"; Amazon has ["A", "B"] or [["A", "B"], ["A", "C"]]."""
+    if isinstance(categories, str):
+        categories = list(categories.split(","))
+    names = itertools.chain.from_iterable(
+        [part] if isinstance(part, str) else part for part in categories or ()
+    )
+    return list(dict.fromkeys(name.strip() for name in names if name.strip()))
+
+
+def recognise_reviews(dump: Dump, given: Mapping[str, str]) -> tuple[str, Columns]:
+    """The name of a dump's format, and its column of each field.
+
+    Args:
+      dump: of reviews.
+      given: what the dump calls some fields, where no known format fits.
+
+    Raises:
+      UserError: the dump has not the columns of any format.
+    """
+    formats = {name: {**names, **given} for name, names in FORMATS.items()}
+    name, columns = _recognise(dump, formats, ("user_id", "business_id", "stars", "text"))
+    return "named columns" if given else name, columns
+
+
+def recognise_businesses(dump: Dump) -> tuple[str, Columns]:
+    """The same for a dump of businesses."""
+    return _recognise(dump, BUSINESS_FORMATS, ("business_id",))
+
+
+def _recognise(
+    dump: Dump, formats: dict[str, dict[str, str]], required: Sequence[str]
+) -> tuple[str, Columns]:
+    present = dump.columns(_keys)
+    for name, names in formats.items():
+        if all(names[field] in present for field in required):
+            return name, tuple(names.items())
+    if not dump.head and dump.kind != "parquet":
+        return "empty file", tuple(next(iter(formats.values())).items())
+    if not present:
+        raise UserError(f"{dump.path}, line 1: neither a JSON object nor the header of a CSV file")
+    known = "; ".join(
+        f"{name}: {', '.join(names[field] for field in required)}"
+        for name, names in formats.items()
+    )
+    raise UserError(
+        f"{dump.path}, line 1: malformed or of no known format ({known}); it has the columns "
+        f"{', '.join(sorted(present))}: name them by --user_column, --text_column, ..."
+    )
+
+
+def _keys(line: bytes) -> set[str]:
+    try:
+        return set(msgspec.json.decode(line, type=dict[str, msgspec.Raw]))
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return set()

@@ -1,0 +1,316 @@
+"""Chooses the fewest reviews that give enough users and businesses enough of them.
+
+In: who reviewed whom. Out: the reviews to keep, by the paper's linear programme (section 2.1). For
+each review e, a user u and a business v:
+
+    min sum x_e   with   sum_{e of u} x_e >= a y_u,   sum u y_u >= N,
+                         sum_{e of v} x_e >= b z_v,   sum v z_v >= M,   y and z in {0, 1}:
+
+N users have at least a of the reviews kept, and M businesses at least b. Once y and z are fixed,
+the rows are those of a bipartite graph, hence totally unimodular: the linear programme in x has a
+whole-numbered optimum, and a solver that ends in a vertex finds it.
+
+A small problem is solved as it stands. A large one is first reduced to users and businesses that
+overlap much (`_overlapping`), and to those of their reviews that can matter; its bound stays that
+of the full problem, max(N a, M b).
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pulp
+from jaxtyping import Bool, Float, Int
+
+from sasnet_jax.cli import UserError
+
+_KEPT_PER_DEMAND = 3  # reviews that a reduction keeps for each one that is demanded
+_SLACKS = (1.0, 1.2, 1.5)  # candidates of a reduction for each user and business demanded
+_MOST_ROUNDS = 50  # of _overlapping, which settles after a few
+_COST_OF_A_REVIEW = 1e3  # large beside the solver's tolerances, so that tiny discounts count
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Demand:
+    """How many users and businesses must have how many of the chosen reviews."""
+
+    users: int
+    user_reviews: int
+    businesses: int
+    business_reviews: int
+
+    @property
+    def lower_bound(self) -> int:
+        """No choice is smaller, whatever the reviews."""
+        return max(self.users * self.user_reviews, self.businesses * self.business_reviews)
+
+
+class Graph(NamedTuple):
+    """Reviews e as edges between users and businesses, both numbered from 0."""
+
+    user: Int[np.ndarray, "e"]
+    business: Int[np.ndarray, "e"]
+    length: Int[np.ndarray, "e"]  # of the text, characters
+
+
+class Choice(NamedTuple):
+    """The reviews to keep, and how good a choice that is (corpus.json)."""
+
+    keep: Bool[np.ndarray, "e"]
+    report: dict[str, Any]
+
+
+def choose(
+    graph: Graph,
+    demand: Demand,
+    *,
+    prefer: Literal["longer", "any"],
+    exact_below: int,
+    seconds: float,
+) -> Choice:
+    """Chooses reviews; the report has the objective, a proven lower bound, gap, solver and seconds.
+
+    Args:
+      graph: the reviews to choose from.
+      demand: what the choice must give.
+      prefer: which reviews to prefer among equally many.
+      exact_below: number of reviews up to which the full problem is solved as it stands.
+      seconds: after which the best choice found so far is taken.
+
+    Raises:
+      UserError: the demand cannot be met by all reviews together, or no choice was found in time.
+    """
+    _refuse_infeasible(graph, demand)
+    started = time.monotonic()
+    deadline = started + seconds
+    exact = graph.user.size <= exact_below
+    if exact:
+        sets, bound = _choose_sets(graph, demand, prefer, deadline) or (None, 0)
+        keep = _choose_reviews(graph, sets, demand, prefer, deadline) if sets else None
+        bound = max(bound, demand.lower_bound)
+    else:
+        keep, bound = _choose_from_reductions(graph, demand, prefer, deadline), demand.lower_bound
+    if keep is None:
+        raise UserError(f"no choice of reviews was found within --choose_seconds={seconds:g}")
+    report = {
+        "demand": dataclasses.asdict(demand),
+        "objective": int(keep.sum()),
+        "lower_bound": bound,
+        "gap": (int(keep.sum()) - bound) / bound,
+        "model": "full" if exact else "reduced",
+        "solver": _solver(seconds, mixed=exact).name,
+        "prefer": prefer,
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    return Choice(keep, report)
+
+
+class _Sets(NamedTuple):
+    """The users and businesses that shall have enough reviews: y and z."""
+
+    users: Bool[np.ndarray, "u"]
+    businesses: Bool[np.ndarray, "v"]
+
+
+def _refuse_infeasible(graph: Graph, demand: Demand) -> None:
+    """All reviews together meet a demand that can be met at all."""
+    for entity, wanted, each, flag in (
+        (graph.user, demand.users, demand.user_reviews, "users"),
+        (graph.business, demand.businesses, demand.business_reviews, "businesses"),
+    ):
+        able = int((np.bincount(entity) >= each).sum())
+        if able < wanted:
+            raise UserError(
+                f"--choose_{flag}={wanted} cannot be met: only {able} {flag} have at least "
+                f"{each} reviews"
+            )
+
+
+def _choose_from_reductions(
+    graph: Graph, demand: Demand, prefer: str, deadline: float
+) -> Bool[np.ndarray, "e"] | None:
+    """The best choice among growing parts of the graph, or the first that meets the bound."""
+    best = None
+    for slack in _SLACKS:
+        candidates = _overlapping(graph, demand, slack)
+        part = _reviews_that_matter(graph, candidates, demand)
+        reduced = Graph(*(column[part] for column in graph))
+        sets: _Sets | None = candidates
+        if slack > 1:
+            sets, _ = _choose_sets(reduced, demand, "any", deadline) or (None, 0)
+        kept = _choose_reviews(reduced, sets, demand, prefer, deadline) if sets else None
+        if kept is not None and (best is None or kept.sum() < best.sum()):
+            best = np.zeros(graph.user.size, bool)
+            best[part[kept]] = True
+        if best is not None and best.sum() == demand.lower_bound or time.monotonic() > deadline:
+            break
+    return best
+
+
+def _overlapping(graph: Graph, demand: Demand, slack: float) -> _Sets:
+    """`slack` times as many users and businesses as demanded, that have many reviews in common.
+
+    In turns, the users with most reviews of the chosen businesses, and the businesses with most
+    reviews by the chosen users. Starting from all businesses, the first users are the busiest; then
+    both sides settle where users and businesses overlap, which is in cities.
+    """
+    businesses = np.bincount(graph.business) >= demand.business_reviews
+    users = np.zeros(graph.user.max() + 1, bool)
+    for _ in range(_MOST_ROUNDS):
+        before = users
+        of_users = np.bincount(graph.user[businesses[graph.business]], minlength=users.size)
+        able = np.bincount(graph.user) >= demand.user_reviews
+        users = _largest(np.where(able, of_users, -1), able, slack * demand.users)
+        of_businesses = np.bincount(graph.business[users[graph.user]], minlength=businesses.size)
+        able = np.bincount(graph.business) >= demand.business_reviews
+        businesses = _largest(of_businesses, able, slack * demand.businesses)
+        if (users == before).all():
+            break
+    return _Sets(users, businesses)
+
+
+def _largest(
+    score: Int[np.ndarray, "n"], able: Bool[np.ndarray, "n"], count: float
+) -> Bool[np.ndarray, "n"]:
+    order = np.argsort(np.where(able, -score, 1), kind="stable")
+    chosen = np.zeros(score.size, bool)
+    chosen[order[: min(round(count), int(able.sum()))]] = True
+    return chosen
+
+
+def _reviews_that_matter(graph: Graph, sets: _Sets, demand: Demand) -> Int[np.ndarray, "part"]:
+    """The longest reviews that `sets` have in common, and of each entity as many as demanded."""
+    user_in, business_in = sets.users[graph.user], sets.businesses[graph.business]
+    common = user_in & business_in
+    user_rank = _rank(graph.user, ~common, -graph.length)
+    business_rank = _rank(graph.business, ~common, -graph.length)
+    matter = common & (user_rank < _KEPT_PER_DEMAND * demand.user_reviews)
+    matter |= common & (business_rank < _KEPT_PER_DEMAND * demand.business_reviews)
+    matter |= user_in & (user_rank < demand.user_reviews)
+    matter |= business_in & (business_rank < demand.business_reviews)
+    return np.flatnonzero(matter)
+
+
+def _rank(group: Int[np.ndarray, "e"], *keys: np.ndarray) -> Int[np.ndarray, "e"]:
+    """The place of each element within its group, by the keys, from 0."""
+    order = np.lexsort((*reversed(keys), group))
+    sizes = np.bincount(group)
+    starts = np.cumsum(sizes) - sizes
+    rank = np.empty(group.size, np.int64)
+    rank[order] = np.arange(group.size) - starts[group[order]]
+    return rank
+
+
+def _choose_sets(
+    graph: Graph, demand: Demand, prefer: str, deadline: float
+) -> tuple[_Sets, int] | None:
+    """Solves the mixed problem: the sets of a best choice, and a lower bound of its size."""
+    problem = pulp.LpProblem("sets")
+    x = _variables("x", graph.user.size)
+    y = _meet_often(problem, x, graph.user, demand.users, demand.user_reviews)
+    z = _meet_often(problem, x, graph.business, demand.businesses, demand.business_reviews)
+    problem.setObjective(pulp.lpSum(x))
+    if not _solve(problem, deadline):
+        return None
+    sets, bound = _Sets(_values(y) > 0.5, _values(z) > 0.5), _proven_bound(problem)
+    if prefer == "longer":
+        problem += pulp.lpSum(x) <= round(pulp.value(problem.objective))
+        problem.setObjective(pulp.lpDot((-graph.length).tolist(), x))
+        if _solve(problem, deadline):
+            sets = _Sets(_values(y) > 0.5, _values(z) > 0.5)
+    return sets, bound
+
+
+def _choose_reviews(
+    graph: Graph, sets: _Sets, demand: Demand, prefer: str, deadline: float
+) -> Bool[np.ndarray, "e"] | None:
+    """Solves the linear programme that is left once the sets are fixed; None: out of time.
+
+    Preference enters the cost as so small a discount that it can never outweigh one review.
+    """
+    problem = pulp.LpProblem("reviews")
+    x = _variables("x", graph.user.size)
+    _meet_always(problem, x, graph.user, sets.users, demand.user_reviews)
+    _meet_always(problem, x, graph.business, sets.businesses, demand.business_reviews)
+    most = sets.users.sum() * demand.user_reviews + sets.businesses.sum() * demand.business_reviews
+    discount = graph.length / (2 * most * graph.length.max()) if prefer == "longer" else 0
+    cost = _COST_OF_A_REVIEW * (1 - np.broadcast_to(discount, graph.user.shape))
+    problem.setObjective(pulp.lpDot(cost.tolist(), x))
+    if not _solve(problem, deadline):
+        return None
+    keep = _values(x) > 0.5
+    users = np.bincount(graph.user[keep], minlength=sets.users.size)
+    businesses = np.bincount(graph.business[keep], minlength=sets.businesses.size)
+    enough = (users >= demand.user_reviews).sum() >= demand.users
+    enough &= (businesses >= demand.business_reviews).sum() >= demand.businesses
+    return keep if enough else None
+
+
+def _variables(name: str, count: int, category: str = pulp.LpContinuous) -> list[pulp.LpVariable]:
+    return [pulp.LpVariable(f"{name}{i}", 0, 1, category) for i in range(count)]
+
+
+def _reviews_of_each(
+    x: list[pulp.LpVariable], entity: Int[np.ndarray, "e"]
+) -> Iterator[list[tuple[pulp.LpVariable, int]]]:
+    """For each entity the terms of its sum of x."""
+    order = np.argsort(entity, kind="stable")
+    for edges in np.split(order, np.cumsum(np.bincount(entity))[:-1]):
+        yield [(x[edge], 1) for edge in edges]
+
+
+def _meet_often(problem, x, entity: Int[np.ndarray, "e"], wanted: int, each: int):
+    """Demands `each` reviews of at least `wanted` entities; returns the entities' variables."""
+    chosen = _variables(f"n{each}_", int(entity.max()) + 1, pulp.LpBinary)
+    for variable, terms in zip(chosen, _reviews_of_each(x, entity), strict=True):
+        if len(terms) < each:
+            variable.upBound = 0
+        else:
+            expression = pulp.LpAffineExpression([*terms, (variable, -each)])
+            problem.addConstraint(pulp.LpConstraint(expression, pulp.LpConstraintGE, rhs=0))
+    problem += pulp.lpSum(chosen) >= wanted
+    return chosen
+
+
+def _meet_always(problem, x, entity: Int[np.ndarray, "e"], chosen, each: int) -> None:
+    """Demands `each` reviews of every chosen entity."""
+    for required, terms in zip(chosen, _reviews_of_each(x, entity), strict=False):
+        if required:
+            expression = pulp.LpAffineExpression(terms)
+            problem.addConstraint(pulp.LpConstraint(expression, pulp.LpConstraintGE, rhs=each))
+
+
+def _values(variables: list[pulp.LpVariable]) -> Float[np.ndarray, "n"]:
+    return np.array([variable.varValue for variable in variables], float)
+
+
+def _solver(seconds: float, mixed: bool) -> pulp.LpSolver:
+    """HiGHS, or the CBC that PuLP ships where HiGHS is not installed."""
+    # Interior points, then crossover to a vertex: 17 s where the simplex method needs minutes.
+    options = {"gapRel": 0, "gapAbs": 0.5} if mixed else {"solver": "ipm"}
+    highs = pulp.HiGHS(msg=False, timeLimit=seconds, **options)
+    if highs.available():
+        return highs
+    return pulp.PULP_CBC_CMD(msg=False, timeLimit=seconds, gapRel=0, gapAbs=0.5)
+
+
+def _solve(problem: pulp.LpProblem, deadline: float) -> bool:
+    """Whether a solution was found before the deadline, though not always the best one."""
+    seconds = max(deadline - time.monotonic(), 1.0)
+    try:
+        problem.solve(_solver(seconds, mixed=problem.isMIP()))
+    except IndexError:  # PuLP reads HiGHS's solution without asking whether there is one
+        return False
+    return problem.sol_status in (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible)
+
+
+def _proven_bound(problem: pulp.LpProblem) -> int:
+    """A lower bound of the whole-numbered optimum, from the solver's own proof."""
+    highs = problem.solverModel
+    if highs is not None:
+        return math.ceil(highs.getInfo().mip_dual_bound - 1e-6)
+    optimal = problem.sol_status == pulp.LpSolutionOptimal
+    return round(pulp.value(problem.objective)) if optimal else 0
