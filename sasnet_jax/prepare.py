@@ -133,8 +133,13 @@ def run(config: PrepareConfig) -> None:
         if output.is_file() or (output.is_dir() and any(output.iterdir())):
             _refuse_or_reuse(output, settings.result())
             return
-        with files.new_folder(output) as folder:
-            _fill(folder, config, settings)
+        try:
+            with files.new_folder(output) as folder:
+                _fill(folder, config, settings)
+        except pl.exceptions.ComputeError as error:  # so polars calls a full device
+            if "os error" not in str(error):
+                raise
+            raise UserError(f"--output={output} cannot be written: {error}") from None
     print(f"corpus written to {output}")
 
 
@@ -293,7 +298,7 @@ def _print_summary(description: dict[str, Any]) -> None:
         print(
             f"choice: {choice['objective']:,} reviews, no choice has fewer than "
             f"{choice['lower_bound']:,} (gap {choice['gap']:.2%}), {choice['solver']}, "
-            f"{choice['model']} problem, {choice['seconds']} s"
+            f"{choice['seconds']} s"
         )
     for split, count in description["split_reviews"].items():
         print(f"{split:14}{count:>12,}")

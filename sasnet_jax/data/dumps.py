@@ -12,6 +12,7 @@ import dataclasses
 import gzip
 import io
 import itertools
+import lzma
 import tarfile
 import zipfile
 import zlib
@@ -75,11 +76,12 @@ class Dump:
     def columns(self, record_keys: Callable[[bytes], set[str]]) -> set[str]:
         """The column names; `record_keys` gives those of one NDJSON line."""
         if self.kind == "parquet":
-            return set(pl.read_parquet_schema(self.path))
+            with _whole(self.path):
+                return set(pl.scan_parquet(self.path, glob=False).collect_schema())
         lines = self.head.removeprefix(b"\xef\xbb\xbf").splitlines()
         if self.kind == "csv":
             header = lines[0].decode(errors="replace") if lines else ""
-            return set(next(csv.reader([header], delimiter=self.delimiter), ()))
+            return set(next(_csv_reader([header], self.delimiter), ()))
         return set().union(*(record_keys(line) for line in lines[:1000]))
 
     def blocks(self, columns: Sequence[str]) -> Iterator[tuple[Block, int]]:
@@ -92,7 +94,8 @@ class Dump:
           UserError: the file is truncated or damaged.
         """
         if self.kind == "parquet":
-            yield from _parquet_blocks(self.path, columns)
+            with _whole(self.path):
+                yield from _parquet_blocks(self.path, columns)
             return
         with _unpacked(self.path, self.wanted) as (file, raw):
             if self.kind == "csv":
@@ -126,7 +129,7 @@ def open_dump(path: Path, wanted: str) -> Dump:
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if text.startswith(b"["):
         raise UserError(f"{path} is one JSON array: write one object a line (NDJSON) instead")
-    lines = text.splitlines()[:100] or [b"{"]
+    lines = [line for line in text.splitlines() if line.strip()][:100] or [b"{"]
     header = lines[0].decode(errors="replace")
     delimiter = max(_DELIMITERS, key=header.count)
     objects = sum(line.lstrip().startswith(b"{") for line in lines)
@@ -151,21 +154,26 @@ def _byte_ranges(path: Path) -> Iterator[Block]:
 
 
 def _line_blocks(path: Path, file: io.BufferedIOBase) -> Iterator[Block]:
-    first = True
+    start = 0
     while data := file.read(BLOCK_BYTES):
         if not data.endswith(b"\n"):
             data += file.readline()
-        yield Block(path, data=data.removeprefix(b"\xef\xbb\xbf") if first else data)
-        first = False
+        yield Block(path, start, data=data)
+        start += len(data)
+
+
+def _csv_reader(lines: Iterable[str], delimiter: str) -> Any:
+    csv.field_size_limit(_LONGEST_FIELD)
+    return csv.reader(lines, delimiter=delimiter)
 
 
 def _csv_blocks(path: Path, file: Any, delimiter: str, columns: Sequence[str]) -> Iterator[Block]:
-    csv.field_size_limit(_LONGEST_FIELD)
-    text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
-    reader = csv.reader(text, delimiter=delimiter)
-    header = next(reader, [])
-    while records := list(itertools.islice(_csv_records(reader, header, columns), _BLOCK_RECORDS)):
-        yield Block(path, records=records)
+    with io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="") as text:
+        reader = _csv_reader(text, delimiter)
+        header: list[str] = next(reader, [])
+        found = _csv_records(reader, header, columns)
+        while records := list(itertools.islice(found, _BLOCK_RECORDS)):
+            yield Block(path, records=records)
 
 
 def _csv_records(reader, header: list[str], columns: Sequence[str]) -> Iterator[Record]:
@@ -197,18 +205,15 @@ def _is_unicode(values: Iterable[str]) -> bool:
 
 def _parquet_blocks(path: Path, columns: Sequence[str]) -> Iterator[tuple[Block, int]]:
     """Whole numbers and dates come as text, as in CSV."""
-    try:
-        table = pl.scan_parquet(path)
-        wanted = [name for name in table.collect_schema() if name in columns]
-        textual = {cs.integer() | cs.temporal(): pl.String}
-        table = table.select(wanted).cast(textual)  # type: ignore[arg-type]
-        height = table.select(pl.len()).collect().item()
-        for first in range(0, height, _BLOCK_RECORDS):
-            rows = table.slice(first, _BLOCK_RECORDS).collect().rows(named=True)
-            done = path.stat().st_size * (first + len(rows)) // height
-            yield Block(path, records=list(enumerate(rows, start=first + 1))), done
-    except pl.exceptions.PolarsError as error:
-        raise UserError(f"{path} is not a whole Parquet file: {error}") from None
+    table = pl.scan_parquet(path, glob=False)
+    wanted = [name for name in table.collect_schema() if name in columns]
+    textual = {cs.integer() | cs.temporal(): pl.String}
+    table = table.select(wanted).cast(textual)  # type: ignore[arg-type]
+    height = table.select(pl.len()).collect().item()
+    for first in range(0, height, _BLOCK_RECORDS):
+        rows = table.slice(first, _BLOCK_RECORDS).collect().rows(named=True)
+        done = path.stat().st_size * (first + len(rows)) // height
+        yield Block(path, records=list(enumerate(rows, start=first + 1))), done
 
 
 @contextlib.contextmanager
@@ -231,12 +236,26 @@ def _unpacked(path: Path, wanted: str) -> Iterator[tuple[io.BufferedIOBase, io.B
         yield file, raw
 
 
+# What the readers of packed files and of Parquet raise where the bytes are not what they should be.
+_DAMAGE = (
+    EOFError,
+    OSError,  # also of gzip and bz2
+    UnicodeDecodeError,  # of a name in a zip
+    NotImplementedError,  # of a zip version
+    zlib.error,
+    lzma.LZMAError,
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    pl.exceptions.PolarsError,
+)
+
+
 @contextlib.contextmanager
 def _whole(path: Path) -> Iterator[None]:
     """Turns what a damaged file raises into one line."""
     try:
         yield
-    except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, tarfile.TarError) as error:
+    except _DAMAGE as error:
         raise UserError(f"{path} is truncated or damaged: {error}") from None
 
 
@@ -244,7 +263,7 @@ def _zip_member(path: Path, file: Any, wanted: str) -> Any:
     archive = zipfile.ZipFile(file)
     names = [info.filename for info in archive.infolist() if not info.is_dir()]
     chosen = [name for name in names if _is_wanted(name, wanted)]
-    chosen = chosen or [name for name in names if name.endswith(_PACKED_SUFFIXES)]
+    chosen = chosen or [name for name in names if _is_packed(name)]
     if not chosen:
         raise _no_member(path, wanted, names)
     try:
@@ -269,6 +288,10 @@ def _is_wanted(name: str, wanted: str) -> bool:
     base = name.rsplit("/", 1)[-1].lower()
     base_unpacked = base.removesuffix(".gz")
     return wanted in base and base_unpacked.endswith(_DATA_SUFFIXES) and not base.startswith(".")
+
+
+def _is_packed(name: str) -> bool:
+    return name.endswith(_PACKED_SUFFIXES) and not name.rsplit("/", 1)[-1].startswith(".")
 
 
 def _no_member(path: Path, wanted: str, names: list[str]) -> UserError:

@@ -124,13 +124,20 @@ def _decode(block: Block, kind: type[msgspec.Struct]) -> _Decoded:
     if block.records is not None:
         return _decode_records(block.records, kind)
     data = block.lines()
-    newlines = np.count_nonzero(np.frombuffer(data, np.uint8) == ord("\n"))  # 4 x bytes.count
-    lines = int(newlines) + (bool(data) and not data.endswith(b"\n"))
+    characters = np.frombuffer(data, np.uint8)
+    newlines = np.flatnonzero(characters == ord("\n"))  # 2 x bytes.count
+    lines = newlines.size + (bool(data) and not data.endswith(b"\n"))
     decoder = _decoder(kind)
-    with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
-        structs = decoder.decode_lines(data)
-        if len(structs) == lines:  # otherwise some are blank, or do not hold one object each
-            return _Decoded(structs, range(1, lines + 1), [], lines)
+    between = newlines[: lines - 1]
+    if (
+        data.startswith(b"{")
+        and (characters[between - 1] == ord("}")).all()
+        and (characters[between + 1] == ord("{")).all()
+    ):  # no newline is inside an object
+        with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            structs = decoder.decode_lines(data)
+            if len(structs) == lines:  # otherwise a line holds several objects
+                return _Decoded(structs, range(1, lines + 1), [], lines)
     structs, numbers, rejects = [], [], []
     for number, line in enumerate(data.split(b"\n"), start=1):
         if line and not line.isspace():
@@ -252,9 +259,12 @@ def _parse_dates(values: list[str | int | float | None]) -> tuple[pl.Series, pl.
     """Dates in UTC, null where there is none; and which of them cannot be read."""
     try:
         texts = pl.Series(values, dtype=pl.String)
-    except TypeError:  # numbers among them
+    except (TypeError, OverflowError):  # numbers among them
         texts = pl.Series([v if isinstance(v, str) else None for v in values], dtype=pl.String)
     dates = texts.str.to_datetime("%Y-%m-%d %H:%M:%S", time_unit="us", strict=False)
+    # Polars knows the years 0 and 10000, Python does not.
+    beyond = ~dates.is_between(datetime.min, datetime.max)
+    dates = dates.scatter(beyond.arg_true(), None)
     odd = [index for index in dates.is_null().arg_true() if values[index] not in (None, "")]
     parsed = [_parse_date(values[index]) for index in odd]
     unreadable = [index for index, date in zip(odd, parsed, strict=True) if date is None]
@@ -329,5 +339,5 @@ def _recognise(
 def _keys(line: bytes) -> set[str]:
     try:
         return set(msgspec.json.decode(line, type=dict[str, msgspec.Raw]))
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return set()

@@ -6,6 +6,7 @@ everything but the texts; `ReviewDumps.texts` then reads those of the reviews th
 the texts of millions of reviews never have to be in memory.
 """
 
+import bisect
 import collections
 import contextlib
 import dataclasses
@@ -120,12 +121,14 @@ class ReviewDumps:
     def _text_tasks(self, parts: list[pl.DataFrame]) -> Iterator[tuple[Block, Columns, list[int]]]:
         lines_of = {part["block"][0]: part["line"] for part in parts}
         number = 0
-        for index in range(len(self._dumps)):
+        for index, dump in enumerate(self._dumps):
             for block in self._blocks(index, "reading texts of"):
                 if number in lines_of:
                     lines = lines_of[number] - self._lines_before_block[number]
                     yield block, self._columns[index], lines.to_list()
                 number += 1
+            if number != bisect.bisect(self._dump_of_block, index):
+                raise UserError(f"{dump.path} changed while it was being read")
 
     def _blocks(self, index: int, doing: str) -> Iterator[Block]:
         """The blocks of one dump, under a progress bar."""

@@ -10,9 +10,10 @@ N users have at least a of the reviews kept, and M businesses at least b. Once y
 the rows are those of a bipartite graph, hence totally unimodular: the linear programme in x has a
 whole-numbered optimum, and a solver that ends in a vertex finds it.
 
-A small problem is solved as it stands. A large one is first reduced to users and businesses that
-overlap much (`_overlapping`), and to those of their reviews that can matter; its bound stays that
-of the full problem, max(N a, M b).
+The problem is first reduced to users and businesses that overlap much (`_overlapping`), and to
+those of their reviews that can matter. Where that reaches max(N a, M b), below which no choice can
+be, it is optimal. Otherwise a small problem is solved as it stands, and a large one in growing
+parts; the bound is always that of the full problem.
 """
 
 import dataclasses
@@ -29,6 +30,7 @@ from sasnet_jax.cli import UserError
 
 _KEPT_PER_DEMAND = 3  # reviews that a reduction keeps for each one that is demanded
 _SLACKS = (1.0, 1.2, 1.5)  # candidates of a reduction for each user and business demanded
+_PREFERENCE_SECONDS = 10.0  # for longer reviews, once the fewest are known
 _MOST_ROUNDS = 50  # of _overlapping, which settles after a few
 _COST_OF_A_REVIEW = 1e3  # large beside the solver's tolerances, so that tiny discounts count
 
@@ -71,7 +73,7 @@ def choose(
     exact_below: int,
     seconds: float,
 ) -> Choice:
-    """Chooses reviews; the report has the objective, a proven lower bound, gap, solver and seconds.
+    """Chooses reviews; the report has objective, proven lower bound, gap, solver and seconds.
 
     Args:
       graph: the reviews to choose from.
@@ -87,12 +89,9 @@ def choose(
     started = time.monotonic()
     deadline = started + seconds
     exact = graph.user.size <= exact_below
+    keep, bound = _choose_from_parts(graph, demand, prefer, deadline, exact), demand.lower_bound
     if exact:
-        sets, bound = _choose_sets(graph, demand, prefer, deadline) or (None, 0)
-        keep = _choose_reviews(graph, sets, demand, prefer, deadline) if sets else None
-        bound = max(bound, demand.lower_bound)
-    else:
-        keep, bound = _choose_from_reductions(graph, demand, prefer, deadline), demand.lower_bound
+        keep, bound = _choose_from_all(graph, demand, prefer, deadline, keep)
     if keep is None:
         raise UserError(f"no choice of reviews was found within --choose_seconds={seconds:g}")
     report = {
@@ -100,8 +99,7 @@ def choose(
         "objective": int(keep.sum()),
         "lower_bound": bound,
         "gap": (int(keep.sum()) - bound) / bound,
-        "model": "full" if exact else "reduced",
-        "solver": _solver(seconds, mixed=exact).name,
+        "solver": _solver(seconds, mixed=False).name,
         "prefer": prefer,
         "seconds": round(time.monotonic() - started, 1),
     }
@@ -129,25 +127,55 @@ def _refuse_infeasible(graph: Graph, demand: Demand) -> None:
             )
 
 
-def _choose_from_reductions(
-    graph: Graph, demand: Demand, prefer: str, deadline: float
+def _choose_from_parts(
+    graph: Graph, demand: Demand, prefer: str, deadline: float, exact: bool
 ) -> Bool[np.ndarray, "e"] | None:
-    """The best choice among growing parts of the graph, or the first that meets the bound."""
+    """The best choice among growing parts of the graph, or the first that meets the bound.
+
+    The first part has no more users and businesses than demanded, so that its sets are given.
+    Where the full problem will be solved anyway (`exact`) there is no other.
+    """
     best = None
-    for slack in _SLACKS:
+    for slack in _SLACKS[:1] if exact else _SLACKS:
         candidates = _overlapping(graph, demand, slack)
         part = _reviews_that_matter(graph, candidates, demand)
         reduced = Graph(*(column[part] for column in graph))
         sets: _Sets | None = candidates
         if slack > 1:
-            sets, _ = _choose_sets(reduced, demand, "any", deadline) or (None, 0)
+            fewer_than = None if best is None else int(best.sum())
+            sets, _ = _choose_sets(reduced, demand, fewer_than, deadline)
         kept = _choose_reviews(reduced, sets, demand, prefer, deadline) if sets else None
         if kept is not None and (best is None or kept.sum() < best.sum()):
             best = np.zeros(graph.user.size, bool)
             best[part[kept]] = True
+            print(f"  {best.sum():,} reviews; no choice has fewer than {demand.lower_bound:,}")
         if best is not None and best.sum() == demand.lower_bound or time.monotonic() > deadline:
             break
     return best
+
+
+def _choose_from_all(
+    graph: Graph,
+    demand: Demand,
+    prefer: str,
+    deadline: float,
+    best: Bool[np.ndarray, "e"] | None,
+) -> tuple[Bool[np.ndarray, "e"] | None, int]:
+    """Improves on the `best` choice by the full problem; returns the better one and a bound."""
+    bound = demand.lower_bound
+    if best is None or best.sum() > bound:
+        fewer_than = None if best is None else int(best.sum())
+        sets, proven = _choose_sets(graph, demand, fewer_than, deadline)
+        bound = max(bound, proven)
+        kept = _choose_reviews(graph, sets, demand, prefer, deadline) if sets else None
+        best = best if kept is None else kept
+    if best is not None and prefer == "longer":
+        deadline = min(deadline, time.monotonic() + _PREFERENCE_SECONDS)
+        sets = _choose_longer_sets(graph, demand, int(best.sum()), deadline)
+        kept = _choose_reviews(graph, sets, demand, prefer, deadline) if sets else None
+        if kept is not None and graph.length[kept].sum() > graph.length[best].sum():
+            best = kept
+    return best, bound
 
 
 def _overlapping(graph: Graph, demand: Demand, slack: float) -> _Sets:
@@ -205,23 +233,51 @@ def _rank(group: Int[np.ndarray, "e"], *keys: np.ndarray) -> Int[np.ndarray, "e"
 
 
 def _choose_sets(
-    graph: Graph, demand: Demand, prefer: str, deadline: float
-) -> tuple[_Sets, int] | None:
-    """Solves the mixed problem: the sets of a best choice, and a lower bound of its size."""
+    graph: Graph, demand: Demand, fewer_than: int | None, deadline: float
+) -> tuple[_Sets | None, int]:
+    """Solves the mixed problem.
+
+    Args:
+      graph: the reviews.
+      demand: what the choice must give.
+      fewer_than: only such a choice is of interest; None: any.
+      deadline: on the monotonic clock.
+
+    Returns:
+      The sets of the best choice found, None where there is none of interest, and a lower bound of
+      every choice.
+    """
+    problem, x, y, z = _mixed_problem(graph, demand)
+    problem.setObjective(pulp.lpSum(x))
+    if fewer_than is not None:
+        problem += pulp.lpSum(x) <= fewer_than - 1
+    found = _solve(problem, deadline)
+    if problem.sol_status == pulp.LpSolutionInfeasible and fewer_than is not None:
+        return None, fewer_than  # proven: what is known is optimal
+    return (_sets_of(y, z) if found else None), _proven_bound(problem)
+
+
+def _choose_longer_sets(
+    graph: Graph, demand: Demand, reviews: int, deadline: float
+) -> _Sets | None:
+    """The sets of the choice of so many reviews with most text."""
+    problem, x, y, z = _mixed_problem(graph, demand)
+    problem.setObjective(pulp.lpDot((-graph.length).tolist(), x))
+    problem += pulp.lpSum(x) <= reviews
+    return _sets_of(y, z) if _solve(problem, deadline) else None
+
+
+def _mixed_problem(graph: Graph, demand: Demand):
+    """The problem without its objective, and its variables x, y and z."""
     problem = pulp.LpProblem("sets")
-    x = _variables("x", graph.user.size)
+    x = _variables(problem, "x", graph.user.size)
     y = _meet_often(problem, x, graph.user, demand.users, demand.user_reviews)
     z = _meet_often(problem, x, graph.business, demand.businesses, demand.business_reviews)
-    problem.setObjective(pulp.lpSum(x))
-    if not _solve(problem, deadline):
-        return None
-    sets, bound = _Sets(_values(y) > 0.5, _values(z) > 0.5), _proven_bound(problem)
-    if prefer == "longer":
-        problem += pulp.lpSum(x) <= round(pulp.value(problem.objective))
-        problem.setObjective(pulp.lpDot((-graph.length).tolist(), x))
-        if _solve(problem, deadline):
-            sets = _Sets(_values(y) > 0.5, _values(z) > 0.5)
-    return sets, bound
+    return problem, x, y, z
+
+
+def _sets_of(y: list[pulp.LpVariable], z: list[pulp.LpVariable]) -> _Sets:
+    return _Sets(_values(y) > 0.5, _values(z) > 0.5)
 
 
 def _choose_reviews(
@@ -232,7 +288,7 @@ def _choose_reviews(
     Preference enters the cost as so small a discount that it can never outweigh one review.
     """
     problem = pulp.LpProblem("reviews")
-    x = _variables("x", graph.user.size)
+    x = _variables(problem, "x", graph.user.size)
     _meet_always(problem, x, graph.user, sets.users, demand.user_reviews)
     _meet_always(problem, x, graph.business, sets.businesses, demand.business_reviews)
     most = sets.users.sum() * demand.user_reviews + sets.businesses.sum() * demand.business_reviews
@@ -249,8 +305,10 @@ def _choose_reviews(
     return keep if enough else None
 
 
-def _variables(name: str, count: int, category: str = pulp.LpContinuous) -> list[pulp.LpVariable]:
-    return [pulp.LpVariable(f"{name}{i}", 0, 1, category) for i in range(count)]
+def _variables(
+    problem: pulp.LpProblem, name: str, count: int, category: str = pulp.LpContinuous
+) -> list[pulp.LpVariable]:
+    return [problem.add_variable(f"{name}{i}", 0, 1, category) for i in range(count)]
 
 
 def _reviews_of_each(
@@ -264,7 +322,8 @@ def _reviews_of_each(
 
 def _meet_often(problem, x, entity: Int[np.ndarray, "e"], wanted: int, each: int):
     """Demands `each` reviews of at least `wanted` entities; returns the entities' variables."""
-    chosen = _variables(f"n{each}_", int(entity.max()) + 1, pulp.LpBinary)
+    count = int(entity.max()) + 1
+    chosen = _variables(problem, f"entity{problem.numConstraints()}_", count, pulp.LpBinary)
     for variable, terms in zip(chosen, _reviews_of_each(x, entity), strict=True):
         if len(terms) < each:
             variable.upBound = 0
@@ -294,14 +353,15 @@ def _solver(seconds: float, mixed: bool) -> pulp.LpSolver:
     highs = pulp.HiGHS(msg=False, timeLimit=seconds, **options)
     if highs.available():
         return highs
-    return pulp.PULP_CBC_CMD(msg=False, timeLimit=seconds, gapRel=0, gapAbs=0.5)
+    shipped = pulp.PULP_CBC_CMD.pulp_cbc_path
+    return pulp.COIN_CMD(msg=False, timeLimit=seconds, gapRel=0, gapAbs=0.5, path=shipped)
 
 
 def _solve(problem: pulp.LpProblem, deadline: float) -> bool:
     """Whether a solution was found before the deadline, though not always the best one."""
     seconds = max(deadline - time.monotonic(), 1.0)
     try:
-        problem.solve(_solver(seconds, mixed=problem.isMIP()))
+        problem.solve(_solver(seconds, mixed=bool(problem.isMIP())))
     except IndexError:  # PuLP reads HiGHS's solution without asking whether there is one
         return False
     return problem.sol_status in (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible)
