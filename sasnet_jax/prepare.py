@@ -9,7 +9,7 @@ import polars as pl
 
 from sasnet_jax import __version__, cli, files
 from sasnet_jax.cli import UserError, setting
-from sasnet_jax.data import corpus, filters, interactions, subset, synthetic
+from sasnet_jax.data import corpus, filters, interactions, subset, synthetic, synthetic_ceiling
 from sasnet_jax.data.filters import FilterMode
 from sasnet_jax.data.reviews import ReviewDumps, read_businesses
 from sasnet_jax.data.splits import SPLITS, SplitScheme, split_reviews
@@ -106,19 +106,6 @@ class PrepareConfig:
         if not self.choose_seconds > 0:
             raise UserError(f"--choose_seconds={self.choose_seconds} must be positive")
 
-    @property
-    def columns(self) -> dict[str, str]:
-        """What the dumps call our fields, where it was said."""
-        named = {
-            "user_id": self.user_column,
-            "business_id": self.business_column,
-            "stars": self.stars_column,
-            "text": self.text_column,
-            "date": self.date_column,
-            "review_id": self.review_id_column,
-        }
-        return {field: name for field, name in named.items() if name}
-
 
 def run(config: PrepareConfig) -> None:
     """Writes the corpus, or finds the same one already there."""
@@ -163,7 +150,7 @@ def _settings(config: PrepareConfig, inputs: list[tuple[str, Path]]) -> dict[str
 def _fill(folder: Path, config: PrepareConfig, settings: Future[dict[str, Any]]) -> None:
     """Raw reviews -> filters -> one review a pair -> choice -> split -> files."""
     review_paths, business_path = _sources(folder, config)
-    dumps = ReviewDumps(review_paths, config.columns)
+    dumps = ReviewDumps(review_paths, _columns(config))
     for path, name in zip(review_paths, dumps.formats, strict=True):
         print(f"{path.name}: {name}")
     scan = dumps.scan(config.max_reject_fraction)
@@ -215,8 +202,14 @@ def _fill(folder: Path, config: PrepareConfig, settings: Future[dict[str, Any]])
         },
     }
     files.write_json(folder / "corpus.json", description)
-    interactions.write_grouped(corpus.read_corpus(folder))
+    made = corpus.read_corpus(folder)
+    interactions.write_grouped(made)
     _print_summary(description)
+    if config.synthetic:
+        truth = folder / "synthetic" / "truth.json"
+        known = files.read_json(truth, "python -m sasnet_jax.prepare")
+        known |= synthetic_ceiling.measure(made, config.synthetic, config.seed)
+        files.write_json(truth, known)
 
 
 def _sources(folder: Path, config: PrepareConfig) -> tuple[list[Path], Path | None]:
@@ -228,6 +221,19 @@ def _sources(folder: Path, config: PrepareConfig) -> tuple[list[Path], Path | No
     raw_folder.mkdir()
     synthetic.generate(config.synthetic, config.seed, raw_folder)
     return [raw_folder / "review.ndjson"], raw_folder / "business.ndjson"
+
+
+def _columns(config: PrepareConfig) -> dict[str, str]:
+    """What the dumps call our fields, where it was said."""
+    named = {
+        "user_id": config.user_column,
+        "business_id": config.business_column,
+        "stars": config.stars_column,
+        "text": config.text_column,
+        "date": config.date_column,
+        "review_id": config.review_id_column,
+    }
+    return {field: name for field, name in named.items() if name}
 
 
 def _choose(

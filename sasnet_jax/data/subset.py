@@ -10,10 +10,11 @@ N users have at least a of the reviews kept, and M businesses at least b. Once y
 the rows are those of a bipartite graph, hence totally unimodular: the linear programme in x has a
 whole-numbered optimum, and a solver that ends in a vertex finds it.
 
-The problem is first reduced to users and businesses that overlap much (`_overlapping`), and to
-those of their reviews that can matter. Where that reaches max(N a, M b), below which no choice can
-be, it is optimal. Otherwise a small problem is solved as it stands, and a large one in growing
-parts; the bound is always that of the full problem.
+The problem is first reduced to users and businesses that overlap so much that they can supply each
+other (`_overlapping`), and to those of their reviews that can matter. Where that reaches
+max(N a, M b), below which no choice can be, it is optimal. Otherwise a problem that is small enough
+is solved as it stands, and a larger one after a wider reduction, as far as time allows. The bound
+is always that of the full problem.
 """
 
 import dataclasses
@@ -24,14 +25,16 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pulp
+import scipy.sparse
 from jaxtyping import Bool, Float, Int
+from scipy.sparse.csgraph import maximum_flow
 
 from sasnet_jax.cli import UserError
 
 _KEPT_PER_DEMAND = 3  # reviews that a reduction keeps for each one that is demanded
-_SLACKS = (1.0, 1.2, 1.5)  # candidates of a reduction for each user and business demanded
 _PREFERENCE_SECONDS = 10.0  # for longer reviews, once the fewest are known
-_MOST_ROUNDS = 50  # of _overlapping, which settles after a few
+_SLACK = 1.2  # of the users and businesses that a large mixed problem may choose from
+_MOST_ROUNDS = 50  # of _overlapping and within it, which settle after a few
 _COST_OF_A_REVIEW = 1e3  # large beside the solver's tolerances, so that tiny discounts count
 
 
@@ -88,10 +91,17 @@ def choose(
     _refuse_infeasible(graph, demand)
     started = time.monotonic()
     deadline = started + seconds
-    exact = graph.user.size <= exact_below
-    keep, bound = _choose_from_parts(graph, demand, prefer, deadline, exact), demand.lower_bound
-    if exact:
-        keep, bound = _choose_from_all(graph, demand, prefer, deadline, keep)
+    keep = _choose_from_overlap(graph, demand, prefer, deadline)
+    bound = demand.lower_bound
+    if graph.user.size <= exact_below:
+        keep, bound = _improve(graph, demand, prefer, deadline, keep)
+    elif keep is None or keep.sum() > bound:
+        wider = _settled(graph, demand, _able(graph, demand), slack=_SLACK)
+        part = _reviews_that_matter(graph, wider, demand)
+        part = part if keep is None else np.union1d(part, np.flatnonzero(keep))
+        in_part = None if keep is None else keep[part]
+        better, _ = _improve(_part_of(graph, part), demand, "any", deadline, in_part)
+        keep = None if better is None else np.isin(np.arange(graph.user.size), part[better])
     if keep is None:
         raise UserError(f"no choice of reviews was found within --choose_seconds={seconds:g}")
     report = {
@@ -127,41 +137,24 @@ def _refuse_infeasible(graph: Graph, demand: Demand) -> None:
             )
 
 
-def _choose_from_parts(
-    graph: Graph, demand: Demand, prefer: str, deadline: float, exact: bool
+def _choose_from_overlap(
+    graph: Graph, demand: Demand, prefer: str, deadline: float
 ) -> Bool[np.ndarray, "e"] | None:
-    """The best choice among growing parts of the graph, or the first that meets the bound.
-
-    The first part has no more users and businesses than demanded, so that its sets are given.
-    Where the full problem will be solved anyway (`exact`) there is no other.
-    """
-    best = None
-    for slack in _SLACKS[:1] if exact else _SLACKS:
-        candidates = _overlapping(graph, demand, slack)
-        part = _reviews_that_matter(graph, candidates, demand)
-        reduced = Graph(*(column[part] for column in graph))
-        sets: _Sets | None = candidates
-        if slack > 1:
-            fewer_than = None if best is None else int(best.sum())
-            sets, _ = _choose_sets(reduced, demand, fewer_than, deadline)
-        kept = _choose_reviews(reduced, sets, demand, prefer, deadline) if sets else None
-        if kept is not None and (best is None or kept.sum() < best.sum()):
-            best = np.zeros(graph.user.size, bool)
-            best[part[kept]] = True
-            print(f"  {best.sum():,} reviews; no choice has fewer than {demand.lower_bound:,}")
-        if best is not None and best.sum() == demand.lower_bound or time.monotonic() > deadline:
-            break
-    return best
+    """The best choice for the users and businesses that overlap most."""
+    sets = _overlapping(graph, demand)
+    part = _reviews_that_matter(graph, sets, demand)
+    kept = _choose_reviews(_part_of(graph, part), sets, demand, prefer, deadline)
+    return None if kept is None else np.isin(np.arange(graph.user.size), part[kept])
 
 
-def _choose_from_all(
+def _improve(
     graph: Graph,
     demand: Demand,
     prefer: str,
     deadline: float,
     best: Bool[np.ndarray, "e"] | None,
 ) -> tuple[Bool[np.ndarray, "e"] | None, int]:
-    """Improves on the `best` choice by the full problem; returns the better one and a bound."""
+    """Solves the mixed problem for a better choice than `best`; also returns a bound of all."""
     bound = demand.lower_bound
     if best is None or best.sum() > bound:
         fewer_than = None if best is None else int(best.sum())
@@ -178,23 +171,46 @@ def _choose_from_all(
     return best, bound
 
 
-def _overlapping(graph: Graph, demand: Demand, slack: float) -> _Sets:
-    """`slack` times as many users and businesses as demanded, that have many reviews in common.
+def _overlapping(graph: Graph, demand: Demand) -> _Sets:
+    """As many users and businesses as demanded, that can supply each other if possible.
 
     In turns, the users with most reviews of the chosen businesses, and the businesses with most
     reviews by the chosen users. Starting from all businesses, the first users are the busiest; then
-    both sides settle where users and businesses overlap, which is in cities.
+    both sides settle where users and businesses overlap, which is in cities. Those that would go
+    short all the same are left out, and others take their place.
     """
-    businesses = np.bincount(graph.business) >= demand.business_reviews
-    users = np.zeros(graph.user.max() + 1, bool)
+    able = _able(graph, demand)
+    best, least = None, np.inf
+    for _ in range(_MOST_ROUNDS):
+        sets = _settled(graph, demand, able)
+        short = _going_short(graph, sets, demand)
+        missing = short.users.sum() + short.businesses.sum()
+        if missing < least:
+            best, least = sets, missing
+        able = _Sets(able.users & ~short.users, able.businesses & ~short.businesses)
+        enough = able.users.sum() >= demand.users and able.businesses.sum() >= demand.businesses
+        if not missing or not enough:
+            break
+    assert best is not None  # the first round always has one
+    return best
+
+
+def _able(graph: Graph, demand: Demand) -> _Sets:
+    return _Sets(
+        np.bincount(graph.user) >= demand.user_reviews,
+        np.bincount(graph.business) >= demand.business_reviews,
+    )
+
+
+def _settled(graph: Graph, demand: Demand, able: _Sets, slack: float = 1.0) -> _Sets:
+    """Those of the `able` that overlap most; `slack` times as many as demanded."""
+    users, businesses = np.zeros_like(able.users), able.businesses
     for _ in range(_MOST_ROUNDS):
         before = users
         of_users = np.bincount(graph.user[businesses[graph.business]], minlength=users.size)
-        able = np.bincount(graph.user) >= demand.user_reviews
-        users = _largest(np.where(able, of_users, -1), able, slack * demand.users)
+        users = _largest(of_users, able.users, slack * demand.users)
         of_businesses = np.bincount(graph.business[users[graph.user]], minlength=businesses.size)
-        able = np.bincount(graph.business) >= demand.business_reviews
-        businesses = _largest(of_businesses, able, slack * demand.businesses)
+        businesses = _largest(of_businesses, able.businesses, slack * demand.businesses)
         if (users == before).all():
             break
     return _Sets(users, businesses)
@@ -205,8 +221,46 @@ def _largest(
 ) -> Bool[np.ndarray, "n"]:
     order = np.argsort(np.where(able, -score, 1), kind="stable")
     chosen = np.zeros(score.size, bool)
-    chosen[order[: min(round(count), int(able.sum()))]] = True
-    return chosen
+    chosen[order[: round(count)]] = True
+    return chosen & able
+
+
+def _part_of(graph: Graph, rows: Int[np.ndarray, "part"]) -> Graph:
+    return Graph(*(column[rows] for column in graph))
+
+
+def _going_short(graph: Graph, sets: _Sets, demand: Demand) -> _Sets:
+    """Which of the side that needs fewer reviews cannot have them from the other side alone.
+
+    A maximum flow through the reviews that the sets have in common: each user gives up to a,
+    each business takes up to b.
+    """
+    common = np.flatnonzero(sets.users[graph.user] & sets.businesses[graph.business])
+    users, user = np.unique(graph.user[common], return_inverse=True)
+    businesses, business = np.unique(graph.business[common], return_inverse=True)
+    source, sink = users.size + businesses.size, users.size + businesses.size + 1
+    of_users, of_businesses = np.arange(users.size), users.size + np.arange(businesses.size)
+    tails = [user, np.full(users.size, source), of_businesses]
+    heads = [users.size + business, of_users, np.full(businesses.size, sink)]
+    capacities = [
+        np.ones(common.size),
+        np.full(users.size, demand.user_reviews),
+        np.full(businesses.size, demand.business_reviews),
+    ]
+    network = scipy.sparse.csr_matrix(
+        (np.concatenate(capacities), (np.concatenate(tails), np.concatenate(heads))),
+        shape=(sink + 1, sink + 1),
+        dtype=np.int32,
+    )
+    flow = maximum_flow(network, source, sink).flow
+    supplied = _Sets(np.zeros_like(sets.users), np.zeros_like(sets.businesses))
+    given = flow[source].toarray()[0, of_users] == demand.user_reviews
+    taken = -flow[sink].toarray()[0, of_businesses] == demand.business_reviews
+    supplied.users[users[given]] = True
+    supplied.businesses[businesses[taken]] = True
+    if demand.users * demand.user_reviews >= demand.businesses * demand.business_reviews:
+        return _Sets(np.zeros_like(sets.users), sets.businesses & ~supplied.businesses)
+    return _Sets(sets.users & ~supplied.users, np.zeros_like(sets.businesses))
 
 
 def _reviews_that_matter(graph: Graph, sets: _Sets, demand: Demand) -> Int[np.ndarray, "part"]:
