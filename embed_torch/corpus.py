@@ -26,8 +26,12 @@ def read_texts(folder: Path) -> Texts:
     """
     description = read_json(folder / "corpus.json", "python -m sasnet_jax.prepare")
     try:
-        reviews = pl.read_parquet(folder / "reviews.parquet", columns=["text"])["text"].to_list()
-        categories = pl.read_parquet(folder / "categories.parquet")["category"].to_list()
+        reviews = pl.read_parquet(folder / "reviews.parquet", columns=["text"], glob=False)[
+            "text"
+        ].to_list()
+        categories = pl.read_parquet(folder / "categories.parquet", glob=False)[
+            "category"
+        ].to_list()
     except (pl.exceptions.PolarsError, OSError) as error:
         raise UserError(f"corpus {folder} cannot be read ({error}): run prepare again") from None
     sha256 = texts_sha256(reviews)

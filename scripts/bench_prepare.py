@@ -144,7 +144,7 @@ def _measured(function: Callable, *arguments: Any) -> dict[str, Any]:
     process = context.Process(target=_timed, args=(sender, function, *arguments))
     process.start()
     peak = 0.0
-    while not receiver.poll(0.2) and process.is_alive():
+    while not receiver.poll(0.5) and process.is_alive():
         peak = max(peak, _tree_gigabytes(process.pid))
     seconds, result = receiver.recv()
     process.join()

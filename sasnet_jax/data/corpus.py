@@ -56,7 +56,9 @@ class Corpus:
         Raises:
           UserError: they are not the texts that the corpus was hashed with.
         """
-        found = pl.read_parquet(self.folder / "reviews.parquet", columns=["text"])["text"]
+        found = pl.read_parquet(self.folder / "reviews.parquet", columns=["text"], glob=False)[
+            "text"
+        ]
         if texts_sha256(found) != self.texts_sha256:
             raise UserError(f"the texts of {self.folder} are not those of its corpus.json")
         return found
@@ -121,7 +123,8 @@ def write_reviews(path: Path, table: pl.DataFrame, texts: Iterable[pl.DataFrame]
             yield from found["text"]
 
     digest = texts_sha256(write_parts())
-    pl.scan_parquet(parts).sink_parquet(path)
+    written = sorted(parts.iterdir())
+    pl.scan_parquet(written, glob=False).sink_parquet(path)
     shutil.rmtree(parts)
     return digest
 
@@ -153,7 +156,7 @@ def read_corpus(folder: Path) -> Corpus:
     columns = ["user", "business", "stars", "label", "date", "split"]
     path = folder / "reviews.parquet"
     try:
-        table = pl.read_parquet(path, columns=columns)
+        table = pl.read_parquet(path, columns=columns, glob=False)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise UserError(f"{path} cannot be read ({error}): run prepare again") from None
     if table.select("user", "business").is_duplicated().any():

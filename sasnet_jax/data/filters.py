@@ -32,10 +32,9 @@ def with_enough_reviews(
 
 def earliest_of_each_pair(reviews: pl.DataFrame) -> pl.DataFrame:
     """Keeps the earliest review of each (user, business) pair; ties and no date: file order."""
-    order = reviews.select(
-        "user_id", "business_id", "date", pl.int_range(pl.len()).alias("file_order")
-    )
-    kept = order.sort("date", "file_order", nulls_last=True).unique(
-        ["user_id", "business_id"], keep="first"
-    )["file_order"]
-    return reviews[kept.sort()]
+    pair = ["user_id", "business_id"]
+    repeated = reviews.select(pair).is_duplicated()
+    in_question = reviews.select(*pair, "date", pl.int_range(pl.len()).alias("file_order"))
+    in_question = in_question.filter(repeated).sort("date", "file_order", nulls_last=True)
+    kept = in_question.unique(pair, keep="first")["file_order"]
+    return reviews.filter(~repeated.scatter(kept, False))

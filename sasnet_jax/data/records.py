@@ -89,7 +89,6 @@ _BUSINESS_FIELDS = (
     ("categories", str | list[str | list[str]] | None, None),
 )
 SCANNED: dict[str, pl.DataType] = {
-    "block": pl.Int32(),
     "line": pl.Int64(),
     "user_id": pl.String(),
     "business_id": pl.String(),
@@ -106,6 +105,7 @@ BUSINESSES: dict[str, pl.DataType] = {
     "categories": pl.List(pl.String()),
 }
 _LATEST_SECONDS = 1e11  # a date is in milliseconds beyond this, the year 5138
+_EPOCH = re.compile(r"\d{9,}(\.\d*)?")  # eight digits are YYYYMMDD
 _CONTROL_CHARACTERS = r"[\x00-\x1f\x7f]"
 
 Columns = tuple[tuple[str, str], ...]  # our name and the dump's, of every field
@@ -195,7 +195,6 @@ def scan_block(block: Block, columns: Columns) -> tuple[pl.DataFrame, pl.DataFra
     date, unreadable = _parse_dates([review.date for review in reviews])
     table = pl.DataFrame(
         {
-            "block": pl.zeros(len(reviews), pl.Int32, eager=True),  # the parent knows it
             "line": decoded.lines,
             "user_id": [review.user_id for review in reviews],
             "business_id": [review.business_id for review in reviews],
@@ -215,11 +214,13 @@ def scan_block(block: Block, columns: Columns) -> tuple[pl.DataFrame, pl.DataFra
         .when(pl.col("text_length") == 0)
         .then(pl.lit(EMPTY_TEXT))
     )
-    table = table.with_columns(reason.alias("reason"))
-    usable = pl.col("reason").is_null()
+    reasons = table.select(reason.alias("reason")).to_series()
     rejects = pl.DataFrame(decoded.rejects, schema=REJECTED, orient="row")
-    rejects = pl.concat([rejects, table.filter(~usable).select(*REJECTED)]).sort("line")
-    return table.filter(usable).drop("reason"), rejects, decoded.lines_in_block
+    if reasons.null_count() < reasons.len():
+        usable = reasons.is_null()
+        found = table.select("line", reasons).filter(~usable)
+        table, rejects = table.filter(usable), pl.concat([rejects, found]).sort("line")
+    return table, rejects, decoded.lines_in_block
 
 
 def read_texts(block: Block, columns: Columns, lines: list[int]) -> pl.DataFrame:
@@ -275,7 +276,7 @@ def _parse_dates(values: list[str | int | float | None]) -> tuple[pl.Series, pl.
 def _parse_date(value: Any) -> datetime | None:
     """A date in ISO 8601 or in (milli)seconds since 1970, as UTC; None if it is neither."""
     with contextlib.suppress(ValueError, OverflowError, OSError):
-        if not isinstance(value, str) or (value.isdecimal() and len(value) > len("YYYYMMDD")):
+        if not isinstance(value, str) or _EPOCH.fullmatch(value):
             seconds = float(value)
             if abs(seconds) > _LATEST_SECONDS:
                 seconds /= 1000
@@ -330,9 +331,10 @@ def _recognise(
         f"{name}: {', '.join(names[field] for field in required)}"
         for name, names in formats.items()
     )
+    columns = ", ".join(name[:40] for name in sorted(present)[:20] if name.isprintable())
     raise UserError(
         f"{dump.path}, line 1: malformed or of no known format ({known}); it has the columns "
-        f"{', '.join(sorted(present))}: name them by --user_column, --text_column, ..."
+        f"{columns}: name them by --user_column, --text_column, ..."
     )
 
 

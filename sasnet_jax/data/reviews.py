@@ -20,6 +20,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 from tqdm import tqdm
 
@@ -63,6 +64,9 @@ class ReviewDumps:
         found = [records.recognise_reviews(dump, columns) for dump in self._dumps]
         self.formats = [name for name, _ in found]
         self._columns = [names for _, names in found]
+        names = [path.name for path in paths]
+        unambiguous = len(set(names)) == len(names)
+        self._names = names if unambiguous else [str(path) for path in paths]
         # Known from the first reading on, for each block of all dumps:
         self._dump_of_block: list[int] = []
         self._lines_before_block: list[int] = []  # in its dump
@@ -76,19 +80,23 @@ class ReviewDumps:
         """
         reviews, rejects = [pl.DataFrame(schema=records.SCANNED)], [pl.DataFrame(schema=REJECTS)]
         with self._workers() as apply:
-            for index, dump in enumerate(self._dumps):
+            for index in range(len(self._dumps)):
                 before = 0
                 tasks = ((block, self._columns[index]) for block in self._blocks(index, "reading"))
                 for usable, rejected, lines in apply(records.scan_block, tasks):
-                    number = pl.lit(len(self._dump_of_block), pl.Int32()).alias("block")
-                    line = pl.col("line") + before
-                    reviews.append(usable.with_columns(number, line).select(*records.SCANNED))
-                    rejects.append(_name_file(rejected, dump.path, before))
+                    reviews.append(usable)
+                    if rejected.height:
+                        rejects.append(_name_file(rejected, self._names[index], before))
                     self._dump_of_block.append(index)
                     self._lines_before_block.append(before)
                     before += lines
+        rows = [part.height for part in reviews[1:]]
         found, rejected = pl.concat(reviews), pl.concat(rejects)
         del reviews
+        found = found.with_columns(
+            pl.Series("block", np.repeat(np.arange(len(rows), dtype=np.int32), rows)),
+            pl.col("line") + np.repeat(np.array(self._lines_before_block, int), rows),
+        )
         lines = found.height + rejected.height
         _refuse_wrong_format(rejected, lines, max_reject_fraction)
         repeated = self._repeated_ids(found)
@@ -112,10 +120,11 @@ class ReviewDumps:
         with self._workers() as apply:
             results = apply(records.read_texts, self._text_tasks(parts))
             for part, found in zip(parts, results, strict=True):
-                dump = self._dumps[self._dump_of_block[part["block"][0]]]
+                index = self._dump_of_block[part["block"][0]]
+                name = self._names[index]
                 if not found["text"].str.len_chars().equals(part["text_length"].cast(pl.UInt32)):
-                    raise UserError(f"{dump.path} changed while it was being read")
-                place = pl.format("{}:{}", pl.lit(dump.path.name), part["line"])
+                    raise UserError(f"{self._dumps[index].path} changed while it was being read")
+                place = pl.format("{}:{}", pl.lit(name), part["line"])
                 yield found.with_columns(pl.col("review_id").fill_null(place))
 
     def _text_tasks(self, parts: list[pl.DataFrame]) -> Iterator[tuple[Block, Columns, list[int]]]:
@@ -156,7 +165,7 @@ class ReviewDumps:
         return repeated.scatter(candidates.filter(~ids.is_first_distinct()), True)
 
     def _as_rejects(self, repeated: pl.DataFrame) -> pl.DataFrame:
-        names = [self._dumps[self._dump_of_block[block]].path.name for block in repeated["block"]]
+        names = [self._names[self._dump_of_block[block]] for block in repeated["block"]]
         file, reason = (
             pl.Series("file", names, pl.String()),
             pl.lit(records.REPEATED_ID).alias("reason"),
@@ -197,15 +206,15 @@ def read_businesses(path: Path, max_reject_fraction: float) -> tuple[pl.DataFram
     for block, _ in dump.blocks([theirs for _, theirs in columns]):
         found, rejected, lines = records.read_businesses(block, columns)
         businesses.append(found)
-        rejects.append(_name_file(rejected, path, before))
+        rejects.append(_name_file(rejected, path.name, before))
         before += lines
     frame, all_rejects = pl.concat(businesses), pl.concat(rejects)
     _refuse_wrong_format(all_rejects, frame.height + all_rejects.height, max_reject_fraction)
     return frame.unique("business_id", keep="first", maintain_order=True), all_rejects
 
 
-def _name_file(rejected: pl.DataFrame, path: Path, lines_before: int) -> pl.DataFrame:
-    file = pl.lit(path.name, pl.String()).alias("file")
+def _name_file(rejected: pl.DataFrame, name: str, lines_before: int) -> pl.DataFrame:
+    file = pl.lit(name, pl.String()).alias("file")
     return rejected.select(file, pl.col("line") + lines_before, "reason")
 
 

@@ -142,9 +142,7 @@ def _take(words: _Words, read: Int[np.ndarray, "m"], rows: Int[np.ndarray, "n"])
 
 
 def _texts(corpus: Corpus, rows: Int[np.ndarray, "m"]) -> pl.Series:
-    reviews = pl.scan_parquet(
-        corpus.folder / "reviews.parquet", row_index_name="row", glob=False
-    )
+    reviews = pl.scan_parquet(corpus.folder / "reviews.parquet", row_index_name="row", glob=False)
     chosen = reviews.filter(pl.col("row").is_in(rows.tolist())).select("text")
     return chosen.collect(engine="streaming")["text"]
 
