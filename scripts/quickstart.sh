@@ -25,11 +25,17 @@ step "4/5 SASNet" \
 step "5/5 evaluation" \
   "$python" -m sasnet_jax.evaluate --run="$work/runs/sasnet" --baselines="$work/baselines"
 
-best=$("$python" -c "import json, sys; print(json.load(open(sys.argv[1]))['best_accuracy_knowing_the_latents'])" \
-  "$work/corpus/synthetic/truth.json")
-cat <<END
+"$python" - "$work/corpus/synthetic/truth.json" <<'END'
+import json, sys
 
-Knowing the world that made the reviews, the best possible accuracy is ${best:0:5}.
+truth = json.load(open(sys.argv[1]))
+print(
+    f"\nThe best possible accuracy here: {truth['best_accuracy_knowing_the_other_reviews']:.3f} for one who "
+    f"reads the other reviews perfectly,\n{truth['best_accuracy_knowing_the_latents']:.3f} for one who "
+    "knows the world that made them."
+)
+END
+cat <<END
 
 What was written:
   $work/corpus               reviews, users, businesses, split   (docs/formats.md)
@@ -37,6 +43,6 @@ What was written:
   $work/baselines            baselines.json, predictions/
   $work/runs/sasnet          checkpoints, metrics.jsonl, evaluation.json, predictions.parquet
 
-Next, your own reviews (Yelp's schema):
-  $python -m sasnet_jax.prepare --reviews=REVIEWS.ndjson.gz --output=work/mine/corpus
+Next, your own reviews (Yelp, Amazon, CSV, Parquet):
+  $python -m sasnet_jax.prepare --reviews=REVIEWS.json.gz --output=work/mine/corpus
 END

@@ -7,21 +7,14 @@ the texts of millions of reviews never have to be in memory.
 """
 
 import bisect
-import collections
-import contextlib
 import dataclasses
-import functools
-import itertools
-import multiprocessing
 import os
-import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
+from joblib import Parallel, delayed
 from tqdm import tqdm
 
 from sasnet_jax.cli import UserError
@@ -79,17 +72,18 @@ class ReviewDumps:
             malformed.
         """
         reviews, rejects = [pl.DataFrame(schema=records.SCANNED)], [pl.DataFrame(schema=REJECTS)]
-        with self._workers() as apply:
-            for index in range(len(self._dumps)):
+        with self._workers() as workers:
+            for index, columns in enumerate(self._columns):
                 before = 0
-                tasks = ((block, self._columns[index]) for block in self._blocks(index, "reading"))
-                for usable, rejected, lines in apply(records.scan_block, tasks):
+                blocks = self._blocks(index, "reading")
+                tasks = (delayed(records.scan_block)(block, columns) for block in blocks)
+                for usable, rejected, newlines in workers(tasks):
                     reviews.append(usable)
                     if rejected.height:
                         rejects.append(_name_file(rejected, self._names[index], before))
                     self._dump_of_block.append(index)
                     self._lines_before_block.append(before)
-                    before += lines
+                    before += newlines
         rows = [part.height for part in reviews[1:]]
         found, rejected = pl.concat(reviews), pl.concat(rejects)
         del reviews
@@ -117,8 +111,10 @@ class ReviewDumps:
           UserError: a file has changed since the scan.
         """
         parts = chosen.partition_by("block", maintain_order=True)
-        with self._workers() as apply:
-            results = apply(records.read_texts, self._text_tasks(parts))
+        with self._workers() as workers:
+            results = workers(
+                delayed(records.read_texts)(*task) for task in self._text_tasks(parts)
+            )
             for part, found in zip(parts, results, strict=True):
                 index = self._dump_of_block[part["block"][0]]
                 name = self._names[index]
@@ -172,21 +168,17 @@ class ReviewDumps:
         )
         return repeated.with_columns(file, reason).select(*REJECTS)
 
-    @contextlib.contextmanager
-    def _workers(self) -> Iterator[Callable[[Callable, Iterable[tuple]], Iterator[Any]]]:
-        """Yields a lazy, ordered `starmap`: in this process, or for large inputs one a core."""
-        if sum(dump.path.stat().st_size for dump in self._dumps) < _WORTH_PROCESSES:
-            yield itertools.starmap
-            return
-        count = len(os.sched_getaffinity(0))
-        ignore_interrupts = (signal.SIGINT, signal.SIG_IGN)  # the parent stops its workers
-        with ProcessPoolExecutor(
-            count,
-            multiprocessing.get_context("spawn"),  # polars' threads do not survive a fork
-            initializer=signal.signal,
-            initargs=ignore_interrupts,
-        ) as pool:
-            yield functools.partial(_starmap, pool, count * _BLOCKS_AHEAD)
+    def _workers(self) -> Parallel:
+        """This process, or for large inputs one a core; results come in order, as they are used."""
+        small = sum(dump.path.stat().st_size for dump in self._dumps) < _WORTH_PROCESSES
+        cores = len(os.sched_getaffinity(0))
+        return Parallel(
+            n_jobs=1 if small else cores,
+            return_as="generator",
+            batch_size=1,
+            pre_dispatch=_BLOCKS_AHEAD * cores,
+            max_nbytes=None,  # nothing is passed through files
+        )
 
 
 def read_businesses(path: Path, max_reject_fraction: float) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -204,10 +196,10 @@ def read_businesses(path: Path, max_reject_fraction: float) -> tuple[pl.DataFram
     rejects = [pl.DataFrame(schema=REJECTS)]
     before = 0
     for block, _ in dump.blocks([theirs for _, theirs in columns]):
-        found, rejected, lines = records.read_businesses(block, columns)
+        found, rejected, newlines = records.read_businesses(block, columns)
         businesses.append(found)
         rejects.append(_name_file(rejected, path.name, before))
-        before += lines
+        before += newlines
     frame, all_rejects = pl.concat(businesses), pl.concat(rejects)
     _refuse_wrong_format(all_rejects, frame.height + all_rejects.height, max_reject_fraction)
     return frame.unique("business_id", keep="first", maintain_order=True), all_rejects
@@ -227,14 +219,3 @@ def _refuse_wrong_format(rejects: pl.DataFrame, lines: int, max_reject_fraction:
             f"{max_reject_fraction} allows; "
             f"the first is {first['file']}, line {first['line']}: {first['reason']}"
         )
-
-
-def _starmap(pool: ProcessPoolExecutor, ahead: int, function: Callable, tasks: Iterable[tuple]):
-    """`itertools.starmap` on a pool, in order, with at most `ahead` tasks begun."""
-    begun: collections.deque = collections.deque()
-    for task in tasks:
-        begun.append(pool.submit(function, *task))
-        if len(begun) >= ahead:
-            yield begun.popleft().result()
-    while begun:
-        yield begun.popleft().result()

@@ -2,9 +2,12 @@ import json
 
 import numpy as np
 import polars as pl
+import pytest
 
-from sasnet_jax.data import synthetic
-from sasnet_jax.data.synthetic_text import ASPECTS, ReviewWriter
+from sasnet_jax import prepare
+from sasnet_jax.data import synthetic, synthetic_ceiling, synthetic_text
+from sasnet_jax.data.corpus import read_corpus
+from sasnet_jax.data.synthetic_text import ASPECTS, CUISINES, ReviewWriter, read_facts
 
 
 def _visits(world, rng, n):
@@ -14,25 +17,34 @@ def _visits(world, rng, n):
     return user, business, liking + (world.taste[user] * world.quality[business]).sum(axis=1)
 
 
+def _write(rng, taste, experience, small_talk=0.0):
+    """Texts of visits, with what was put into them."""
+    stars = rng.integers(1, 6, size=len(taste))
+    cuisine = rng.integers(len(CUISINES), size=len(taste))
+    texts = ReviewWriter(rng, small_talk).write(taste, experience, stars, cuisine)
+    return texts, stars, cuisine
+
+
 def test_class_probabilities_equal_simulated_visits():
     rng = np.random.default_rng(0)
-    world = synthetic.make_world(4000, rng)
+    world = synthetic.make_world(4000, 0)
     _, _, liking = _visits(world, rng, 40)
     draws = 20_000
-    visit_noise = synthetic._VISIT_NOISE * rng.normal(size=(draws, 40))  # tastes have length 1
-    felt = liking + visit_noise + synthetic._STAR_NOISE * rng.normal(size=(draws, 40))
-    stars = 1 + np.searchsorted(synthetic._star_cuts(), felt)
+    visit_noise = synthetic.VISIT_NOISE * rng.normal(size=(draws, 40))  # tastes have length 1
+    felt = liking + visit_noise + synthetic.STAR_NOISE * rng.normal(size=(draws, 40))
+    stars = 1 + np.searchsorted(synthetic.star_cuts(), felt)
     simulated = np.stack([(stars <= 3).mean(0), (stars == 4).mean(0), (stars == 5).mean(0)], axis=1)
     error = 5 * 0.5 / np.sqrt(draws)
-    np.testing.assert_allclose(synthetic.class_probabilities(liking), simulated, atol=error)
+    found = synthetic.class_probabilities(liking, synthetic.NOISE_VARIANCE)
+    np.testing.assert_allclose(found, simulated, atol=error)
 
 
 def test_taste_matters():
     """Knowing the biases only (each business's mean liking included) is clearly worse."""
     rng = np.random.default_rng(1)
-    world = synthetic.make_world(20_000, rng)
+    world = synthetic.make_world(20_000, 1)
     user, business, liking = _visits(world, rng, 50_000)
-    truth = synthetic.class_probabilities(liking)
+    truth = synthetic.class_probabilities(liking, synthetic.NOISE_VARIANCE)
     knowing = truth.max(axis=1).mean()
     mean_taste = world.taste.mean(axis=0)
     bias_only = world.user_bias[user] + world.business_bias[business]
@@ -62,14 +74,124 @@ def test_the_same_seed_gives_the_same_dump(tmp_path):
     assert dumps[0] == dumps[1] != dumps[2]
 
 
-def test_texts_tell_the_experience_of_what_the_user_cares_for():
-    taste = np.zeros((200, len(ASPECTS)))
+def test_numbers_of_reviews_have_long_tails(tmp_path):
+    synthetic.generate(40_000, 0, tmp_path, synthetic.YELP)
+    reviews = pl.read_ndjson(tmp_path / "review.ndjson")
+    for side, mean in (("user_id", 3.5), ("business_id", 46.0)):
+        counts = np.sort(reviews[side].value_counts()["count"].to_numpy())[::-1]
+        everyone = reviews.height / mean
+        assert counts[: round(everyone / 10)].sum() > 0.4 * reviews.height  # the busiest tenth
+        assert np.median(counts) < 0.6 * counts.mean() or side == "user_id"
+        assert counts[0] > 15 * mean
+    assert reviews["text"].str.len_chars().mean() > 400  # as long as Yelp's
+
+
+def test_users_stay_in_their_city(tmp_path):
+    synthetic.generate(30_000, 0, tmp_path)
+    reviews = pl.read_ndjson(tmp_path / "review.ndjson")
+    cities = pl.read_ndjson(tmp_path / "business.ndjson")["business_id", "city"]
+    assert cities["city"].n_unique() > 1
+    visits = reviews.join(cities, on="business_id").group_by("user_id", "city").len()
+    at_home = visits.group_by("user_id").agg(pl.col("len").max())["len"].sum() / reviews.height
+    assert at_home > 0.85
+
+
+@pytest.mark.parametrize("small_talk", [0.0, 3.0])
+def test_a_text_tells_what_was_put_into_it(small_talk):
+    rng = np.random.default_rng(0)
+    taste, experience = synthetic.draw_tastes(500, rng), rng.normal(size=(500, len(ASPECTS)))
+    texts, stars, cuisine = _write(rng, taste, experience, small_talk)
+    levels = np.searchsorted(synthetic_text.LEVEL_CUTS, experience)
+    favourites = 0
+    for row, text in enumerate(texts):
+        facts = read_facts(text)
+        assert (facts.stars, facts.cuisine) == (stars[row], cuisine[row])
+        assert 2 <= len(facts.mentions) == len(dict(facts.mentions)) <= 4
+        for aspect, level in facts.mentions:
+            assert level == levels[row, aspect]
+        if facts.favourite is not None:
+            favourites += 1
+            assert facts.favourite == taste[row].argmax()
+    assert 100 < favourites < 200  # 30 %
+
+
+def test_what_a_user_cares_for_is_mentioned_more():
+    rng = np.random.default_rng(0)
+    taste = np.zeros((400, len(ASPECTS)))
     taste[:, ASPECTS.index("clean")] = 1
-    texts = {}
-    for name, felt in (("bad", -2.0), ("good", 2.0)):
-        writer = ReviewWriter(np.random.default_rng(0))
-        experience = np.full(taste.shape, felt)
-        stars = np.full(200, 3)
-        texts[name] = " ".join(writer.write(taste, experience, stars, np.zeros(200, int)))
-    assert texts["bad"].count("filthy") > 20 and "filthy" not in texts["good"]
-    assert texts["good"].count("spotless") > 20 and "spotless" not in texts["bad"]
+    texts, _, _ = _write(rng, taste, rng.normal(size=taste.shape))
+    mentioned = [aspect for text in texts for aspect, _ in read_facts(text).mentions]
+    shares = np.bincount(mentioned, minlength=len(ASPECTS)) / 400
+    assert shares[ASPECTS.index("clean")] > 0.9 > 0.5 > np.delete(shares, 6).max()
+
+
+def _exact_reviews(rng, taste, bias, quality, business_bias, cuisine):
+    """Facts of one review of each given user and business, from the model itself."""
+    experience = quality + synthetic.VISIT_NOISE * rng.normal(size=quality.shape)
+    liking = bias + business_bias + (taste * experience).sum(axis=1)
+    liking += synthetic.STAR_NOISE * rng.normal(size=len(taste))
+    stars = 1 + np.searchsorted(synthetic.star_cuts(), liking)
+    texts = ReviewWriter(rng).write(taste, experience, stars, cuisine)
+    return synthetic_ceiling._words([read_facts(text) for text in texts])
+
+
+def _drawn_qualities(rng, usual, cuisine):
+    own = np.sqrt(1 - synthetic.CUISINE_QUALITY**2)
+    return usual[cuisine] + own * rng.normal(size=(cuisine.size, len(ASPECTS)))
+
+
+def test_beliefs_about_businesses_are_right_on_average():
+    """Over many businesses the posterior's mean and variance are those of the errors it makes."""
+    rng = np.random.default_rng(0)
+    usual = rng.normal(scale=synthetic.CUISINE_QUALITY, size=(len(CUISINES), len(ASPECTS)))
+    errors, bias_errors = [], []
+    for _ in range(200):
+        n = rng.integers(1, 20)
+        cuisine = np.full(n, rng.integers(len(CUISINES)))
+        quality = _drawn_qualities(rng, usual, cuisine[:1])
+        business_bias = rng.normal(scale=synthetic.BUSINESS_BIAS)
+        taste, bias = synthetic.draw_tastes(n, rng), rng.normal(scale=synthetic.USER_BIAS, size=n)
+        words = _exact_reviews(rng, taste, bias, np.repeat(quality, n, 0), business_bias, cuisine)
+        found = synthetic_ceiling._infer_business(words, usual, rng)
+        errors.append((quality[0] - found.quality) / np.sqrt(found.quality_variance))
+        bias_errors.append((business_bias - found.bias) / np.sqrt(found.bias_variance))
+    for standardised in (np.concatenate(errors), np.array(bias_errors)):
+        # Mean 0 and variance 1, within four standard errors.
+        assert abs(standardised.mean()) < 4 / np.sqrt(standardised.size)
+        assert abs(standardised.var() - 1) < 4 * np.sqrt(2 / standardised.size)
+
+
+def test_beliefs_about_users_are_right_on_average():
+    rng = np.random.default_rng(1)
+    usual = rng.normal(scale=synthetic.CUISINE_QUALITY, size=(len(CUISINES), len(ASPECTS)))
+    prior = synthetic_ceiling._prior_users(1000, rng)
+    ranks, error, spread = [], [], []
+    for _ in range(120):
+        n = rng.integers(1, 15)
+        taste = np.repeat(synthetic.draw_tastes(1, rng), n, axis=0)
+        bias = rng.normal(scale=synthetic.USER_BIAS)
+        cuisine = rng.integers(len(CUISINES), size=n)
+        quality = _drawn_qualities(rng, usual, cuisine)
+        business_bias = rng.normal(scale=synthetic.BUSINESS_BIAS, size=n)
+        words = _exact_reviews(rng, taste, np.full(n, bias), quality, business_bias, cuisine)
+        tastes, biases = synthetic_ceiling._infer_user(words, usual, prior, rng)
+        ranks.append((biases < bias).mean())
+        error.append((taste[0] - tastes.mean(axis=0)) ** 2)
+        spread.append(tastes.var(axis=0))
+    # The truth is anywhere among the samples, equally likely: Kolmogorov-Smirnov at 0.1 %.
+    gap = np.abs(np.sort(ranks) - (np.arange(120) + 0.5) / 120).max()
+    assert gap < 1.95 / np.sqrt(120)
+    assert np.mean(error) == pytest.approx(np.mean(spread), rel=0.25)
+    assert np.mean(error) < 0.6 * synthetic.draw_tastes(2000, rng).var(axis=0).mean()  # it learns
+
+
+def test_the_ceiling_of_one_who_reads_the_other_reviews_is_its_own_accuracy(tmp_path):
+    prepare.run(prepare.PrepareConfig(synthetic=4000, output=str(tmp_path / "corpus")))
+    truth = json.loads((tmp_path / "corpus" / "synthetic" / "truth.json").read_text())
+    corpus = read_corpus(tmp_path / "corpus")
+    label = corpus.label[corpus.rows("test")]
+    expected = truth["best_accuracy_knowing_the_other_reviews"]
+    error = np.sqrt(expected * (1 - expected) / truth["measured_on_test_reviews"])
+    assert abs(expected - truth["accuracy_of_that_predictor"]) < 3 * error
+    assert expected < truth["best_accuracy_knowing_the_latents"]
+    assert expected > np.bincount(label).max() / label.size + 0.05
