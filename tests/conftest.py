@@ -87,7 +87,7 @@ class World:
 @pytest.fixture(scope="session")
 def world(tmp_path_factory) -> World:
     folder = tmp_path_factory.mktemp("world")
-    prepare.run(prepare.PrepareConfig(synthetic=600, output=str(folder / "corpus")))
+    prepare.run(prepare.PrepareConfig(synthetic=900, output=str(folder / "corpus")))
     corpus = read_corpus(folder / "corpus")
     rng = np.random.default_rng(0)
     table = rng.normal(size=(corpus.user.size, 16)) + corpus.stars[:, None]

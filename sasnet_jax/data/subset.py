@@ -93,6 +93,10 @@ def choose(
     deadline = started + seconds
     keep = _choose_from_overlap(graph, demand, prefer, deadline)
     bound = demand.lower_bound
+    if keep is not None:
+        print(f"  {keep.sum():,} reviews; no choice has fewer than {bound:,}")
+    if keep is None or keep.sum() > bound:
+        print(f"  searching on, for at most {max(deadline - time.monotonic(), 1):.0f} s")
     if graph.user.size <= exact_below:
         keep, bound = _improve(graph, demand, prefer, deadline, keep)
     elif keep is None or keep.sum() > bound:
@@ -306,9 +310,12 @@ def _choose_sets(
     if fewer_than is not None:
         problem += pulp.lpSum(x) <= fewer_than - 1
     found = _solve(problem, deadline)
-    if problem.sol_status == pulp.LpSolutionInfeasible and fewer_than is not None:
+    if fewer_than is not None and problem.sol_status == pulp.LpSolutionInfeasible:
         return None, fewer_than  # proven: what is known is optimal
-    return (_sets_of(y, z) if found else None), _proven_bound(problem)
+    bound = _proven_bound(problem)
+    if fewer_than is not None:  # all other choices have at least so many
+        bound = min(bound, fewer_than)
+    return (_sets_of(y, z) if found else None), bound
 
 
 def _choose_longer_sets(
@@ -425,6 +432,7 @@ def _proven_bound(problem: pulp.LpProblem) -> int:
     """A lower bound of the whole-numbered optimum, from the solver's own proof."""
     highs = problem.solverModel
     if highs is not None:
-        return math.ceil(highs.getInfo().mip_dual_bound - 1e-6)
+        bound = highs.getInfo().mip_dual_bound
+        return math.ceil(bound - 1e-6) if math.isfinite(bound) else 0
     optimal = problem.sol_status == pulp.LpSolutionOptimal
     return round(pulp.value(problem.objective)) if optimal else 0
