@@ -7,6 +7,7 @@ the texts of millions of reviews never have to be in memory.
 """
 
 import bisect
+import contextlib
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 from joblib import Parallel, delayed
+from joblib.externals.loky import get_reusable_executor
 from tqdm import tqdm
 
 from sasnet_jax.cli import UserError
@@ -168,17 +170,23 @@ class ReviewDumps:
         )
         return repeated.with_columns(file, reason).select(*REJECTS)
 
-    def _workers(self) -> Parallel:
+    @contextlib.contextmanager
+    def _workers(self) -> Iterator[Parallel]:
         """This process, or for large inputs one a core; results come in order, as they are used."""
         small = sum(dump.path.stat().st_size for dump in self._dumps) < _WORTH_PROCESSES
         cores = len(os.sched_getaffinity(0))
-        return Parallel(
-            n_jobs=1 if small else cores,
-            return_as="generator",
-            batch_size=1,
-            pre_dispatch=_BLOCKS_AHEAD * cores,
-            max_nbytes=None,  # nothing is passed through files
-        )
+        try:
+            with Parallel(
+                n_jobs=1 if small else cores,
+                return_as="generator",
+                batch_size=1,
+                pre_dispatch=_BLOCKS_AHEAD * cores,
+                max_nbytes=None,  # nothing is passed through files
+            ) as workers:
+                yield workers
+        finally:
+            if not small:  # joblib would keep idle processes for minutes
+                get_reusable_executor().shutdown()
 
 
 def read_businesses(path: Path, max_reject_fraction: float) -> tuple[pl.DataFrame, pl.DataFrame]:
