@@ -89,6 +89,8 @@ class PrepareConfig:
             raise UserError("give either --reviews=FILE or --synthetic=NUMBER")
         if self.synthetic < 0:
             raise UserError(f"--synthetic={self.synthetic} must be positive")
+        if self.synthetic and _columns(self):
+            raise UserError("--synthetic has its own columns: leave out --user_column and the like")
         if self.synthetic and self.businesses:
             raise UserError("--synthetic generates its own businesses: leave out --businesses")
         if min(self.min_reviews_user, self.min_reviews_business) < 1:
@@ -153,27 +155,15 @@ def _fill(folder: Path, config: PrepareConfig, settings: Future[dict[str, Any]])
     dumps = ReviewDumps(review_paths, _columns(config))
     for path, name in zip(review_paths, dumps.formats, strict=True):
         print(f"{path.name}: {name}")
+    of_yelp = bool(config.reviews) and set(dumps.formats) == {"Yelp"}
     scan = dumps.scan(config.max_reject_fraction)
-    businesses, rejects = None, scan.rejects
+    _print_rejects(scan.lines, scan.rejects)
+    businesses, business_rejects = None, scan.rejects.clear()
     if business_path:
-        businesses, rejected = read_businesses(business_path, config.max_reject_fraction)
-        rejects = pl.concat([rejects, rejected])
-
-    steps = [_count("read", scan.reviews)]
-    kept = filters.with_enough_reviews(
-        scan.reviews, config.min_reviews_user, config.min_reviews_business, config.filter
-    )
-    steps.append(_count("filtered", kept))
-    kept = filters.earliest_of_each_pair(kept)
-    steps.append(_count("deduplicated", kept))
-    if kept.is_empty():
-        raise UserError(
-            f"no review is left: of {steps[0]['reviews']} read, {steps[1]['reviews']} passed "
-            f"--min_reviews_user={config.min_reviews_user} "
-            f"--min_reviews_business={config.min_reviews_business}"
-        )
+        businesses, business_rejects = read_businesses(business_path, config.max_reject_fraction)
+    kept, steps = _filter(scan.reviews, config, of_yelp)
     kept, choice = _choose(kept, config)
-    steps += [_count("chosen", kept)] if choice else []
+    steps += [_count("chosen", kept, of_yelp)] if choice else []
     split, boundaries = split_reviews(kept, config.split, config.seed, config.held_out)
 
     tables = corpus.tables_of(kept, split, businesses)
@@ -181,8 +171,7 @@ def _fill(folder: Path, config: PrepareConfig, settings: Future[dict[str, Any]])
     texts_sha256 = corpus.write_reviews(folder / "reviews.parquet", tables["reviews"], texts)
     for name in ("users", "businesses", "categories"):
         tables[name].write_parquet(folder / f"{name}.parquet")
-    rejects.write_ndjson(folder / "rejects.ndjson")
-    of_yelp = bool(config.reviews) and set(dumps.formats) == {"Yelp"}
+    pl.concat([scan.rejects, business_rejects]).write_ndjson(folder / "rejects.ndjson")
     description = {
         "format_version": corpus.FORMAT_VERSION,
         "program_version": __version__,
@@ -190,10 +179,9 @@ def _fill(folder: Path, config: PrepareConfig, settings: Future[dict[str, Any]])
         "formats": dumps.formats,
         "texts_sha256": texts_sha256,
         "lines": scan.lines,
-        "rejected": dict(rejects["reason"].value_counts(sort=True).iter_rows()),
-        "steps": [
-            step | {"paper": PAPER_COUNTS.get(step["step"])} if of_yelp else step for step in steps
-        ],
+        "rejected": _by_reason(scan.rejects),
+        "businesses_rejected": _by_reason(business_rejects),
+        "steps": steps,
         "choice": choice,
         "split_reviews": {name: int((split == name).sum()) for name in SPLITS},
         "split_boundaries": boundaries,
@@ -204,7 +192,8 @@ def _fill(folder: Path, config: PrepareConfig, settings: Future[dict[str, Any]])
     files.write_json(folder / "corpus.json", description)
     made = corpus.read_corpus(folder)
     interactions.write_grouped(made)
-    _print_summary(description)
+    for name in SPLITS:
+        print(f"{name:14}{made.rows(name).size:>12,} reviews")
     if config.synthetic:
         truth = folder / "synthetic" / "truth.json"
         known = files.read_json(truth, "python -m sasnet_jax.prepare")
@@ -221,6 +210,26 @@ def _sources(folder: Path, config: PrepareConfig) -> tuple[list[Path], Path | No
     raw_folder.mkdir()
     synthetic.generate(config.synthetic, config.seed, raw_folder)
     return [raw_folder / "review.ndjson"], raw_folder / "business.ndjson"
+
+
+def _filter(
+    reviews: pl.DataFrame, config: PrepareConfig, of_yelp: bool
+) -> tuple[pl.DataFrame, list[dict[str, Any]]]:
+    """The reviews that pass the counts, one of each pair, and the counts after each step."""
+    steps = [_count("read", reviews, of_yelp)]
+    kept = filters.with_enough_reviews(
+        reviews, config.min_reviews_user, config.min_reviews_business, config.filter
+    )
+    steps.append(_count("filtered", kept, of_yelp))
+    kept = filters.earliest_of_each_pair(kept)
+    steps.append(_count("deduplicated", kept, of_yelp))
+    if kept.is_empty():
+        raise UserError(
+            f"no review is left: of {steps[0]['reviews']} read, {steps[1]['reviews']} passed "
+            f"--min_reviews_user={config.min_reviews_user} "
+            f"--min_reviews_business={config.min_reviews_business}"
+        )
+    return kept, steps
 
 
 def _columns(config: PrepareConfig) -> dict[str, str]:
@@ -243,12 +252,8 @@ def _choose(
     if not config.choose_users:
         return kept, None
     print("choosing reviews ...")
-    user, business = (
-        kept[f"{side}_id"].rank("dense").to_numpy().astype("int64") - 1
-        for side in interactions.SIDES
-    )
     keep, report = subset.choose(
-        subset.Graph(user, business, kept["text_length"].to_numpy().astype("int64")),
+        subset.graph_of(kept),
         subset.Demand(
             users=config.choose_users,
             user_reviews=config.reviews_per_chosen_user,
@@ -259,16 +264,26 @@ def _choose(
         exact_below=config.exact_below,
         seconds=config.choose_seconds,
     )
+    print(
+        f"  {report['objective']:,} reviews, no choice has fewer than {report['lower_bound']:,} "
+        f"(gap {report['gap']:.2%}), {report['solver']}, {report['seconds']} s"
+    )
     return kept.filter(keep), report
 
 
-def _count(step: str, reviews: pl.DataFrame) -> dict[str, Any]:
-    return {
-        "step": step,
+def _count(step: str, reviews: pl.DataFrame, of_yelp: bool) -> dict[str, Any]:
+    """What is left after a step, printed and for corpus.json."""
+    counts = {
         "reviews": reviews.height,
         "users": reviews["user_id"].n_unique(),
         "businesses": reviews["business_id"].n_unique(),
     }
+    line = f"{step:14}" + "".join(f"{count:>12,} {name}" for name, count in counts.items())
+    paper = PAPER_COUNTS.get(step) if of_yelp else None
+    if paper:
+        line += "   paper: " + ", ".join(f"{count:,}" for count in paper.values())
+    print(line)
+    return {"step": step, **counts} | ({"paper": paper} if of_yelp else {})
 
 
 def _refuse_or_reuse(output: Path, settings: dict[str, Any]) -> None:
@@ -287,27 +302,14 @@ def _refuse_or_reuse(output: Path, settings: dict[str, Any]) -> None:
     )
 
 
-def _print_summary(description: dict[str, Any]) -> None:
-    print(
-        f"{description['lines']:,} lines read, {sum(description['rejected'].values()):,} rejected"
-    )
-    for reason, count in description["rejected"].items():
+def _by_reason(rejects: pl.DataFrame) -> dict[str, int]:
+    return dict(rejects["reason"].value_counts(sort=True).iter_rows())
+
+
+def _print_rejects(lines: int, rejects: pl.DataFrame) -> None:
+    print(f"{lines:,} lines read, {rejects.height:,} rejected")
+    for reason, count in _by_reason(rejects).items():
         print(f"  {count:,} x {reason}")
-    columns = ("reviews", "users", "businesses")
-    print(" " * 14 + "".join(f"{name:>12}" for name in columns))
-    for step in description["steps"]:
-        line = f"{step['step']:14}" + "".join(f"{step[name]:>12,}" for name in columns)
-        if paper := step.get("paper"):
-            line += "   paper: " + ", ".join(f"{paper[name]:,}" for name in columns)
-        print(line)
-    if choice := description["choice"]:
-        print(
-            f"choice: {choice['objective']:,} reviews, no choice has fewer than "
-            f"{choice['lower_bound']:,} (gap {choice['gap']:.2%}), {choice['solver']}, "
-            f"{choice['seconds']} s"
-        )
-    for split, count in description["split_reviews"].items():
-        print(f"{split:14}{count:>12,}")
 
 
 if __name__ == "__main__":

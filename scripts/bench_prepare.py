@@ -111,14 +111,11 @@ def _read_and_filter(dump: Path):
 
 def _choose(dump: Path, users: int, businesses: int) -> dict[str, Any]:
     kept = _read_and_filter(dump)
-    user, business = (
-        kept[f"{side}_id"].rank("dense").to_numpy().astype("int64") - 1
-        for side in ("user", "business")
-    )
-    graph = subset.Graph(user, business, kept["text_length"].to_numpy().astype("int64"))
+    graph = subset.graph_of(kept)
     demand = subset.Demand(users=users, user_reviews=10, businesses=businesses, business_reviews=20)
     report = subset.choose(graph, demand, prefer="longer", exact_below=5000, seconds=300.0).report
-    size = f"{user.size:,} reviews, {user.max() + 1:,} users, {business.max() + 1:,} businesses"
+    users, businesses = graph.user.max() + 1, graph.business.max() + 1
+    size = f"{kept.height:,} reviews, {users:,} users, {businesses:,} businesses"
     return {**report, "from": size}
 
 

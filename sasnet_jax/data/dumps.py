@@ -119,6 +119,9 @@ def open_dump(path: Path, wanted: str) -> Dump:
         raise UserError(f"{path} does not exist")
     with _unpacked(path, wanted) as (file, raw), _whole(path):
         head = file.read(_HEAD_BYTES)
+        text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+        if text.startswith(b"["):
+            raise UserError(f"{path} is one JSON array: write one object a line (NDJSON) instead")
         if b"\n" not in head:
             head += file.readline()
         plain = file is raw
@@ -127,8 +130,6 @@ def open_dump(path: Path, wanted: str) -> Dump:
             raise UserError(f"{path}: a Parquet file inside an archive cannot be read: unpack it")
         return Dump(path, wanted, "parquet", b"")
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if text.startswith(b"["):
-        raise UserError(f"{path} is one JSON array: write one object a line (NDJSON) instead")
     lines = [line for line in text.splitlines() if line.strip()][:100] or [b"{"]
     header = lines[0].decode(errors="replace")
     delimiter = max(_DELIMITERS, key=header.count)

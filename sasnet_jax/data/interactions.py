@@ -58,7 +58,7 @@ def write_grouped(corpus: Corpus) -> None:
     """Groups the reviews of a corpus by user and by business, into its folder `interactions`."""
     folder = corpus.folder / "interactions"
     folder.mkdir()
-    split = np.select([corpus.split == name for name in SPLITS], range(len(SPLITS)))
+    split = _split_rank(corpus)
     for side in SIDES:
         entity = getattr(corpus, side)
         rows = np.lexsort((corpus.date, split, entity)).astype(np.int32)
@@ -78,12 +78,26 @@ def read_grouped(corpus: Corpus, side: str) -> Grouped:
         grouped = Grouped(*(np.load(path, mmap_mode="r", allow_pickle=False) for path in paths))
     except (OSError, ValueError) as error:
         raise UserError(f"{paths[0].parent} cannot be read ({error}): run prepare again") from None
-    entity = getattr(corpus, side)
-    sizes = np.bincount(entity)
-    whole = grouped.rows.size == entity.size and grouped.offsets.size == sizes.size + 1
-    if not whole or (entity[grouped.rows] != np.repeat(np.arange(sizes.size), sizes)).any():
+    if not _is_of(corpus, getattr(corpus, side), grouped):
         raise UserError(f"{paths[0].parent} is not of this corpus: run prepare again")
     return grouped
+
+
+def _is_of(corpus: Corpus, entity: Int32[np.ndarray, "reviews"], grouped: Grouped) -> bool:
+    """Whether the lists are those of the entities, each in the order of split and date."""
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(entity))])
+    rows = np.asarray(grouped.rows)
+    if rows.size != entity.size or not np.array_equal(grouped.offsets, offsets):
+        return False
+    if (np.bincount(rows.clip(0, rows.size - 1), minlength=rows.size) != 1).any():
+        return False
+    order = np.stack([entity[rows], _split_rank(corpus)[rows], corpus.date[rows]])
+    step = np.sign(np.diff(order))  # of (entity, split, date), each decided by the first that moves
+    return bool((4 * step[0] + 2 * step[1] + step[2] >= 0).all())
+
+
+def _split_rank(corpus: Corpus) -> Int[np.ndarray, "reviews"]:
+    return np.select([corpus.split == name for name in SPLITS], range(len(SPLITS)))
 
 
 def contexts_of(corpus: Corpus, target_review: TargetReview) -> Contexts:

@@ -70,7 +70,7 @@ BUSINESS_FORMATS = {
 }
 # Reasons to leave out a review that is not malformed.
 EMPTY_TEXT = "empty text"
-REPEATED_ID = "repeated review_id"
+REPEATED_ID = "repeated id"
 NOT_MALFORMED = (EMPTY_TEXT, REPEATED_ID)
 
 _Id = Annotated[str, msgspec.Meta(min_length=1)]
@@ -99,6 +99,7 @@ SCANNED: dict[str, pl.DataType] = {
 }
 REJECTED: dict[str, pl.DataType] = {"line": pl.Int64(), "reason": pl.String()}
 BUSINESSES: dict[str, pl.DataType] = {
+    "line": pl.Int64(),
     "business_id": pl.String(),
     "name": pl.String(),
     "city": pl.String(),
@@ -286,9 +287,9 @@ def read_businesses(block: Block, columns: Columns) -> tuple[pl.DataFrame, pl.Da
     """The businesses of a block (BUSINESSES), its rejects (REJECTED), and its newlines."""
     rows, rejected, newlines = [], [], 0
     for decoded in _decode(block, _struct(_BUSINESS_FIELDS, columns)):
-        for business in decoded.structs:
+        for line, business in zip(decoded.lines, decoded.structs, strict=True):
             names = _category_names(business.categories)
-            rows.append((business.business_id, business.name, business.city, names))
+            rows.append((line, business.business_id, business.name, business.city, names))
         rejected += decoded.rejects
         newlines += decoded.newlines
     businesses = pl.DataFrame(rows, schema=BUSINESSES, orient="row")
@@ -315,12 +316,13 @@ def _parse_dates(values: list[str | int | float | None]) -> tuple[pl.Series, pl.
 def _parse_date(value: Any) -> datetime | None:
     """A date in ISO 8601 or in (milli)seconds since 1970, as UTC; None if it is neither."""
     with contextlib.suppress(ValueError, OverflowError, OSError):
-        if not isinstance(value, str) or _EPOCH.fullmatch(value):
-            seconds = float(value)
+        text = value.strip() if isinstance(value, str) else f"{value:.6f}".rstrip("0").rstrip(".")
+        if _EPOCH.fullmatch(text):
+            seconds = float(text)
             if abs(seconds) > _LATEST_SECONDS:
                 seconds /= 1000
             return datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None)
-        date = datetime.fromisoformat(value.strip())
+        date = datetime.fromisoformat(text)
         return date.astimezone(UTC).replace(tzinfo=None) if date.tzinfo else date
     return None
 
@@ -346,7 +348,8 @@ def recognise_reviews(dump: Dump, given: Mapping[str, str]) -> tuple[str, Column
       UserError: the dump has not the columns of any format.
     """
     formats = {name: {**names, **given} for name, names in FORMATS.items()}
-    name, columns = _recognise(dump, formats, ("user_id", "business_id", "stars", "text"))
+    required = dict.fromkeys(("user_id", "business_id", "stars", "text", *given))
+    name, columns = _recognise(dump, formats, tuple(required))
     return "named columns" if given else name, columns
 
 
@@ -371,6 +374,7 @@ def _recognise(
         for name, names in formats.items()
     )
     columns = ", ".join(name[:40] for name in sorted(present)[:20] if name.isprintable())
+    columns = columns or "no readable name: is it compressed or binary?"
     raise UserError(
         f"{dump.path}, line 1: malformed or of no known format ({known}); it has the columns "
         f"{columns}: name them by --user_column, --text_column, ..."

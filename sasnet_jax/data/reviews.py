@@ -7,16 +7,21 @@ the texts of millions of reviews never have to be in memory.
 """
 
 import bisect
+import collections
 import contextlib
 import dataclasses
+import functools
+import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import signal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
-from joblib import Parallel, delayed
-from joblib.externals.loky import get_reusable_executor
+from loky import ProcessPoolExecutor
 from tqdm import tqdm
 
 from sasnet_jax.cli import UserError
@@ -74,12 +79,11 @@ class ReviewDumps:
             malformed.
         """
         reviews, rejects = [pl.DataFrame(schema=records.SCANNED)], [pl.DataFrame(schema=REJECTS)]
-        with self._workers() as workers:
+        with self._workers() as apply:
             for index, columns in enumerate(self._columns):
                 before = 0
-                blocks = self._blocks(index, "reading")
-                tasks = (delayed(records.scan_block)(block, columns) for block in blocks)
-                for usable, rejected, newlines in workers(tasks):
+                tasks = ((block, columns) for block in self._blocks(index, "reading"))
+                for usable, rejected, newlines in apply(records.scan_block, tasks):
                     reviews.append(usable)
                     if rejected.height:
                         rejects.append(_name_file(rejected, self._names[index], before))
@@ -113,10 +117,8 @@ class ReviewDumps:
           UserError: a file has changed since the scan.
         """
         parts = chosen.partition_by("block", maintain_order=True)
-        with self._workers() as workers:
-            results = workers(
-                delayed(records.read_texts)(*task) for task in self._text_tasks(parts)
-            )
+        with self._workers() as apply:
+            results = apply(records.read_texts, self._text_tasks(parts))
             for part, found in zip(parts, results, strict=True):
                 index = self._dump_of_block[part["block"][0]]
                 name = self._names[index]
@@ -171,22 +173,18 @@ class ReviewDumps:
         return repeated.with_columns(file, reason).select(*REJECTS)
 
     @contextlib.contextmanager
-    def _workers(self) -> Iterator[Parallel]:
-        """This process, or for large inputs one a core; results come in order, as they are used."""
-        small = sum(dump.path.stat().st_size for dump in self._dumps) < _WORTH_PROCESSES
+    def _workers(self) -> Iterator[Callable[[Callable, Iterable[tuple]], Iterator[Any]]]:
+        """Yields a lazy, ordered `starmap`: in this process, or for large inputs one a core."""
+        if sum(dump.path.stat().st_size for dump in self._dumps) < _WORTH_PROCESSES:
+            yield itertools.starmap
+            return
         cores = len(os.sched_getaffinity(0))
+        interrupts = (signal.SIGINT, signal.SIG_IGN)  # the parent stops its workers
         try:
-            with Parallel(
-                n_jobs=1 if small else cores,
-                return_as="generator",
-                batch_size=1,
-                pre_dispatch=_BLOCKS_AHEAD * cores,
-                max_nbytes=None,  # nothing is passed through files
-            ) as workers:
-                yield workers
-        finally:
-            if not small:  # joblib would keep idle processes for minutes
-                get_reusable_executor().shutdown()
+            with ProcessPoolExecutor(cores, initializer=signal.signal, initargs=interrupts) as pool:
+                yield functools.partial(_starmap, pool, cores * _BLOCKS_AHEAD)
+        except BrokenProcessPool:
+            raise UserError("a process that read the dumps was killed: out of memory?") from None
 
 
 def read_businesses(path: Path, max_reject_fraction: float) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -205,12 +203,16 @@ def read_businesses(path: Path, max_reject_fraction: float) -> tuple[pl.DataFram
     before = 0
     for block, _ in dump.blocks([theirs for _, theirs in columns]):
         found, rejected, newlines = records.read_businesses(block, columns)
-        businesses.append(found)
+        businesses.append(found.with_columns(pl.col("line") + before))
         rejects.append(_name_file(rejected, path.name, before))
         before += newlines
     frame, all_rejects = pl.concat(businesses), pl.concat(rejects)
     _refuse_wrong_format(all_rejects, frame.height + all_rejects.height, max_reject_fraction)
-    return frame.unique("business_id", keep="first", maintain_order=True), all_rejects
+    first = frame["business_id"].is_first_distinct()
+    repeated = frame.filter(~first).select(
+        pl.lit(path.name).alias("file"), "line", pl.lit(records.REPEATED_ID).alias("reason")
+    )
+    return frame.filter(first).drop("line"), pl.concat([all_rejects, repeated]).sort("line")
 
 
 def _name_file(rejected: pl.DataFrame, name: str, lines_before: int) -> pl.DataFrame:
@@ -227,3 +229,16 @@ def _refuse_wrong_format(rejects: pl.DataFrame, lines: int, max_reject_fraction:
             f"{max_reject_fraction} allows; "
             f"the first is {first['file']}, line {first['line']}: {first['reason']}"
         )
+
+
+def _starmap(
+    pool: ProcessPoolExecutor, ahead: int, function: Callable, tasks: Iterable[tuple]
+) -> Iterator[Any]:
+    """`itertools.starmap` on a pool, in order, with at most `ahead` tasks begun or not yet used."""
+    begun: collections.deque = collections.deque()
+    for task in tasks:
+        begun.append(pool.submit(function, *task))
+        if len(begun) >= ahead:
+            yield begun.popleft().result()
+    while begun:
+        yield begun.popleft().result()

@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import polars as pl
 import pulp
 import scipy.sparse
 from jaxtyping import Bool, Float, Int
@@ -32,7 +33,6 @@ from scipy.sparse.csgraph import maximum_flow
 from sasnet_jax.cli import UserError
 
 _KEPT_PER_DEMAND = 3  # reviews that a reduction keeps for each one that is demanded
-_PREFERENCE_SECONDS = 10.0  # for longer reviews, once the fewest are known
 _SLACK = 1.2  # of the users and businesses that a large mixed problem may choose from
 _MOST_ROUNDS = 50  # of _overlapping and within it, which settle after a few
 _COST_OF_A_REVIEW = 1e3  # large beside the solver's tolerances, so that tiny discounts count
@@ -61,6 +61,15 @@ class Graph(NamedTuple):
     length: Int[np.ndarray, "e"]  # of the text, characters
 
 
+def graph_of(reviews: pl.DataFrame) -> Graph:
+    """The graph of reviews with `user_id, business_id, text_length`, in their order."""
+    user, business = (
+        reviews[name].rank("dense").to_numpy().astype(np.int64) - 1
+        for name in ("user_id", "business_id")
+    )
+    return Graph(user, business, reviews["text_length"].to_numpy().astype(np.int64))
+
+
 class Choice(NamedTuple):
     """The reviews to keep, and how good a choice that is (corpus.json)."""
 
@@ -86,28 +95,23 @@ def choose(
       seconds: after which the best choice found so far is taken.
 
     Raises:
-      UserError: the demand cannot be met by all reviews together, or no choice was found in time.
+      UserError: the demand cannot be met by all reviews together.
     """
     _refuse_infeasible(graph, demand)
     started = time.monotonic()
     deadline = started + seconds
     keep = _choose_from_overlap(graph, demand, prefer, deadline)
     bound = demand.lower_bound
-    if keep is not None:
-        print(f"  {keep.sum():,} reviews; no choice has fewer than {bound:,}")
-    if keep is None or keep.sum() > bound:
-        print(f"  searching on, for at most {max(deadline - time.monotonic(), 1):.0f} s")
-    if graph.user.size <= exact_below:
-        keep, bound = _improve(graph, demand, prefer, deadline, keep)
-    elif keep is None or keep.sum() > bound:
-        wider = _settled(graph, demand, _able(graph, demand), slack=_SLACK)
-        part = _reviews_that_matter(graph, wider, demand)
-        part = part if keep is None else np.union1d(part, np.flatnonzero(keep))
-        in_part = None if keep is None else keep[part]
-        better, _ = _improve(_part_of(graph, part), demand, "any", deadline, in_part)
-        keep = None if better is None else np.isin(np.arange(graph.user.size), part[better])
-    if keep is None:
-        raise UserError(f"no choice of reviews was found within --choose_seconds={seconds:g}")
+    print(f"  {keep.sum():,} reviews; no choice has fewer than {bound:,}")
+    if keep.sum() > bound:
+        print(f"  searching on, for at most about {max(deadline - time.monotonic(), 1):.0f} s")
+        part, exact = np.arange(graph.user.size), graph.user.size <= exact_below
+        if not exact:
+            wider = _settled(graph, demand, _able(graph, demand), slack=_SLACK)
+            part = np.union1d(_reviews_that_matter(graph, wider, demand), np.flatnonzero(keep))
+        better, proven = _improve(_part_of(graph, part), demand, prefer, deadline, keep[part])
+        keep = np.isin(np.arange(graph.user.size), part[better])
+        bound = max(bound, proven) if exact else bound
     report = {
         "demand": dataclasses.asdict(demand),
         "objective": int(keep.sum()),
@@ -143,36 +147,23 @@ def _refuse_infeasible(graph: Graph, demand: Demand) -> None:
 
 def _choose_from_overlap(
     graph: Graph, demand: Demand, prefer: str, deadline: float
-) -> Bool[np.ndarray, "e"] | None:
-    """The best choice for the users and businesses that overlap most."""
+) -> Bool[np.ndarray, "e"]:
+    """The best choice for the users and businesses that overlap most; out of time, any for them."""
     sets = _overlapping(graph, demand)
     part = _reviews_that_matter(graph, sets, demand)
     kept = _choose_reviews(_part_of(graph, part), sets, demand, prefer, deadline)
-    return None if kept is None else np.isin(np.arange(graph.user.size), part[kept])
+    if kept is not None:
+        return np.isin(np.arange(graph.user.size), part[kept])
+    return _longest_of_each(_ranked(graph, sets), demand)
 
 
 def _improve(
-    graph: Graph,
-    demand: Demand,
-    prefer: str,
-    deadline: float,
-    best: Bool[np.ndarray, "e"] | None,
-) -> tuple[Bool[np.ndarray, "e"] | None, int]:
+    graph: Graph, demand: Demand, prefer: str, deadline: float, best: Bool[np.ndarray, "e"]
+) -> tuple[Bool[np.ndarray, "e"], int]:
     """Solves the mixed problem for a better choice than `best`; also returns a bound of all."""
-    bound = demand.lower_bound
-    if best is None or best.sum() > bound:
-        fewer_than = None if best is None else int(best.sum())
-        sets, proven = _choose_sets(graph, demand, fewer_than, deadline)
-        bound = max(bound, proven)
-        kept = _choose_reviews(graph, sets, demand, prefer, deadline) if sets else None
-        best = best if kept is None else kept
-    if best is not None and prefer == "longer":
-        deadline = min(deadline, time.monotonic() + _PREFERENCE_SECONDS)
-        sets = _choose_longer_sets(graph, demand, int(best.sum()), deadline)
-        kept = _choose_reviews(graph, sets, demand, prefer, deadline) if sets else None
-        if kept is not None and graph.length[kept].sum() > graph.length[best].sum():
-            best = kept
-    return best, bound
+    sets, bound = _choose_sets(graph, demand, int(best.sum()), deadline)
+    kept = _choose_reviews(graph, sets, demand, prefer, deadline) if sets else None
+    return (best if kept is None or kept.sum() >= best.sum() else kept), bound
 
 
 def _overlapping(graph: Graph, demand: Demand) -> _Sets:
@@ -269,15 +260,37 @@ def _going_short(graph: Graph, sets: _Sets, demand: Demand) -> _Sets:
 
 def _reviews_that_matter(graph: Graph, sets: _Sets, demand: Demand) -> Int[np.ndarray, "part"]:
     """The longest reviews that `sets` have in common, and of each entity as many as demanded."""
+    ranked = _ranked(graph, sets)
+    matter = ranked.user < _KEPT_PER_DEMAND * demand.user_reviews
+    matter |= ranked.business < _KEPT_PER_DEMAND * demand.business_reviews
+    return np.flatnonzero((matter & ranked.common) | _longest_of_each(ranked, demand))
+
+
+class _Ranked(NamedTuple):
+    """The place of each review among those of its user and of its business, longest first.
+
+    Reviews that the sets have in common come before others; whoever is in no set has no place.
+    """
+
+    common: Bool[np.ndarray, "e"]
+    user: Float[np.ndarray, "e"]
+    business: Float[np.ndarray, "e"]
+
+
+def _ranked(graph: Graph, sets: _Sets) -> _Ranked:
     user_in, business_in = sets.users[graph.user], sets.businesses[graph.business]
     common = user_in & business_in
-    user_rank = _rank(graph.user, ~common, -graph.length)
-    business_rank = _rank(graph.business, ~common, -graph.length)
-    matter = common & (user_rank < _KEPT_PER_DEMAND * demand.user_reviews)
-    matter |= common & (business_rank < _KEPT_PER_DEMAND * demand.business_reviews)
-    matter |= user_in & (user_rank < demand.user_reviews)
-    matter |= business_in & (business_rank < demand.business_reviews)
-    return np.flatnonzero(matter)
+    of_user, of_business = (
+        _rank(entity, ~common, -graph.length) for entity in (graph.user, graph.business)
+    )
+    return _Ranked(
+        common, np.where(user_in, of_user, np.inf), np.where(business_in, of_business, np.inf)
+    )
+
+
+def _longest_of_each(ranked: _Ranked, demand: Demand) -> Bool[np.ndarray, "e"]:
+    """As many reviews of each entity as demanded: a choice, though not a small one."""
+    return (ranked.user < demand.user_reviews) | (ranked.business < demand.business_reviews)
 
 
 def _rank(group: Int[np.ndarray, "e"], *keys: np.ndarray) -> Int[np.ndarray, "e"]:
@@ -291,54 +304,24 @@ def _rank(group: Int[np.ndarray, "e"], *keys: np.ndarray) -> Int[np.ndarray, "e"
 
 
 def _choose_sets(
-    graph: Graph, demand: Demand, fewer_than: int | None, deadline: float
+    graph: Graph, demand: Demand, fewer_than: int, deadline: float
 ) -> tuple[_Sets | None, int]:
-    """Solves the mixed problem.
-
-    Args:
-      graph: the reviews.
-      demand: what the choice must give.
-      fewer_than: only such a choice is of interest; None: any.
-      deadline: on the monotonic clock.
+    """Solves the mixed problem for a choice of fewer than so many reviews.
 
     Returns:
-      The sets of the best choice found, None where there is none of interest, and a lower bound of
-      every choice.
+      The sets of the best one found, or None, and a lower bound of every choice.
     """
-    problem, x, y, z = _mixed_problem(graph, demand)
-    problem.setObjective(pulp.lpSum(x))
-    if fewer_than is not None:
-        problem += pulp.lpSum(x) <= fewer_than - 1
-    found = _solve(problem, deadline)
-    if fewer_than is not None and problem.sol_status == pulp.LpSolutionInfeasible:
-        return None, fewer_than  # proven: what is known is optimal
-    bound = _proven_bound(problem)
-    if fewer_than is not None:  # all other choices have at least so many
-        bound = min(bound, fewer_than)
-    return (_sets_of(y, z) if found else None), bound
-
-
-def _choose_longer_sets(
-    graph: Graph, demand: Demand, reviews: int, deadline: float
-) -> _Sets | None:
-    """The sets of the choice of so many reviews with most text."""
-    problem, x, y, z = _mixed_problem(graph, demand)
-    problem.setObjective(pulp.lpDot((-graph.length).tolist(), x))
-    problem += pulp.lpSum(x) <= reviews
-    return _sets_of(y, z) if _solve(problem, deadline) else None
-
-
-def _mixed_problem(graph: Graph, demand: Demand):
-    """The problem without its objective, and its variables x, y and z."""
     problem = pulp.LpProblem("sets")
     x = _variables(problem, "x", graph.user.size)
     y = _meet_often(problem, x, graph.user, demand.users, demand.user_reviews)
     z = _meet_often(problem, x, graph.business, demand.businesses, demand.business_reviews)
-    return problem, x, y, z
-
-
-def _sets_of(y: list[pulp.LpVariable], z: list[pulp.LpVariable]) -> _Sets:
-    return _Sets(_values(y) > 0.5, _values(z) > 0.5)
+    problem.setObjective(pulp.lpSum(x))
+    problem += pulp.lpSum(x) <= fewer_than - 1
+    found = _solve(problem, deadline)
+    if problem.sol_status == pulp.LpSolutionInfeasible:
+        return None, fewer_than  # proven: what is known is optimal
+    sets = _Sets(_values(y) > 0.5, _values(z) > 0.5) if found else None
+    return sets, min(_proven_bound(problem), fewer_than)
 
 
 def _choose_reviews(

@@ -3,6 +3,7 @@ import pytest
 
 from sasnet_jax import prepare
 from sasnet_jax.cli import UserError
+from sasnet_jax.data import synthetic
 from sasnet_jax.data.corpus import read_corpus
 from sasnet_jax.data.interactions import averaging_matrix, contexts_of, read_grouped
 
@@ -96,11 +97,21 @@ def test_reviews_of_one_moment_do_not_see_each_other(tmp_path):
     assert np.unique(corpus.date).size == 20
 
 
-def test_grouped_reviews_of_another_corpus_are_refused(corpus, tmp_path):
-    prepare.run(prepare.PrepareConfig(synthetic=500, output=str(tmp_path / "other")))
-    other = read_corpus(tmp_path / "other")
+@pytest.mark.parametrize("change", [{"synthetic": 500}, {"seed": 1}, {"split": "by_review"}])
+def test_grouped_reviews_of_another_corpus_are_refused(tmp_path, change):
+    """Of the same reviews split otherwise too: their held-out reviews would be seen."""
+    reviews = tmp_path / "dump"
+    reviews.mkdir()
+    synthetic.generate(600, 0, reviews)
+    settings = {"reviews": (str(reviews / "review.ndjson"),)}
+    folders = []
+    for name, changed in (("one", {}), ("other", change)):
+        folders.append(tmp_path / name)
+        used = ({} if "synthetic" in changed else settings) | changed
+        prepare.run(prepare.PrepareConfig(output=str(folders[-1]), **used))
+    one, other = map(read_corpus, folders)
     assert isinstance(read_grouped(other, "user").rows, np.memmap)
-    for path in (corpus.folder / "interactions").iterdir():
+    for path in (one.folder / "interactions").iterdir():
         (other.folder / "interactions" / path.name).write_bytes(path.read_bytes())
     with pytest.raises(UserError, match="not of this corpus"):
         contexts_of(other, "exclude")
