@@ -100,8 +100,10 @@ class ReviewDumps:
         lines = found.height + rejected.height
         _refuse_wrong_format(rejected, lines, max_reject_fraction)
         repeated = self._repeated_ids(found)
-        rejected = pl.concat([rejected, self._as_rejects(found.filter(repeated))])
-        return Scan(found.filter(~repeated).drop("id_hash"), rejected, lines)
+        if repeated.any():  # otherwise millions of rows would be copied for nothing
+            rejected = pl.concat([rejected, self._as_rejects(found.filter(repeated))])
+            found = found.filter(~repeated)
+        return Scan(found.drop("id_hash"), rejected, lines)
 
     def texts(self, chosen: pl.DataFrame) -> Iterator[pl.DataFrame]:
         """Reads the texts of some reviews.
