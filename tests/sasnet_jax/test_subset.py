@@ -114,6 +114,16 @@ def test_the_optimum_is_that_of_an_independent_solver(seed):
     assert keep.sum() == report["objective"] == report["lower_bound"] == _optimum(graph, demand)
 
 
+def test_a_choice_one_review_above_the_optimum_is_improved():
+    """The users and businesses that overlap most need 21 reviews here, others 20."""
+    graph = _graph(1, users=12, businesses=8, edges=45)
+    demand = Demand(users=6, user_reviews=3, businesses=4, business_reviews=5)
+    keep, report = choose(graph, demand, prefer="any", exact_below=1000, seconds=60.0)
+    assert report["lower_bound"] == keep.sum() == _optimum(graph, demand)
+    first = choose(graph, demand, prefer="any", exact_below=0, seconds=0.1).report
+    assert first["lower_bound"] == demand.lower_bound  # nothing more is proven of a part
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_a_reduction_meets_the_demand_and_its_bound_holds(seed):
     graph = _graph(seed, users=60, businesses=30, edges=600)

@@ -166,7 +166,7 @@ def test_beliefs_about_users_are_right_on_average():
     prior = synthetic_ceiling._prior_users(1000, rng)
     ranks, error, spread = [], [], []
     for _ in range(120):
-        n = int(rng.integers(1, 15))
+        n = int(rng.integers(1, 60))
         taste = np.repeat(synthetic.draw_tastes(1, rng), n, axis=0)
         bias = rng.normal(scale=synthetic.USER_BIAS)
         cuisine = rng.integers(len(CUISINES), size=n)
