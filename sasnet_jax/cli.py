@@ -8,6 +8,7 @@ This file and `files.py` stand, byte for byte, in both packages, because `embed_
 """
 
 import dataclasses
+import signal
 import sys
 import typing
 from collections.abc import Callable, Sequence
@@ -45,6 +46,8 @@ def setting(
 
 def main(config_class: type, run: Callable[[Any], None], description: str) -> None:
     """Runs one command: sys.argv -> config_class -> run(config) -> exit status."""
+    # Unwind, so that nothing half written is left; commands that can save do so themselves.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         run(parse(config_class, sys.argv, description))
     except UserError as error:

@@ -6,6 +6,7 @@ copies equal.
 
 import contextlib
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -34,18 +35,34 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 def new_folder(path: Path) -> Iterator[Path]:
     """Yields a folder beside `path` to fill, and renames it to `path` on success.
 
-    On failure nothing is left behind. The rename refuses a `path` that has come to hold files.
+    On failure nothing is left behind; what a killed process left is removed by the next one. The
+    rename refuses a `path` that has come to hold files.
     """
     path = path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left_behind in path.parent.glob(f".{glob.escape(path.name)}.partial-*"):
+        with contextlib.suppress(OSError), _held(left_behind):
+            shutil.rmtree(left_behind)
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     partial.mkdir()
     try:
-        yield partial
-        partial.rename(path)
+        with _held(partial):
+            yield partial
+            partial.rename(path)
         sync_folder(path.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Locks a folder while its process lives; raises BlockingIOError where another one does."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def sync_folder(path: Path) -> None:

@@ -5,6 +5,7 @@ In and out: frames with `user_id`, `business_id` and `date`, in file order (pape
 
 from typing import Literal
 
+import numpy as np
 import polars as pl
 
 FilterMode = Literal["once", "core"]
@@ -33,8 +34,19 @@ def with_enough_reviews(
 def earliest_of_each_pair(reviews: pl.DataFrame) -> pl.DataFrame:
     """Keeps the earliest review of each (user, business) pair; ties and no date: file order."""
     pair = ["user_id", "business_id"]
-    repeated = reviews.select(pair).is_duplicated()
+    repeated = is_repeated(reviews.select(pair).hash_rows())
     in_question = reviews.select(*pair, "date", pl.int_range(pl.len()).alias("file_order"))
     in_question = in_question.filter(repeated).sort("date", "file_order", nulls_last=True)
     kept = in_question.unique(pair, keep="first")["file_order"]
     return reviews.filter(~repeated.scatter(kept, False))
+
+
+def is_repeated(hashes: pl.Series) -> pl.Series:
+    """Whether each value occurs more than once; a null never does.
+
+    For tens of millions of which few are repeated: NumPy sorts them in a tenth of the time that
+    `is_duplicated` takes to hash them.
+    """
+    in_order = np.sort(hashes.drop_nulls().to_numpy())
+    more_than_once = in_order[1:][in_order[1:] == in_order[:-1]]
+    return hashes.is_in(pl.Series(more_than_once).unique().implode())

@@ -25,7 +25,7 @@ from loky import ProcessPoolExecutor
 from tqdm import tqdm
 
 from sasnet_jax.cli import UserError
-from sasnet_jax.data import dumps, records
+from sasnet_jax.data import dumps, filters, records
 from sasnet_jax.data.dumps import Block
 from sasnet_jax.data.records import Columns
 
@@ -159,8 +159,7 @@ class ReviewDumps:
     def _repeated_ids(self, found: pl.DataFrame) -> pl.Series:
         """Whether each review's id has been seen before; equal hashes are looked at again."""
         repeated = pl.zeros(found.height, pl.Boolean, eager=True).alias("repeated")
-        hashes = found["id_hash"]
-        candidates = (hashes.is_duplicated() & hashes.is_not_null()).arg_true()
+        candidates = filters.is_repeated(found["id_hash"]).fill_null(False).arg_true()
         if candidates.is_empty():
             return repeated
         ids = pl.concat([part["review_id"] for part in self.texts(found[candidates])])
