@@ -16,7 +16,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from tqdm import tqdm
+
 from .cli import UserError  # relative, so that both copies are one text
+
+_CHUNK_BYTES = 1 << 20
 
 
 @contextlib.contextmanager
@@ -120,10 +124,24 @@ def sole_writer(folder: Path) -> Iterator[None]:
         yield
 
 
-def file_sha256(path: Path) -> str:
+def file_sha256(path: Path, show_progress: bool = False) -> str:
     """The SHA-256 of a file's bytes, as hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    with (
+        path.open("rb") as file,
+        tqdm(
+            total=path.stat().st_size,
+            desc=f"hashing {path.name}",
+            unit="B",
+            unit_scale=True,
+            delay=5,
+            disable=not show_progress,
+        ) as bar,
+    ):
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            bar.update(len(chunk))
+    return digest.hexdigest()
 
 
 def texts_sha256(texts: Iterable[str]) -> str:

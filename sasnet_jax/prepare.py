@@ -117,11 +117,11 @@ def run(config: PrepareConfig) -> None:
     for _, path in inputs:
         if not path.is_file():
             raise UserError(f"{path} does not exist (--reviews, --businesses)")
+    if output.is_file() or (output.is_dir() and any(output.iterdir())):
+        _refuse_or_reuse(output, _settings(config, inputs, show_progress=True))
+        return
     with ThreadPoolExecutor(1) as background:  # hashing is as long as reading
-        settings = background.submit(_settings, config, inputs)
-        if output.is_file() or (output.is_dir() and any(output.iterdir())):
-            _refuse_or_reuse(output, settings.result())
-            return
+        settings = background.submit(_settings, config, inputs, show_progress=False)
         try:
             with files.new_folder(output) as folder:
                 _fill(folder, config, settings)
@@ -132,14 +132,16 @@ def run(config: PrepareConfig) -> None:
     print(f"corpus written to {output}")
 
 
-def _settings(config: PrepareConfig, inputs: list[tuple[str, Path]]) -> dict[str, Any]:
+def _settings(
+    config: PrepareConfig, inputs: list[tuple[str, Path]], show_progress: bool
+) -> dict[str, Any]:
     """What a corpus is made of and how; wherever the files lie."""
     described = [
         {
             "role": role,
             "name": path.name,
             "bytes": path.stat().st_size,
-            "sha256": files.file_sha256(path),
+            "sha256": files.file_sha256(path, show_progress),
         }
         for role, path in inputs
     ]
@@ -251,7 +253,7 @@ def _choose(
     """The reviews that the linear programme keeps, and its report; all of them where not asked."""
     if not config.choose_users:
         return kept, None
-    print("choosing reviews ...")
+    print(f"choosing reviews, for at most {config.choose_seconds:g} s of search ...")
     keep, report = subset.choose(
         subset.graph_of(kept),
         subset.Demand(

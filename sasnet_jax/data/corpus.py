@@ -124,6 +124,7 @@ def write_reviews(path: Path, table: pl.DataFrame, texts: Iterable[pl.DataFrame]
 
     digest = texts_sha256(write_parts())
     written = sorted(parts.iterdir())
+    print(f"merging {table.height:,} reviews into {path.name} ...")
     pl.scan_parquet(written, glob=False).sink_parquet(path)
     shutil.rmtree(parts)
     return digest

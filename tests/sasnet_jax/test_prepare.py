@@ -1,10 +1,14 @@
 import gzip
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import polars as pl
 import pytest
-from conftest import assert_one_line_mistake, reviews_frame, run_command
+from conftest import ROOT, assert_one_line_mistake, reviews_frame, run_command
 
 from sasnet_jax import files, prepare
 from sasnet_jax.cli import UserError
@@ -143,3 +147,33 @@ def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, case, mentions):
     before = sorted(tmp_path.rglob("*"))
     assert_one_line_mistake(run_command("sasnet_jax.prepare", *arguments), *mentions)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def _prepare_until_it_writes(tmp_path) -> subprocess.Popen:
+    arguments = ["--synthetic=2000000", f"--output={tmp_path / 'corpus'}"]
+    command = [sys.executable, "-m", "sasnet_jax.prepare", *arguments]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    while not list(tmp_path.glob(".corpus.partial-*/synthetic/*")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    return process
+
+
+def test_sigterm_leaves_nothing(tmp_path):
+    process = _prepare_until_it_writes(tmp_path)
+    process.terminate()
+    assert process.wait(20) == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_prepare_left_is_removed_by_the_next(tmp_path):
+    process = _prepare_until_it_writes(tmp_path)
+    process.kill()
+    process.wait(20)
+    (left_behind,) = tmp_path.iterdir()
+    in_use = tmp_path / ".corpus.partial-1"
+    with files.new_folder(tmp_path / "other") as other:
+        other.rename(in_use)  # as if another process were still writing it
+        prepare.run(PrepareConfig(synthetic=200, output=str(tmp_path / "corpus")))
+        assert in_use.exists() and not left_behind.exists()
+        in_use.rename(other)
