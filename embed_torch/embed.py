@@ -1,23 +1,36 @@
-"""The embedding run: corpus texts -> tokens -> batches by length -> embeddings -> store."""
+"""The embedding run: corpus texts -> tokens -> batches by length -> embeddings -> store.
 
+Reviews are done in windows of some thousands, in row order: while one is embedded, the next is
+tokenised. Which inputs share a batch depends on token counts and flags only, so a run that was
+interrupted, or that has other workers, writes the same bytes.
+"""
+
+import contextlib
+import signal
 import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import polars as pl
 import torch
 import transformers
 from tqdm import tqdm
 
-from embed_torch import __version__, backbone, corpus, packing
-from embed_torch.cli import UserError
+from embed_torch import __version__, backbone, corpus, dry_run, packing, reuse, store
+from embed_torch.backbone import Batch, Checkpoint
+from embed_torch.cli import Preempted, UserError
 from embed_torch.config import EmbedConfig
+from embed_torch.engines import Engine, Task, open_engine
 from embed_torch.files import read_json, sole_writer
-from embed_torch.store import FILES, MANIFEST, StoreWriter
+from embed_torch.inputs import Inputs, Tokenization
+from embed_torch.store import CATEGORIES, MANIFEST, StoreWriter
 
-_POOLINGS = ("mean",)
-_TOKENIZE_AT_ONCE = 1000  # texts
+_WINDOW_ROWS = 8192
+_FLUSH_SECONDS = 5.0  # the most work that a kill undoes, beside the batches at work
 
 
 def run(config: EmbedConfig) -> None:
@@ -25,92 +38,259 @@ def run(config: EmbedConfig) -> None:
 
     Raises:
       UserError: anything about the corpus, the model or the output that the user can mend.
+      Preempted: SIGTERM came, and everything that was finished is saved.
     """
     texts = corpus.read_texts(Path(config.corpus))
     output = Path(config.output)
     _refuse_foreign_folder(output)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    encoder = backbone.load(
-        config.model, max_tokens=config.max_tokens, dtype=config.dtype, device=config.device
-    )
-    settings = {
-        "encoder": encoder.name,
-        "weights_sha256": encoder.weights_sha256,
-        "tokenizer_sha256": encoder.tokenizer_sha256,
-        "template_sha256": None,  # a plain encoder has neither template nor instruction
-        "instruction": None,
-        "poolings": list(_POOLINGS),
-        "default_pooling": _POOLINGS[0],
-        "pool_over": "all",
-        "normalize": config.normalize,
-        "compute_dtype": config.dtype,
-        "dtype": config.store_dtype,
-        "dim": encoder.dim,
-        "truncate": "head",
-        "max_tokens": encoder.window,
-        "texts_sha256": texts.sha256,
-    }
+    checkpoint = backbone.find(config.model)
+    tokenization = Tokenization(checkpoint, config)
+    if config.dry_run:
+        dry_run.report(config, texts, checkpoint, tokenization)
+        return
+    settings = _settings(config, texts, checkpoint, tokenization)
     with sole_writer(output):
         if (output / MANIFEST).exists():
             _refuse_other_store(output, settings)
+            store.remove_scratch(output)
             print(f"store {output} is already complete: nothing to do")
             return
-        _embed(texts, encoder, config, settings, output)
+        with _stopped_by_sigterm():
+            _Run(config, texts, checkpoint, tokenization, settings).embed()
 
 
-def _embed(
-    texts: corpus.Texts,
-    encoder: backbone.Encoder,
-    config: EmbedConfig,
-    settings: dict[str, Any],
-    output: Path,
-) -> None:
-    ids = _tokenize(encoder, texts.reviews)
-    before = np.array([len(row) for row in ids], np.int32)
-    ids = [encoder.truncate(row) for row in ids]
-    tokens = np.array([len(row) for row in ids], np.int32)
-    store = StoreWriter(output, _POOLINGS, len(ids), encoder.dim, config.store_dtype)
-    with tqdm(total=len(ids), desc="embedding", unit="review") as bar:
-        for rows in packing.plan_batches(tokens.tolist(), config.batch_tokens):
-            embeddings = encoder.embed([ids[row] for row in rows])
-            store.write("mean", rows, _scale(embeddings, config.normalize))
-            bar.update(len(rows))
-    categories = np.zeros((0, encoder.dim), np.float32)
-    if texts.categories:
-        names = [encoder.truncate(row) for row in encoder.tokenize(texts.categories)]
-        categories = np.zeros((len(names), encoder.dim), np.float32)
-        for rows in packing.plan_batches([len(name) for name in names], config.batch_tokens):
-            found = encoder.embed([names[row] for row in rows])
-            categories[rows] = _scale(found, config.normalize)
-    cut = np.flatnonzero(before > tokens)
-    truncated = pl.DataFrame(
-        {"row": cut.astype(np.int32), "tokens_before": before[cut], "tokens_after": tokens[cut]}
-    )
-    versions = {"python": sys.version.split()[0], "sasnet": __version__}
-    versions |= {"torch": torch.__version__, "transformers": transformers.__version__}
-    store.finish(
-        categories=categories,
-        tokens=tokens,
-        truncated=truncated,
-        manifest={**settings, "rows": len(ids), "truncated": cut.size, "versions": versions},
-    )
-    print(f"{len(ids):,} reviews, {tokens.sum():,} tokens, {cut.size:,} truncated -> {output}")
+class _Run:
+    """One store from its beginning, or from where its journal ends."""
+
+    def __init__(
+        self,
+        config: EmbedConfig,
+        texts: corpus.Texts,
+        checkpoint: Checkpoint,
+        tokenization: Tokenization,
+        settings: dict[str, Any],
+    ):
+        self._config = config
+        self._texts = texts
+        self._checkpoint = checkpoint
+        self._tokenization = tokenization
+        self._settings = settings
+        self._left: dict[int, set[str]] = {}  # names of the batches to do, of windows begun
+        self._windows_begun = 0
+
+    def embed(self) -> None:
+        """Embeds what is left, and completes the store."""
+        config, started = self._config, time.monotonic()
+        loading = backbone.loading_of(config, self._checkpoint)
+        with open_engine(config.engine, loading, config.workers) as engine:
+            self._open_store()
+            try:
+                tokens = self._work_off(engine)
+            finally:
+                self._writer.flush()
+        rate = tokens / (time.monotonic() - started)
+        versions = {"python": sys.version.split()[0], "sasnet": __version__}
+        versions |= {"torch": torch.__version__, "transformers": transformers.__version__}
+        rows = len(self._texts.reviews)
+        manifest = {**self._settings, "rows": rows, "reused": rows - self._rows.size}
+        total = int(self._writer.tokens.sum(dtype=np.int64))
+        cut = self._writer.finish({**manifest, "versions": versions})
+        print(
+            f"{rows:,} reviews, {total:,} tokens, {cut:,} truncated -> {config.output} "
+            f"({tokens:,} tokens embedded, {rate:,.0f} a second, loading included)"
+        )
+
+    def _open_store(self) -> None:
+        config, texts = self._config, self._texts
+        plan = {"batch_tokens": config.batch_tokens, "window_rows": _WINDOW_ROWS}
+        reused = reuse.identity(Path(config.reuse), self._settings) if config.reuse else None
+        self._writer = StoreWriter(
+            Path(config.output),
+            {**self._settings, **plan, "reuse": reused},
+            poolings=config.pooling_names,
+            rows=len(texts.reviews),
+            categories=len(texts.categories),
+            dim=self._checkpoint.dim,
+            dtype=config.store_dtype,
+        )
+        self._writer.text_hashes[:] = store.text_hashes(texts.reviews)
+        self._rows = np.arange(len(texts.reviews))
+        if config.reuse:
+            self._rows = reuse.copy_rows(Path(config.reuse), self._writer, config.pooling_names)
+            print(f"{len(texts.reviews) - self._rows.size:,} reviews copied from {config.reuse}")
+
+    def _work_off(self, engine: Engine) -> int:
+        """Has an engine do all tasks; returns how many tokens it did."""
+        texts = self._rows.size + len(self._texts.categories)
+        tokens, in_flight, flushed = 0, 0, time.monotonic()
+        with tqdm(total=texts, desc="embedding", unit="text", delay=1) as bar:
+            tasks, again = self._tasks(skipped=bar.update), deque[Task]()
+            while True:
+                while in_flight < engine.capacity:
+                    task = again.popleft() if again else next(tasks, None)
+                    if task is None:
+                        break
+                    engine.submit(task)
+                    in_flight += 1
+                if not in_flight:
+                    return tokens
+                task, result = engine.next_finished()
+                in_flight -= 1
+                if result is None:
+                    again.extend(self._halve(task))
+                    continue
+                self._write(task, result)
+                tokens += sum(map(len, task.batch.ids))
+                bar.set_postfix_str(f"{tokens / bar.format_dict['elapsed']:,.0f} tokens/s", False)
+                bar.update(len(task.rows))
+                if time.monotonic() > flushed + _FLUSH_SECONDS:
+                    self._writer.flush()
+                    flushed = time.monotonic()
+
+    def _tasks(self, skipped: Callable[[int], Any]) -> Iterator[Task]:
+        """The batches that the journal does not name as done; `skipped` hears of the others."""
+        journal = self._writer.journal
+        for window, inputs in self._windows(skipped):
+            self._windows_begun = window + 1
+            whole = self._task_of(window, inputs)
+            if inputs.of == "review":
+                self._writer.tokens[inputs.rows] = [len(ids) for ids in inputs.ids]
+                self._writer.tokens_uncut[inputs.rows] = inputs.uncut
+            plan = packing.plan_batches(
+                [len(ids) for ids in inputs.ids],
+                journal.budget(window, self._config.batch_tokens),
+                self._checkpoint.apart_above,
+            )
+            batches = {str(number): members for number, members in enumerate(plan)}
+            for name in sorted(journal.split[window], key=len):  # halves after the whole
+                batches |= packing.halves(name, batches.pop(name))
+            done = journal.done[window]
+            skipped(sum(len(members) for name, members in batches.items() if name in done))
+            self._left[window] = set(batches) - done
+            self._close_if_done(window)
+            for name, members in batches.items():
+                if name not in done:
+                    yield whole.part(name, members)
+
+    def _task_of(self, window: int, inputs: Inputs) -> Task:
+        """All inputs of a window."""
+        if inputs.of == "category":
+            batch = Batch(inputs.ids, (0, 0), ("mean",))
+            return Task(window, "", (CATEGORIES,), inputs.rows, batch)
+        poolings = self._config.pooling_names
+        around = inputs.around if self._config.pool_over == "review" else (0, 0)
+        return Task(window, "", poolings, inputs.rows, Batch(inputs.ids, around, poolings))
+
+    def _windows(self, skipped: Callable[[int], Any]) -> Iterator[tuple[int, Inputs]]:
+        """The windows that are not complete, the last of category names; tokenised ahead."""
+        rows = np.array_split(self._rows, range(_WINDOW_ROWS, self._rows.size, _WINDOW_ROWS))
+        names = self._texts.categories
+        complete = self._writer.journal.complete
+        with ThreadPoolExecutor(1) as background:
+            ahead: deque[tuple[int, Future[Inputs]]] = deque()
+            for window in range(len(rows) + 1):
+                of_reviews = window < len(rows)
+                texts = len(rows[window]) if of_reviews else len(names)
+                if window in complete or not texts:
+                    skipped(texts)
+                elif of_reviews:
+                    future = background.submit(self._tokenize, rows[window].tolist())
+                    ahead.append((window, future))
+                else:
+                    future = background.submit(self._tokenization.of_categories, names)
+                    ahead.append((window, future))
+                while len(ahead) > (window < len(rows)):
+                    first, inputs = ahead.popleft()
+                    yield first, inputs.result()
+
+    def _tokenize(self, rows: list[int]) -> Inputs:
+        return self._tokenization.of_reviews(rows, [self._texts.reviews[row] for row in rows])
+
+    def _write(self, task: Task, result: dict[str, np.ndarray]) -> None:
+        if self._config.normalize:
+            result = {
+                name: vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+                for name, vectors in result.items()
+            }
+        arrays = {
+            array: result[pooling]
+            for array, pooling in zip(task.arrays, task.batch.poolings, strict=True)
+        }
+        self._writer.write(task.window, task.name, task.rows, arrays)
+        self._left[task.window].discard(task.name)
+        self._close_if_done(task.window)
+
+    def _close_if_done(self, window: int) -> None:
+        if not self._left[window]:
+            self._writer.flush()
+            self._writer.journal.note_complete(window)
+
+    def _halve(self, task: Task) -> list[Task]:
+        """The two halves of a task that the memory did not hold.
+
+        Raises:
+          UserError: it is one text.
+        """
+        if len(task.rows) == 1:
+            raise UserError(
+                f"the memory does not hold review {task.rows[0]} of {len(task.batch.ids[0])} "
+                "tokens: --max_tokens, or --dtype=bfloat16"
+            )
+        journal = self._writer.journal
+        budget = journal.budget(self._windows_begun, self._config.batch_tokens)
+        smaller = max(1, sum(map(len, task.batch.ids)) // 2)
+        journal.note_split(
+            task.window,
+            task.name,
+            budget=min(budget, smaller),
+            budget_from=self._windows_begun,
+        )
+        names = packing.halves(task.name, list(range(len(task.rows))))
+        self._left[task.window].discard(task.name)
+        self._left[task.window] |= set(names)
+        return [task.part(name, members) for name, members in names.items()]
 
 
-def _tokenize(encoder: backbone.Encoder, texts: list[str]) -> list[list[int]]:
-    ids: list[list[int]] = []
-    with tqdm(total=len(texts), desc="tokenizing", unit="review", delay=5) as bar:
-        for first in range(0, len(texts), _TOKENIZE_AT_ONCE):
-            ids += encoder.tokenize(texts[first : first + _TOKENIZE_AT_ONCE])
-            bar.update(len(ids) - bar.n)
-    return ids
+def _settings(
+    config: EmbedConfig, texts: corpus.Texts, checkpoint: Checkpoint, tokenization: Tokenization
+) -> dict[str, Any]:
+    """What decides the numbers in a store: its manifest, less what is known at the end."""
+    prompt = tokenization.prompt
+    return {
+        "encoder": checkpoint.name,
+        "weights_sha256": checkpoint.weights_sha256(show_progress=True),
+        "tokenizer_sha256": checkpoint.tokenizer_sha256(),
+        "template_sha256": prompt.template_sha256,
+        "instruction": prompt.instruction,
+        "instruction_sha256": prompt.instruction_sha256,
+        "gptq": config.gptq if checkpoint.quantized else None,
+        "poolings": list(config.pooling_names),
+        "default_pooling": config.pooling_names[0],
+        "pool_over": config.pool_over,
+        "normalize": config.normalize,
+        "compute_dtype": config.dtype,
+        "dtype": config.store_dtype,
+        "dim": checkpoint.dim,
+        "truncate": config.truncate,
+        "max_tokens": tokenization.window,
+        "texts_sha256": texts.sha256,
+    }
 
 
-def _scale(embeddings: np.ndarray, normalize: bool) -> np.ndarray:
-    if not normalize:
-        return embeddings
-    return embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+@contextlib.contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """Leaves the work at once: what is finished is saved on the way out, the rest is done again."""
+
+    def stop(*_: Any) -> None:
+        raise Preempted("run the same command to go on")
+
+    handler = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _refuse_foreign_folder(output: Path) -> None:
@@ -119,7 +299,7 @@ def _refuse_foreign_folder(output: Path) -> None:
         return
     if not output.is_dir():
         raise UserError(f"--output={output} is a file, not a folder")
-    if {path.name for path in output.iterdir()} - FILES - {f"{name}.npy" for name in _POOLINGS}:
+    if {path.name for path in output.iterdir()} - store.FILES:
         raise UserError(f"--output={output} holds other files: choose a new folder")
 
 

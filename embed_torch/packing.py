@@ -3,24 +3,36 @@
 from collections.abc import Sequence
 
 
-def plan_batches(token_counts: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Groups rows so that padding to the longest of a batch wastes little.
+def plan_batches(
+    lengths: Sequence[int], batch_tokens: int, apart_above: int | None
+) -> list[list[int]]:
+    """Groups rows into batches.
 
-    The plan depends on the counts and the budget only. Longest first, so that a batch too large for
-    the memory is met at the start.
+    The plan depends on the arguments only. Longest first, so that a batch too large for the memory
+    is met at the start, and rows of one length are neighbours.
 
     Args:
-      token_counts: tokens of each row.
-      batch_tokens: the most tokens in a batch, padding included; a longer row stands alone.
+      lengths: tokens of each row.
+      batch_tokens: the most tokens in a batch; a longer row stands alone.
+      apart_above: rows longer than this share no batch with others: Phi-3's long-context models
+        turn all positions of a batch otherwise once one row of it is longer.
 
     Returns:
       Rows of each batch; every row is in one batch.
     """
     batches: list[list[int]] = []
-    longest = 0
-    for row in sorted(range(len(token_counts)), key=lambda row: (-token_counts[row], row)):
-        if not batches or longest * (len(batches[-1]) + 1) > batch_tokens:
+    tokens, batch_is_long = 0, False
+    for row in sorted(range(len(lengths)), key=lambda row: (-lengths[row], row)):
+        is_long = apart_above is not None and lengths[row] > apart_above
+        if not batches or is_long != batch_is_long or tokens + lengths[row] > batch_tokens:
             batches.append([])
-            longest = token_counts[row]
+            tokens, batch_is_long = 0, is_long
         batches[-1].append(row)
+        tokens += lengths[row]
     return batches
+
+
+def halves(name: str, rows: list[int]) -> dict[str, list[int]]:
+    """The two parts, by name, of a batch that the memory did not hold."""
+    middle = (len(rows) + 1) // 2
+    return {f"{name}.0": rows[:middle], f"{name}.1": rows[middle:]}

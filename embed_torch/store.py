@@ -1,10 +1,15 @@
-"""Writes an embedding store (docs/formats.md): memory maps first, the manifest last.
+"""Writes an embedding store (docs/formats.md) that a kill at any moment leaves resumable.
 
-A store counts as complete only when its manifest is there, and the manifest appears by one rename
-after everything else is on disk.
+Embeddings go into memory maps; once they are on disk, the journal says so. A store counts as
+complete only when its manifest is there, and the manifest appears by one rename after everything
+else is on disk.
 """
 
+import hashlib
 import os
+import shutil
+from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,61 +18,181 @@ import polars as pl
 
 from embed_torch.cli import UserError
 from embed_torch.files import write_json
+from embed_torch.journal import Journal
+from embed_torch.pooling import POOLINGS
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-# What a store may hold besides its poolings, finished or interrupted.
-FILES = {".lock", MANIFEST, f".{MANIFEST}.partial", "categories.npy", "tokens.npy"}
-FILES |= {"truncated.parquet"}
+CATEGORIES = "categories"  # the array of the category names, beside those named by pooling
+_TOKENS, _UNCUT, _HASHES = "tokens", "tokens_uncut", "text_hashes"
+_JOURNAL = "journal.ndjson"
+_SCRATCH = (_JOURNAL, f".{_JOURNAL}.partial", f"{_UNCUT}.npy")  # gone once a store is complete
+# What a store may hold, finished or interrupted.
+FILES = {".lock", MANIFEST, f".{MANIFEST}.partial", "truncated.parquet", *_SCRATCH}
+FILES |= {f"{name}.npy" for name in (*POOLINGS, CATEGORIES, _TOKENS, _HASHES)}
 
 
 class StoreWriter:
-    """An open store of [rows, dim] arrays, one per pooling."""
+    """A store in progress, and its `journal`."""
 
-    def __init__(self, folder: Path, poolings: tuple[str, ...], rows: int, dim: int, dtype: str):
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        *,
+        poolings: tuple[str, ...],
+        rows: int,
+        categories: int,
+        dim: int,
+        dtype: str,
+    ):
+        """Begins a store, or goes on with the one that `folder` holds.
+
+        Args:
+          folder: exists, and no other process writes it.
+          settings: what the store is made with: the first line of its journal.
+          poolings: names of the arrays [rows, dim].
+          rows: reviews.
+          categories: category names.
+          dim: embedding width.
+          dtype: of the embeddings.
+
+        Raises:
+          UserError: the folder holds the beginning of another store, or the disk is too small.
+        """
         self._folder = folder
-        self._arrays = {
-            pooling: np.lib.format.open_memmap(
-                folder / f"{pooling}.npy", mode="w+", dtype=dtype, shape=(rows, dim)
-            )
-            for pooling in poolings
+        kinds: dict[str, tuple[tuple[int, ...], str]] = {
+            **dict.fromkeys(poolings, ((rows, dim), dtype)),
+            **dict.fromkeys((_TOKENS, _UNCUT), ((rows,), "int32")),
+            _HASHES: ((rows, 2), "uint64"),
         }
+        if categories:
+            kinds[CATEGORIES] = ((categories, dim), dtype)
+        begun = (folder / _JOURNAL).exists()
+        if not begun:
+            _allocate(folder, kinds)
+        self.journal = Journal(folder / _JOURNAL, settings)
+        self._arrays = {name: _open(folder / f"{name}.npy", *kind) for name, kind in kinds.items()}
+        self._written: defaultdict[int, list[str]] = defaultdict(list)  # not yet in the journal
 
-    def write(self, pooling: str, rows: list[int], embeddings: np.ndarray) -> None:
-        """Stores float32 `embeddings` [b, dim] at `rows`.
+    @property
+    def tokens(self) -> np.ndarray:
+        """Tokens of each input as embedded, int32 [rows]."""
+        return self._arrays[_TOKENS]
+
+    @property
+    def tokens_uncut(self) -> np.ndarray:
+        """The same before truncation."""
+        return self._arrays[_UNCUT]
+
+    @property
+    def text_hashes(self) -> np.ndarray:
+        """128 bits of the SHA-256 of each review's text, uint64 [rows, 2]."""
+        return self._arrays[_HASHES]
+
+    def array(self, name: str) -> np.ndarray:
+        """The embeddings of one pooling."""
+        return self._arrays[name]
+
+    def write(self, window: int, batch: str, rows: list[int], found: dict[str, np.ndarray]) -> None:
+        """Stores float32 embeddings [b, dim] by array name at `rows`.
 
         Raises:
           UserError: a value is NaN, infinite, or too large for the store's dtype.
         """
-        array = self._arrays[pooling]
-        with np.errstate(over="ignore"):
-            stored = embeddings.astype(array.dtype)
-        bad = np.flatnonzero(~np.isfinite(stored).all(axis=1))
-        if bad.size:
-            value = embeddings[bad[0]][~np.isfinite(stored[bad[0]])][0]
-            raise UserError(
-                f"the {pooling} embedding of review {rows[bad[0]]} holds {value}, which "
-                f"{array.dtype} cannot store (--store_dtype=float32, or --dtype=float32)"
-            )
-        array[rows] = stored
+        for name, embeddings in found.items():
+            array = self._arrays[name]
+            with np.errstate(over="ignore"):
+                stored = embeddings.astype(array.dtype)
+            bad = np.flatnonzero(~np.isfinite(stored).all(axis=1))
+            if bad.size:
+                value = embeddings[bad[0]][~np.isfinite(stored[bad[0]])][0]
+                what = "category" if name == CATEGORIES else f"{name} embedding of review"
+                raise UserError(
+                    f"the {what} {rows[bad[0]]} holds {value}, which {array.dtype} cannot store "
+                    "(--store_dtype=float32, or --dtype=float32)"
+                )
+            array[rows] = stored
+        self._written[window].append(batch)
 
-    def finish(
-        self,
-        *,
-        categories: np.ndarray,
-        tokens: np.ndarray,
-        truncated: pl.DataFrame,
-        manifest: dict[str, Any],
-    ) -> None:
-        """Writes the small files, puts everything on disk, and last the manifest."""
-        for array in self._arrays.values():
-            array.flush()
-        if categories.size:
-            dtype = next(iter(self._arrays.values())).dtype
-            np.save(self._folder / "categories.npy", categories.astype(dtype))
-        np.save(self._folder / "tokens.npy", tokens)
-        truncated.write_parquet(self._folder / "truncated.parquet")
+    def flush(self) -> None:
+        """Puts on disk what is written, and then says so in the journal."""
+        if self._written:
+            self._sync()
+        while self._written:
+            window, batches = next(iter(self._written.items()))
+            self.journal.note_done(window, batches)
+            del self._written[window]
+
+    def finish(self, manifest: Mapping[str, Any]) -> int:
+        """Makes the store complete; returns how many reviews were cut."""
+        cut = np.flatnonzero(self.tokens_uncut > self.tokens)
+        columns = {"row": cut.astype(np.int32)}
+        columns |= {"tokens_before": self.tokens_uncut[cut], "tokens_after": self.tokens[cut]}
+        pl.DataFrame(columns).write_parquet(self._folder / "truncated.parquet")
+        self._sync()
         for path in self._folder.iterdir():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-        write_json(self._folder / MANIFEST, {"format_version": FORMAT_VERSION, **manifest})
+        description = {"format_version": FORMAT_VERSION, **manifest, "truncated": cut.size}
+        write_json(self._folder / MANIFEST, description)
+        remove_scratch(self._folder)
+        return cut.size
+
+    def _sync(self) -> None:
+        for array in self._arrays.values():
+            array.flush()
+
+
+def remove_scratch(folder: Path) -> None:
+    """Removes what a complete store does not need."""
+    for name in _SCRATCH:
+        (folder / name).unlink(missing_ok=True)
+
+
+def text_hashes(texts: list[str]) -> np.ndarray:
+    """128 bits of the SHA-256 of each text, uint64 [texts, 2]."""
+    digests = b"".join(hashlib.sha256(text.encode()).digest()[:16] for text in texts)
+    return np.frombuffer(digests, np.uint64).reshape(-1, 2)
+
+
+def bytes_needed(poolings: int, rows: int, categories: int, dim: int, dtype: str) -> int:
+    """Size of a store on disk."""
+    embeddings = (poolings * rows + categories) * dim * np.dtype(dtype).itemsize
+    return embeddings + 24 * rows
+
+
+def _allocate(folder: Path, kinds: Mapping[str, tuple[tuple[int, ...], str]]) -> None:
+    """Takes the whole space at once: a full disk later would kill the process without a word."""
+    for name in kinds:
+        (folder / f"{name}.npy").unlink(missing_ok=True)
+    sizes = {
+        name: int(np.prod(shape)) * np.dtype(dtype).itemsize
+        for name, (shape, dtype) in kinds.items()
+    }
+    needed, free = sum(sizes.values()), shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"{folder} needs {needed / 1e9:.2f} GB, but its disk has {free / 1e9:.2f} GB free "
+            "(fewer --poolings, or --store_dtype=float16)"
+        )
+    try:
+        for name, (shape, dtype) in kinds.items():
+            path = folder / f"{name}.npy"
+            np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        for name in kinds:
+            (folder / f"{name}.npy").unlink(missing_ok=True)
+        raise UserError(f"{folder} cannot take {needed / 1e9:.2f} GB: {error}") from None
+
+
+def _open(path: Path, shape: tuple[int, ...], dtype: str) -> np.memmap:
+    try:
+        array = np.lib.format.open_memmap(path, mode="r+")
+    except (OSError, ValueError):
+        array = None
+    if array is None or array.shape != shape or array.dtype != np.dtype(dtype):
+        raise UserError(f"{path} is missing or damaged: remove {path.parent} and embed again")
+    return array

@@ -108,9 +108,12 @@ def read_json(path: Path, made_by: str, keys: Iterable[str] = ()) -> dict[str, A
 def sole_writer(folder: Path) -> Iterator[None]:
     """Holds `folder` against a second writer; the system lets go when the process dies.
 
+    A folder that was made for this and is still empty is removed at the end.
+
     Raises:
       UserError: another process holds it; the message names the holder.
     """
+    made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a+") as file:
         try:
@@ -121,7 +124,11 @@ def sole_writer(folder: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
-        yield
+        try:
+            yield
+        finally:
+            if made and [path.name for path in folder.iterdir()] == [".lock"]:
+                shutil.rmtree(folder)
 
 
 def file_sha256(path: Path, show_progress: bool = False) -> str:

@@ -1,7 +1,9 @@
 """The store's contract and the encoder, against sentence-transformers and small random models."""
 
 import json
+import resource
 import shutil
+import signal
 import warnings
 
 import numpy as np
@@ -11,10 +13,11 @@ import torch
 import transformers
 from conftest import assert_one_line_mistake, run_command
 
-from embed_torch import backbone, embed, packing, pooling
+from embed_torch import backbone, embed
 from embed_torch.cli import UserError
 from embed_torch.config import EmbedConfig
-from embed_torch.store import StoreWriter
+from embed_torch.files import texts_sha256
+from embed_torch.inputs import Tokenization
 from sasnet_jax import prepare
 from sasnet_jax.data import embeddings
 from sasnet_jax.data.corpus import read_corpus
@@ -30,8 +33,9 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def minilm() -> backbone.Encoder:
-    return backbone.load("minilm", max_tokens=0, dtype="float32", device="cpu")
+def minilm() -> Tokenization:
+    config = EmbedConfig(corpus="unused", output="unused")
+    return Tokenization(backbone.find("minilm"), config)
 
 
 @pytest.fixture(scope="module")
@@ -57,65 +61,28 @@ def reference():
         return SentenceTransformer(str(backbone.minilm_folder()), device="cpu")
 
 
-def test_minilm_equals_sentence_transformers(minilm, reference):
+@pytest.mark.parametrize("max_tokens", [0, 512])
+def test_minilm_equals_sentence_transformers(reference, max_tokens):
     texts = [text.replace("[SEP]", "").replace("[CLS]", "") for text in TEXTS]
-    ids = [minilm.truncate(row) for row in minilm.tokenize(texts)]
-    found = minilm.embed(ids)
+    config = EmbedConfig(corpus="unused", output="unused", max_tokens=max_tokens, device="cpu")
+    checkpoint = backbone.find("minilm")
+    inputs = Tokenization(checkpoint, config).of_reviews(list(range(len(texts))), texts)
+    encoder = backbone.Encoder(backbone.loading_of(config, checkpoint))
+    found = encoder.embed(backbone.Batch(inputs.ids, (0, 0), ("mean",)))["mean"]
     found /= np.linalg.norm(found, axis=1, keepdims=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        reference.max_seq_length = max_tokens or 256
         expected = reference.encode(texts, batch_size=1, show_progress_bar=False)
+        reference.max_seq_length = 256
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    assert len(ids[3]) == minilm.window == 256
+    assert len(inputs.ids[3]) == (max_tokens or 256) and inputs.uncut[3] == 602
 
 
-def test_embedding_does_not_depend_on_the_batch(minilm):
-    ids = [minilm.truncate(row) for row in minilm.tokenize(TEXTS)]
-    together = minilm.embed(ids)
-    for row, alone in zip(together, ids, strict=True):
-        difference = np.linalg.norm(minilm.embed([alone])[0] - row)
-        assert difference <= 1e-5 * np.linalg.norm(row)
-
-
-def test_a_literal_control_token_is_plain_text(minilm):
-    (ids,) = minilm.tokenize(["[SEP] fine [CLS]"])
-    special = minilm.tokenizer.all_special_ids
-    assert [token for token in ids if token in special] == [ids[0], ids[-1]]
-
-
-def test_truncation_keeps_the_head_and_the_closing_token(minilm):
-    (ids,) = minilm.tokenize(["word " * 400])
-    cut = minilm.truncate(ids)
-    assert len(cut) == 256 and cut[:255] == ids[:255] and cut[-1] == ids[-1]
-    assert minilm.truncate(ids[:256]) == ids[:256]
-
-
-def test_mean_pooling_equals_a_loop():
-    rng = np.random.default_rng(0)
-    states, mask = rng.normal(size=(3, 7, 4)), rng.random((3, 7)) < 0.5
-    mask[:, 3] = True
-    expected = [states[b][mask[b]].mean(axis=0) for b in range(3)]
-    found = pooling.mean(torch.tensor(states), torch.tensor(mask))
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("budget", [1, 50, 333, 10**6])
-def test_batches_hold_every_row_once_within_the_budget(budget):
-    counts = np.random.default_rng(1).integers(1, 100, 500).tolist()
-    batches = packing.plan_batches(counts, budget)
-    assert sorted(row for batch in batches for row in batch) == list(range(500))
-    for batch in batches:
-        assert len(batch) == 1 or max(counts[row] for row in batch) * len(batch) <= budget
-    assert packing.plan_batches(counts, budget) == batches
-
-
-def test_batches_of_like_length_waste_little():
-    counts = np.random.default_rng(2).integers(5, 250, 2000).tolist()
-    padded = sum(
-        max(counts[row] for row in batch) * len(batch)
-        for batch in packing.plan_batches(counts, 8192)
-    )
-    assert padded < 1.05 * sum(counts)
+def test_a_review_without_tokens_is_embedded_as_its_prompt(minilm):
+    inputs = minilm.of_reviews([0], [""])
+    (span,) = backbone.Batch(inputs.ids, inputs.around, ("mean",)).spans()
+    assert (span.first, span.last) == (0, 2) == (span.start, span.stop)
 
 
 def test_store_holds_row_i_for_review_i(store, corpus_folder, reference):
@@ -183,15 +150,6 @@ def test_a_store_without_manifest_is_not_a_store(store, corpus_folder, tmp_path)
         assert (copy / name).read_bytes() == (store / name).read_bytes()
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, 1e6])
-def test_what_float16_cannot_hold_stops_and_names_the_review(tmp_path, value):
-    writer = StoreWriter(tmp_path, ("mean",), 10, 3, "float16")
-    bad = np.ones((2, 3), np.float32)
-    bad[1, 2] = value
-    with pytest.raises(UserError, match="review 7"):
-        writer.write("mean", [4, 7], bad)
-
-
 @pytest.fixture(scope="module")
 def tiny_model(tmp_path_factory):
     """A random BERT with MiniLM's tokenizer, as safetensors."""
@@ -214,13 +172,21 @@ def tiny_model(tmp_path_factory):
         ("other texts", ("texts",)),
         ("no model", ("--model",)),
         ("missing weight", ("lacks the weight",)),
-        ("pickled weights", ("--model", "safetensors")),
+        ("unexpected weight", ("no place for", "encoder.layer.1")),
+        ("pickled weights", ("refused", "safetensors")),
         ("corrupt safetensors", ("--model",)),
+        ("tokenizer of another model", ("tokenizer",)),
+        ("no tokenizer", ("--model",)),
         ("window", ("--max_tokens=100", "64")),
         ("device", ("--device",)),
         ("no such gpu", ("--device",)),
         ("a run's folder", ("other files",)),
         ("unknown flag", ("colour",)),
+        ("unknown pooling", ("--poolings", "attentional")),
+        ("instruction for an encoder", ("instruction",)),
+        ("template without instruction", ("--instruction",)),
+        ("too long a review", ("review", "--truncate")),
+        ("full disk", ("store cannot take", "File too large")),
         ("folder in use", ("other files",)),
     ],
 )
@@ -230,6 +196,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     model = shutil.copytree(tiny_model, tmp_path / "model")
     corpus = shutil.copytree(corpus_folder, tmp_path / "corpus")
     output = tmp_path / "store"
+    options: dict = {}
     arguments = {"corpus": corpus, "model": model, "output": output, "device": "cpu"}
     weights = model / "model.safetensors"
     if case == "no corpus":
@@ -245,6 +212,18 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
         tensors = load_file(weights)
         del tensors["encoder.layer.0.output.dense.weight"]
         save_file(tensors, weights, metadata={"format": "pt"})
+    elif case == "unexpected weight":
+        from safetensors.torch import load_file, save_file
+
+        tensors = load_file(weights)
+        tensors["encoder.layer.1.output.dense.weight"] = torch.zeros(2, 2)
+        save_file(tensors, weights, metadata={"format": "pt"})
+    elif case == "tokenizer of another model":
+        config = json.loads((model / "config.json").read_text())
+        (model / "config.json").write_text(json.dumps(config | {"vocab_size": 1000}))
+    elif case == "no tokenizer":
+        for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
+            (model / name).unlink(missing_ok=True)
     elif case == "pickled weights":
         torch.save({}, model / "pytorch_model.bin")
         weights.unlink()
@@ -262,10 +241,87 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
         (output / "checkpoints").mkdir()
     elif case == "unknown flag":
         arguments["colour"] = "red"
+    elif case == "unknown pooling":
+        arguments["poolings"] = "mean,median"
+    elif case == "instruction for an encoder":
+        arguments["instruction"] = "Analyze"
+    elif case == "template without instruction":
+        arguments["template"] = "phi3"
+    elif case == "too long a review":
+        arguments |= {"max_tokens": 12, "truncate": "error"}
+    elif case == "full disk":
+        options["preexec_fn"] = _no_space
     elif case == "folder in use":
         output.mkdir()
         (output / "thesis.tex").write_text("precious")
     before = sorted(tmp_path.rglob("*"))
-    result = run_command("embed_torch", *(f"--{k}={v}" for k, v in arguments.items()))
+    result = run_command("embed_torch", *(f"--{k}={v}" for k, v in arguments.items()), **options)
     assert_one_line_mistake(result, *mentions)
-    assert sorted(tmp_path.rglob("*")) == before
+    if case != "too long a review":
+        assert sorted(tmp_path.rglob("*")) == before
+    assert not (output / "manifest.json").exists()
+
+
+def _no_space() -> None:
+    """Files of this process cannot grow beyond 2 kB."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+
+def test_a_dry_run_tells_and_writes_nothing(corpus_folder, tmp_path):
+    arguments = [f"--corpus={corpus_folder}", f"--output={tmp_path / 's'}", "--dry_run"]
+    printed = run_command("embed_torch", *arguments, "--poolings=mean,max").stdout
+    corpus = read_corpus(corpus_folder)
+    first = corpus.texts()[0].lower().split()[0].strip(".,")
+    for mention in (
+        f"{corpus.user.size:,} reviews",
+        "tokens",
+        "95 %",
+        "GB",
+        "[CLS]",
+        first,
+        "s on",
+    ):
+        assert mention in printed.lower() or mention in printed
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_grown_corpus_embeds_only_what_is_new(corpus_folder, store, tmp_path, capsys):
+    """The same reviews in another order, some gone, some new: copied rows are the same bytes."""
+    grown = shutil.copytree(corpus_folder, tmp_path / "grown")
+    table = pl.read_parquet(grown / "reviews.parquet")
+    extra = table.head(7).with_columns(text=pl.col("text") + " And again.")
+    old_rows = table.height - 20
+    table = pl.concat([table.tail(old_rows).reverse(), extra])
+    table.write_parquet(grown / "reviews.parquet")
+    description = json.loads((grown / "corpus.json").read_text())
+    description["texts_sha256"] = texts_sha256(table["text"])
+    (grown / "corpus.json").write_text(json.dumps(description))
+    common = {"corpus": str(grown), "device": "cpu"}
+    embed.run(EmbedConfig(**common, output=str(tmp_path / "new"), reuse=str(store)))
+    assert f"{old_rows} reviews copied" in capsys.readouterr().out
+    embed.run(EmbedConfig(**common, output=str(tmp_path / "whole")))
+    new, whole = (np.load(tmp_path / name / "mean.npy") for name in ("new", "whole"))
+    old = np.load(store / "mean.npy")
+    assert np.array_equal(new[:old_rows], old[-old_rows:][::-1])
+    np.testing.assert_allclose(new.astype(np.float32), whole.astype(np.float32), atol=1e-3)
+    for name in ("tokens.npy", "text_hashes.npy", "truncated.parquet"):
+        files = [(tmp_path / folder / name).read_bytes() for folder in ("new", "whole")]
+        assert files[0] == files[1]
+    with pytest.raises(UserError, match="normalize"):
+        again = EmbedConfig(**common, output=str(tmp_path / "n"), reuse=str(store), normalize=True)
+        embed.run(again)
+
+
+def test_odd_texts_are_embedded(corpus_folder, tmp_path):
+    odd = ["", " \n\t", "\U0001f600\u200b\u200d", "word " * 100_000, "<|end|> [SEP] </s>", "\x00"]
+    corpus = shutil.copytree(corpus_folder, tmp_path / "odd")
+    table = pl.read_parquet(corpus / "reviews.parquet").head(len(odd))
+    table.with_columns(text=pl.Series(odd)).write_parquet(corpus / "reviews.parquet")
+    description = json.loads((corpus / "corpus.json").read_text())
+    description["texts_sha256"] = texts_sha256(odd)
+    (corpus / "corpus.json").write_text(json.dumps(description))
+    embed.run(EmbedConfig(corpus=str(corpus), output=str(tmp_path / "s"), device="cpu"))
+    assert np.isfinite(np.load(tmp_path / "s" / "mean.npy")).all()
+    truncated = pl.read_parquet(tmp_path / "s" / "truncated.parquet")
+    assert truncated.rows() == [(3, 100_002, 256)]

@@ -1,0 +1,91 @@
+"""What an embedding run would do and how long it would take, without writing anything."""
+
+import itertools
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from embed_torch import backbone, packing, store
+from embed_torch.backbone import Batch, Checkpoint, Encoder
+from embed_torch.config import EmbedConfig
+from embed_torch.corpus import Texts
+from embed_torch.inputs import Tokenization
+
+_ROWS_AT_ONCE = 4096
+_SAMPLE = 64  # reviews of all lengths, whose embedding is timed
+_SAMPLE_SECONDS = 3.0
+_PERCENTILES = (5, 25, 50, 75, 95, 99, 100)
+
+
+def report(
+    config: EmbedConfig, texts: Texts, checkpoint: Checkpoint, tokenization: Tokenization
+) -> None:
+    """Prints rows, tokens, length percentiles, disk, expected time and the first prompt.
+
+    The time is that of a small sample, measured with the network on its device.
+    """
+    lengths, uncut = _lengths(texts, tokenization)
+    of_lengths = zip(_PERCENTILES, np.percentile(lengths, _PERCENTILES), strict=True)
+    shares = ", ".join(f"{share} % <= {length:.0f}" for share, length in of_lengths)
+    print(f"{lengths.size:,} reviews, {len(texts.categories):,} category names")
+    print(f"{lengths.sum():,} tokens; of the reviews, {shares}")
+    cut = (uncut > lengths).sum()
+    print(
+        f"{cut:,} reviews have more than {tokenization.window} tokens: --truncate={config.truncate}"
+    )
+    poolings, rows = len(config.pooling_names), lengths.size
+    needed = store.bytes_needed(
+        poolings, rows, len(texts.categories), checkpoint.dim, config.store_dtype
+    )
+    free = shutil.disk_usage(_existing(Path(config.output))).free
+    print(f"{needed / 1e9:.2f} GB on disk, where {free / 1e9:.2f} GB are free")
+    print(f"the first input:\n{tokenization.prompt.text(texts.reviews[0])}")
+    sample = np.argsort(lengths, kind="stable")[:: max(1, rows // _SAMPLE)]
+    rate = _tokens_per_second(config, checkpoint, tokenization, [texts.reviews[i] for i in sample])
+    duration = tqdm.format_interval(lengths.sum() / rate)
+    print(f"{rate:,.0f} tokens/s on a sample of {sample.size}: about {duration} by one worker")
+
+
+def _lengths(texts: Texts, tokenization: Tokenization) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens of each review's input, cut and uncut."""
+    lengths: list[int] = []
+    uncut: list[int] = []
+    with tqdm(total=len(texts.reviews), desc="tokenizing", unit="review", delay=5) as bar:
+        for first in range(0, len(texts.reviews), _ROWS_AT_ONCE):
+            part = texts.reviews[first : first + _ROWS_AT_ONCE]
+            inputs = tokenization.of_reviews(list(range(first, first + len(part))), part)
+            lengths += map(len, inputs.ids)
+            uncut += inputs.uncut
+            bar.update(len(part))
+    return np.array(lengths), np.array(uncut)
+
+
+def _tokens_per_second(
+    config: EmbedConfig, checkpoint: Checkpoint, tokenization: Tokenization, texts: list[str]
+) -> float:
+    """Measured on whole batches of a sample of all lengths."""
+    inputs = tokenization.of_reviews(list(range(len(texts))), texts)
+    encoder = Encoder(backbone.loading_of(config, checkpoint))
+    plan = packing.plan_batches(
+        [len(ids) for ids in inputs.ids], config.batch_tokens, checkpoint.apart_above
+    )
+    batches = [
+        Batch([inputs.ids[row] for row in rows], (0, 0), config.pooling_names) for rows in plan
+    ]
+    encoder.embed(batches[0])  # the first use of a shape is slow
+    tokens, started = 0, time.perf_counter()
+    for batch in itertools.cycle(batches):
+        encoder.embed(batch)
+        tokens += sum(map(len, batch.ids))
+        seconds = time.perf_counter() - started
+        if seconds > _SAMPLE_SECONDS:
+            break
+    return tokens / seconds
+
+
+def _existing(path: Path) -> Path:
+    """The folder itself, or the nearest one above that exists."""
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())

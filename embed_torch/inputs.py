@@ -1,0 +1,88 @@
+"""Texts -> token ids of whole inputs: prompt and review, cut to the window."""
+
+import dataclasses
+from typing import Literal
+
+from embed_torch import prompts
+from embed_torch.backbone import Checkpoint
+from embed_torch.cli import UserError
+from embed_torch.config import EmbedConfig
+from embed_torch.prompts import Prompt
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Inputs:
+    """Tokenised texts.
+
+    Attributes:
+      of: what the texts are.
+      rows: of the reviews, or of the category names.
+      ids: token ids of each input.
+      uncut: tokens of each input before truncation.
+      around: tokens of the prompt before and after each text.
+    """
+
+    of: Literal["review", "category"]
+    rows: list[int]
+    ids: list[list[int]]
+    uncut: list[int]
+    around: tuple[int, int]
+
+
+class Tokenization:
+    """How the texts of a store become inputs.
+
+    Attributes:
+      prompt: of the reviews; the category names stand without an instruction.
+      window: the most tokens of an input.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, config: EmbedConfig):
+        """Makes the prompts.
+
+        Raises:
+          UserError: the tokenizer or --template does not fit the model, or --max_tokens is beyond
+            its positions.
+        """
+        tokenizer, causal = checkpoint.tokenizer, checkpoint.causal
+        prompts.check_vocabulary(tokenizer, checkpoint.config.vocab_size)
+        self.prompt = prompts.make_prompt(
+            tokenizer, causal=causal, instruction=config.instruction, template=config.template
+        )
+        self._plain = prompts.make_prompt(tokenizer, causal=causal, instruction="", template="")
+        positions = checkpoint.config.max_position_embeddings
+        if config.max_tokens > positions:
+            raise UserError(
+                f"--max_tokens={config.max_tokens} is more than the {positions} positions "
+                f"of {checkpoint.name}"
+            )
+        self.window = config.max_tokens or checkpoint.window
+        self._truncate = config.truncate
+
+    def of_reviews(self, rows: list[int], texts: list[str]) -> Inputs:
+        """The inputs of some reviews; raises UserError for one that --truncate=error refuses."""
+        return self._inputs(self.prompt, "review", rows, texts)
+
+    def of_categories(self, names: list[str]) -> Inputs:
+        """The inputs of category names."""
+        return self._inputs(self._plain, "category", list(range(len(names))), names)
+
+    def _inputs(
+        self,
+        prompt: Prompt,
+        of: Literal["review", "category"],
+        rows: list[int],
+        texts: list[str],
+    ) -> Inputs:
+        around = (len(prompt.prefix_ids), len(prompt.suffix_ids))
+        inputs = Inputs(of, rows, [], [], around)
+        for row, text_ids in zip(rows, prompt.tokenize(texts), strict=True):
+            try:
+                ids = prompt.ids(prompt.truncate(text_ids, self.window, self._truncate))
+            except UserError as error:
+                raise UserError(f"{of} {row}: {error}") from None
+            if not ids:
+                raise UserError(f"{of} {row} has no tokens, and the model no BOS token")
+            inputs.ids.append(ids)
+            inputs.uncut.append(len(text_ids) + sum(around))
+        return inputs

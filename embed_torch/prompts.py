@@ -1,0 +1,219 @@
+"""What stands before and after every review, and the tokens of both (DESIGN section 4).
+
+In: a fast tokenizer, an instruction, a chat template. Out: token ids in three segments, a fixed
+prefix, the review's own and a fixed suffix. A review is tokenised as plain text and never passes
+through the template, so its tokens are known, only they are cut, and no review can close its turn.
+"""
+
+import dataclasses
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import tokenizers
+
+from embed_torch.cli import UserError
+
+Truncate = Literal["head", "tail", "head_tail", "error"]
+
+# What Phi-3 was trained on; the template of its first checkpoints drops the system message.
+PHI3 = (
+    "{% for message in messages %}"
+    "{{ '<|' + message['role'] + '|>\n' + message['content'] + '<|end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+_PHI3_CONTROLS = {"<|system|>", "<|user|>", "<|assistant|>", "<|end|>"}
+_REMEDY = "--template=phi3 for a Phi-3, else --template=FILE with a Jinja template"
+# Some templates print today's date, but a prompt must be the same tomorrow.
+_FIXED_DAY = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
+_REVIEW = "QzTheReviewStandsHereQz"
+_PROBES = (
+    "The soup was cold, but the waiter could not have been kinder!",
+    "5 stars. we've been here twice:\n\nonce at noon, once at night (too dark)",
+)
+# Not every control token is flagged as special: in Phi-3's own tokenizer `</s>` is not.
+_MARKUP = re.compile(r"<.+>|\[.+\]", re.DOTALL)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PlainTokenizer:
+    """Tokenises a text as text: whatever it spells, it never gives a control token."""
+
+    backend: tokenizers.Tokenizer
+    controls: dict[int, list[int]]  # id of a control token -> ids of its spelling
+    anchor: str = ""  # stands before each text while it is tokenised, and is then cut off
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, untruncated; of an empty text, none."""
+        self.backend.encode_special_tokens = True  # at every call, for pickling forgets it
+        anchored = [self.anchor + text for text in ("", *texts)]
+        encoded = self.backend.encode_batch_fast(anchored, add_special_tokens=False)
+        lead, *rows = [row.ids for row in encoded]
+        for row, ids in enumerate(rows):
+            if ids[: len(lead)] != lead:  # the text has merged with the anchor: it stands alone
+                ids = lead + self.backend.encode(texts[row], add_special_tokens=False).ids
+            ids = ids[len(lead) :]
+            # A Unigram model finds `<s>` among its pieces, even where special tokens are split.
+            if not self.controls.keys().isdisjoint(ids):
+                ids = [part for token in ids for part in self.controls.get(token, [token])]
+            rows[row] = ids
+        return rows
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Prompt:
+    """The fixed tokens around every review, and how a review is tokenised between them.
+
+    For ordinary reviews, prefix + review + suffix are BOS and what the model's tokenizer gives of
+    the whole rendered conversation. Not where a review begins or ends with white space that a
+    control token would swallow, or where the template's text and the review's would share a token.
+    """
+
+    prefix_ids: list[int]
+    suffix_ids: list[int]
+    plain: PlainTokenizer
+    instruction: str | None = None
+    template_sha256: str | None = None  # of the Jinja text
+    instruction_sha256: str | None = None
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of the reviews alone, untruncated; of an empty review, none."""
+        return self.plain.tokenize(texts)
+
+    def truncate(self, review_ids: list[int], window: int, how: Truncate) -> list[int]:
+        """Cuts a review so that it fits, prompt included, into `window` tokens.
+
+        "head" and "tail" keep that end, "head_tail" half of each (the head's half is the larger).
+        A UserError: the prompt leaves no room; or `how` is "error" and the review is too long.
+        """
+        around = len(self.ids([]))
+        if (room := window - around) < 1:
+            raise UserError(
+                f"{around} tokens of prompt leave no room in {window} (--max_tokens, --instruction)"
+            )
+        if len(review_ids) <= room:
+            return review_ids
+        if how == "error":
+            whole = around + len(review_ids)
+            raise UserError(f"{whole} tokens do not fit into {window} (--truncate=head cuts them)")
+        tail = {"head": 0, "tail": room, "head_tail": room // 2}[how]
+        return review_ids[: room - tail] + review_ids[len(review_ids) - tail :]
+
+    def ids(self, review_ids: list[int]) -> list[int]:
+        """The model's whole input."""
+        return self.prefix_ids + review_ids + self.suffix_ids
+
+    def text(self, review: str) -> str:
+        """What the model will see of `review`, control tokens visible."""
+        ids = self.ids(self.tokenize([review])[0])
+        return self.plain.backend.decode(ids, skip_special_tokens=False)
+
+
+def make_prompt(tokenizer: Any, *, causal: bool, instruction: str, template: str) -> Prompt:
+    """Finds the tokens around a review.
+
+    Args:
+      tokenizer: a fast tokenizer of transformers.
+      causal: a decoder, which reads BOS and the text; else what its tokenizer puts around a text.
+      instruction: the system message; empty for none, and then no chat template either.
+      template: empty for the model's own, "phi3" for `PHI3`, else the path of a Jinja file.
+
+    Raises:
+      UserError: an encoder is instructed; no template, or one that does not fit or leaves it out.
+    """
+    plain = _plain_tokenizer(tokenizer)
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    if not instruction:
+        text = plain.tokenize(_PROBES)[0]
+        whole = bos + text if causal else tokenizer(_PROBES[0])["input_ids"]
+        return Prompt(*_split_at(whole, text), plain)
+    if not causal:
+        raise UserError("--instruction needs a causal language model with a chat template")
+    jinja = _read_template(tokenizer, template)
+    before, after = _render(tokenizer, jinja, instruction)
+
+    def tokenized(text: str) -> list[int]:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        while bos and ids[:1] == bos:  # written by the template, or by nobody
+            ids = ids[1:]
+        return ids
+
+    wholes = [bos + tokenized(before + probe + after) for probe in _PROBES]
+    for anchor in ("", "\n"):  # a text alone may get a "▁" that it does not get inside a prompt
+        way = dataclasses.replace(plain, anchor=anchor)
+        reviews = way.tokenize(_PROBES)
+        prefix, suffix = _split_at(wholes[0], reviews[0])
+        if wholes == [prefix + review + suffix for review in reviews]:
+            break
+    else:
+        way, prefix, suffix = plain, bos + tokenized(before), tokenized(after)
+    # Compared without control tokens, which an instruction must not spell, and without white space.
+    segments = (prefix, suffix, plain.tokenize([instruction])[0])
+    *carried, wanted = ["".join(plain.backend.decode(ids).split()) for ids in segments]
+    if not any(wanted in text for text in carried):
+        raise UserError("--instruction spells a control token of this model: reword it")
+    hashes = [hashlib.sha256(text.encode()).hexdigest() for text in (jinja, instruction)]
+    return Prompt(prefix, suffix, way, instruction, *hashes)
+
+
+def check_vocabulary(tokenizer: Any, embedding_rows: int) -> None:
+    """Refuses, by a UserError, a tokenizer that can give an id without an embedding."""
+    token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    if largest >= embedding_rows:
+        raise UserError(
+            f"the tokenizer's {token!r} is {largest}, past the model's {embedding_rows} embeddings"
+        )
+
+
+def _plain_tokenizer(tokenizer: Any) -> PlainTokenizer:
+    backend = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.no_truncation()
+    backend.no_padding()
+    controls = {
+        number: token.content
+        for number, token in backend.get_added_tokens_decoder().items()
+        if token.special or _MARKUP.fullmatch(token.content)
+    }
+    backend.add_special_tokens(list(controls.values()))
+    controls.pop(tokenizer.unk_token_id, None)  # characters without a token do give it
+    plain = PlainTokenizer(backend, {})
+    spelt = {number: plain.tokenize([text[:1], text[1:]]) for number, text in controls.items()}
+    return PlainTokenizer(backend, {number: head + rest for number, (head, rest) in spelt.items()})
+
+
+def _split_at(whole: list[int], part: list[int]) -> tuple[list[int], list[int]]:
+    """What stands before and after the last `part` of `whole`; all of it before, if none."""
+    for start in range(len(whole) - len(part), -1, -1):
+        if whole[start : start + len(part)] == part:
+            return whole[:start], whole[start + len(part) :]
+    return whole, []
+
+
+def _read_template(tokenizer: Any, template: str) -> str:
+    if template == "phi3":
+        for control in sorted(_PHI3_CONTROLS - tokenizer.get_added_vocab().keys()):
+            raise UserError(f"--template=phi3: {control} is no token of {tokenizer.name_or_path}")
+        return PHI3
+    try:
+        return Path(template).read_text("utf-8") if template else tokenizer.get_chat_template()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--template={template} cannot be read: {error}") from None
+    except ValueError:
+        raise UserError(f"{tokenizer.name_or_path} has no chat template: {_REMEDY}") from None
+
+
+def _render(tokenizer: Any, jinja: str, instruction: str) -> list[str]:
+    """The conversation's text before and after the review."""
+    messages = [{"role": "system", "content": instruction}, {"role": "user", "content": _REVIEW}]
+    try:
+        rendered = tokenizer.apply_chat_template(
+            messages, chat_template=_FIXED_DAY + jinja, tokenize=False, add_generation_prompt=True
+        )
+    except Exception as error:  # jinja2 passes on whatever a template's expressions raise
+        raise UserError(f"the chat template refuses --instruction ({error}): {_REMEDY}") from None
+    parts = rendered.split(_REVIEW)
+    if len(parts) != 2 or not any(instruction.strip() in part for part in parts):
+        raise UserError(f"the chat template leaves out --instruction or the review: {_REMEDY}")
+    return parts

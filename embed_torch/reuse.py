@@ -1,0 +1,56 @@
+"""Copies what another store has already: embeddings of the same text by the same encoder."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from embed_torch.cli import UserError
+from embed_torch.files import file_sha256, read_json
+from embed_torch.store import MANIFEST, StoreWriter
+
+# What of a store's settings its embeddings do not depend on.
+_MAY_DIFFER = ("texts_sha256", "poolings", "default_pooling")
+_ROWS_AT_ONCE = 4096
+
+
+def identity(folder: Path, settings: dict[str, Any]) -> str:
+    """The hash by which a journal knows the store that is reused.
+
+    Raises:
+      UserError: it is not a complete store, or was made with other settings.
+    """
+    manifest = read_json(folder / MANIFEST, "python -m embed_torch", ["poolings"])
+    other = [
+        name
+        for name, value in settings.items()
+        if name not in _MAY_DIFFER and manifest.get(name) != value
+    ]
+    other += sorted(set(settings["poolings"]) - set(manifest["poolings"]))
+    if other:
+        raise UserError(f"--reuse={folder} was made with other {', '.join(other)}")
+    if not (folder / "text_hashes.npy").exists():
+        raise UserError(f"--reuse={folder} has no text_hashes.npy: an older version wrote it")
+    return file_sha256(folder / MANIFEST)
+
+
+def copy_rows(folder: Path, writer: StoreWriter, poolings: tuple[str, ...]) -> np.ndarray:
+    """Copies the reviews that a store has; returns the rows that are left to embed."""
+    known = np.load(folder / "text_hashes.npy", allow_pickle=False)
+    row_of = {text: row for row, text in enumerate(map(tuple, known.tolist()))}
+    wanted = map(tuple, writer.text_hashes.tolist())
+    source = np.array([row_of.get(text, -1) for text in wanted], int)
+    (found,) = np.nonzero(source >= 0)
+    source = source[found]
+    for pooling in poolings:
+        table = np.load(folder / f"{pooling}.npy", mmap_mode="r", allow_pickle=False)
+        for first in range(0, found.size, _ROWS_AT_ONCE):
+            part = slice(first, first + _ROWS_AT_ONCE)
+            writer.array(pooling)[found[part]] = table[source[part]]
+    tokens = np.load(folder / "tokens.npy", allow_pickle=False)
+    uncut = tokens.copy()
+    truncated = pl.read_parquet(folder / "truncated.parquet", glob=False)
+    uncut[truncated["row"].to_numpy()] = truncated["tokens_before"].to_numpy()
+    writer.tokens[found], writer.tokens_uncut[found] = tokens[source], uncut[source]
+    return np.setdiff1d(np.arange(len(writer.tokens)), found)

@@ -1,0 +1,164 @@
+"""Packed attention and the poolings, against Hugging Face's eager forward of single texts."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import transformers
+import written_checkpoints
+
+from embed_torch import attention, pooling
+from embed_torch.backbone import Batch
+
+LENGTHS = (40, 9, 9, 8, 7, 5, 1)
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0] * 8,
+    "long_factor": [2.0 + i for i in range(8)],
+}
+NETWORKS = {
+    "phi3": {},
+    "no shared key heads": {"num_key_value_heads": 4},
+    "sliding window": {"sliding_window": 7},
+    "window as long as a text": {"sliding_window": 9},
+    "longrope": {
+        "rope_parameters": LONGROPE | {"original_max_position_embeddings": 64},
+        "original_max_position_embeddings": 64,
+    },
+}
+
+
+def _phi3(tmp_path, **overrides):
+    written_checkpoints.write_phi3(tmp_path / "phi3", **overrides)
+    packed = transformers.AutoModel.from_pretrained(tmp_path / "phi3")
+    eager = transformers.AutoModel.from_pretrained(tmp_path / "phi3", attn_implementation="eager")
+    assert attention.use_packed_attention(packed)
+    return packed, eager
+
+
+def _texts(lengths=LENGTHS, seed=0) -> list[list[int]]:
+    rng = np.random.default_rng(seed)
+    return [rng.integers(3, 320, length).tolist() for length in lengths]
+
+
+@torch.no_grad()
+def _alone(eager, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """States [T, e] and the last block's attention, averaged over heads, [T, T]."""
+    output = eager(input_ids=torch.tensor([ids]), output_attentions=True)
+    return output.last_hidden_state[0], output.attentions[-1][0].mean(0)
+
+
+def _reference(states: torch.Tensor, weights: torch.Tensor, first: int, last: int) -> dict:
+    """All poolings of the tokens first..last, straight from DESIGN section 4."""
+    x, a = states[first:last].double(), weights[first:last, first:last].double()
+    a = a / a.sum(1, keepdim=True)
+    t = torch.arange(1, len(x) + 1, dtype=torch.float64)
+    return {
+        "mean": sum(x) / len(x),
+        "max": torch.stack([column.max() for column in x.T]),
+        "last": x[-1],
+        "positional": sum(t[i] / t.sum() * x[i] for i in range(len(x))),
+        "attentional": (a @ x).mean(0),
+    }
+
+
+@pytest.mark.parametrize("around", [(0, 0), (3, 1)], ids=["all", "review"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_poolings_equal_the_eager_forward(tmp_path, name, around):
+    packed, eager = _phi3(tmp_path, **NETWORKS[name])
+    texts = _texts()
+    states, last = attention.states_of(packed, texts)
+    batch = Batch(texts, around, pooling.POOLINGS)
+    found = pooling.pool(states, batch.spans(), pooling.POOLINGS, last)
+    for row, ids in enumerate(texts):
+        first, stop = around[0], len(ids) - around[1]
+        if first >= stop:  # nothing but the prompt: pooled whole
+            first, stop = 0, len(ids)
+        expected = _reference(*_alone(eager, ids), first, stop)
+        for kind in pooling.POOLINGS:
+            np.testing.assert_allclose(found[kind][row], expected[kind], atol=1e-5, rtol=1e-5)
+
+
+def test_attention_made_some_rows_at_a_time_is_the_same(tmp_path, monkeypatch):
+    packed, eager = _phi3(tmp_path, sliding_window=7)
+    (text,) = _texts((45,))
+    _, last = attention.states_of(packed, [text])
+    (span,) = Batch([text], (4, 2), ("mean",)).spans()
+    monkeypatch.setattr(pooling, "_ROWS_AT_ONCE", 8)
+    a = _alone(eager, text)[1][4:43, 4:43]
+    expected = (a / a.sum(1, keepdim=True)).mean(0)
+    np.testing.assert_allclose(pooling.attention_received(last, span), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "relative", "cosine"),
+    [(torch.float32, 1e-5, 0.9999999), (torch.bfloat16, 2e-2, 0.9995)],
+)
+def test_an_embedding_does_not_depend_on_its_batch(tmp_path, dtype, relative, cosine):
+    packed, _ = _phi3(tmp_path)
+    packed = packed.to(dtype)
+    texts = _texts()
+    poolings = ("mean", "positional", "attentional")
+
+    def embed(batch):
+        states, last = attention.states_of(packed, batch)
+        return pooling.pool(states, Batch(batch, (0, 0), poolings).spans(), poolings, last)
+
+    together = embed(texts)
+    for row, ids in enumerate(texts):
+        for kind, alone in embed([ids]).items():
+            difference = (together[kind][row] - alone[0]).norm() / alone[0].norm()
+            similarity = torch.cosine_similarity(together[kind][row], alone[0], dim=0)
+            assert difference <= relative and similarity >= cosine
+
+
+def test_a_neighbour_that_is_not_finite_does_no_harm():
+    states = torch.randn(6, 4)
+    spans = Batch([[1, 2, 3], [4, 5, 6]], (0, 0), ("mean",)).spans()
+    kinds = ("mean", "max", "last", "positional")
+    expected = pooling.pool(states[:3], spans[:1], kinds, None)
+    states[3:] = torch.nan
+    for kind, values in pooling.pool(states, spans, kinds, None).items():
+        assert torch.equal(values[0], expected[kind][0])
+
+
+def _small(config_class, **overrides):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"intermediate_size": 64, "max_position_embeddings": 64, "vocab_size": 320}
+    torch.manual_seed(0)
+    config = config_class(**sizes, pad_token_id=0, **overrides)
+    network = transformers.AutoModel.from_config(config).eval()
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.add_(0.2 * torch.randn_like(weight))
+    return network
+
+
+@pytest.mark.parametrize(
+    ("config_class", "overrides", "packs"),
+    [
+        (transformers.BertConfig, {}, True),
+        (transformers.LlamaConfig, {}, True),
+        (transformers.MistralConfig, {"num_key_value_heads": 2, "sliding_window": 5}, True),
+        # positions that begin at 2; biases by distance; logits that are capped
+        (transformers.RobertaConfig, {}, False),
+        (transformers.MPNetConfig, {}, False),
+        (transformers.Gemma2Config, {"num_key_value_heads": 2, "head_dim": 8}, False),
+    ],
+)
+def test_any_network_gives_what_it_gives_alone(config_class, overrides, packs):
+    network = _small(config_class, **overrides)
+    alone = copy.deepcopy(network)
+    alone.set_attn_implementation("eager")
+    assert attention.use_packed_attention(network) == packs
+    texts = _texts()
+    states, last = attention.states_of(network, texts)
+    assert (last is not None) == packs
+    start = 0
+    for ids in texts:
+        with torch.no_grad():
+            expected = alone(input_ids=torch.tensor([ids])).last_hidden_state[0]
+        np.testing.assert_allclose(states[start : start + len(ids)], expected, atol=1e-5)
+        start += len(ids)

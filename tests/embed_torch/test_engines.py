@@ -1,0 +1,256 @@
+"""Workers: the same bytes whatever the engine, and nothing lost when one is killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import written_checkpoints
+import written_tokenizers
+from conftest import ROOT
+
+from embed_torch import backbone, embed, engines
+from embed_torch.cli import UserError
+from embed_torch.config import EmbedConfig
+from sasnet_jax import prepare
+
+BYTES = ("mean.npy", "attentional.npy", "categories.npy", "tokens.npy", "truncated.parquet")
+
+
+@pytest.fixture(scope="module")
+def flags(tmp_path_factory) -> dict[str, str]:
+    """A corpus and a Phi-3 that takes some seconds over it."""
+    folder = tmp_path_factory.mktemp("engines")
+    prepare.run(prepare.PrepareConfig(synthetic=400, output=str(folder / "corpus")))
+    written_checkpoints.write_phi3(folder / "phi3", hidden_size=128, num_hidden_layers=6)
+    written_tokenizers.write_phi3_tokenizer(folder / "phi3")
+    return {
+        "corpus": str(folder / "corpus"),
+        "model": str(folder / "phi3"),
+        "instruction": "Analyze the review.",
+        "poolings": "mean,attentional",
+        "device": "cpu",
+    }
+
+
+CONFIG = {"batch_tokens": 2048, "max_tokens": 150}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(flags, tmp_path_factory) -> dict[str, bytes]:
+    """The files of a store that one process wrote in one go, with one thread as the workers."""
+    output = tmp_path_factory.mktemp("reference") / "store"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    embed.run(EmbedConfig(**flags, **CONFIG, output=str(output)))
+    torch.set_num_threads(threads)
+    return _bytes(output)
+
+
+def _bytes(output: Path) -> dict[str, bytes]:
+    return {name: (output / name).read_bytes() for name in BYTES}
+
+
+def _start(flags: dict, output: Path, **more) -> subprocess.Popen:
+    arguments = [f"--{name}={value}" for name, value in {**flags, **CONFIG, **more}.items()]
+    return subprocess.Popen(
+        [sys.executable, "-m", "embed_torch", *arguments, f"--output={output}"],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _journaled(output: Path) -> int:
+    """Lines of the journal, the header among them."""
+    path = output / "journal.ndjson"
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def _children(process: subprocess.Popen) -> list[int]:
+    path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    return [int(pid) for pid in path.read_text().split()]
+
+
+def test_two_local_workers_write_the_same_bytes(flags, uninterrupted, tmp_path):
+    process = _start(flags, tmp_path / "s", engine="local", workers=2)
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+    assert "leaked" not in stderr and " truncated -> " in stdout
+    assert _bytes(tmp_path / "s") == uninterrupted
+
+
+def test_the_tasks_of_a_killed_worker_are_done_again(flags, uninterrupted, tmp_path):
+    process = _start(flags, tmp_path / "s", engine="local", workers=2)
+    killed = None
+    while killed is None:
+        assert process.poll() is None, process.stderr.read()
+        for pid in _children(process):
+            command = Path(f"/proc/{pid}/cmdline")
+            if command.exists() and b"spawn_main" in command.read_bytes():
+                seconds = sum(map(int, Path(f"/proc/{pid}/stat").read_text().split()[13:15]))
+                if seconds > 300:  # hundredths: it has loaded, and is at work
+                    os.kill(pid, signal.SIGKILL)
+                    killed = pid
+                    break
+        time.sleep(0.02)
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+    assert "died (exit status -9)" in stderr
+    assert _bytes(tmp_path / "s") == uninterrupted
+
+
+def test_a_task_that_kills_every_worker_is_named(flags, tmp_path):
+    loading = backbone.Loading("m", Path(flags["model"]), "float32", "cpu", "dequantize")
+    batch = backbone.Batch([[10**9]], (0, 0), ("mean",))  # an id that no vocabulary has
+    engine = engines.Local(loading, 1)
+    try:
+        engine.submit(engines.Task(0, "0", ("mean",), [77], batch))
+        with pytest.raises(UserError, match="workers died over the batch of review 77"):
+            engine.next_finished()
+    finally:
+        engine.stop()
+
+
+def test_a_worker_that_cannot_load_says_why(flags, tmp_path):
+    loading = backbone.Loading("m", tmp_path, "float32", "cpu", "dequantize")
+    (tmp_path / "config.json").write_text("{}")
+    engine = engines.Local(loading, 1)
+    try:
+        engine.submit(
+            engines.Task(0, "0", ("mean",), [0], backbone.Batch([[1]], (0, 0), ("mean",)))
+        )
+        with pytest.raises(UserError, match="safetensors"):
+            engine.next_finished()
+    finally:
+        engine.stop()
+
+
+def _kill_until_done(flags, output, seed, kills) -> int:
+    """Kills the run `kills` times at random moments after it began, then lets it end."""
+    rng = np.random.default_rng(seed)
+    for _ in range(kills):
+        process = _start(flags, output)
+        before = _journaled(output)
+        while process.poll() is None and _journaled(output) <= max(before, 0):
+            time.sleep(0.01)
+        threading.Event().wait(rng.uniform(0, 1.5))
+        process.kill()
+        process.communicate()
+    process = _start(flags, output)
+    _, stderr = process.communicate(timeout=200)
+    assert process.returncode == 0, stderr
+    return kills
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.stress)])
+def test_killed_and_resumed_gives_the_same_bytes(flags, uninterrupted, tmp_path, kills):
+    _kill_until_done(flags, tmp_path / "s", seed=kills, kills=kills)
+    assert _bytes(tmp_path / "s") == uninterrupted
+    assert not (tmp_path / "s" / "journal.ndjson").exists()
+
+
+def test_sigterm_saves_what_is_finished_and_exits_75(flags, uninterrupted, tmp_path):
+    process = _start(flags, tmp_path / "s", batch_tokens=400)
+    while _journaled(tmp_path / "s") < 1:
+        assert process.poll() is None
+        time.sleep(0.01)
+    time.sleep(1.0)  # some batches, none of them in the journal yet
+    started = time.monotonic()
+    process.terminate()
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 75 and time.monotonic() - started < 5, stderr
+    assert stderr.splitlines()[-1].startswith("stopped by SIGTERM")
+    lines = (tmp_path / "s" / "journal.ndjson").read_text().splitlines()
+    assert any(json.loads(line).get("done") for line in lines[1:])
+    other = _start(flags, tmp_path / "s")  # another --batch_tokens: other batches
+    _, stderr = other.communicate(timeout=60)
+    assert other.returncode == 2 and "batch_tokens" in stderr.splitlines()[-1]
+
+
+def test_a_second_writer_is_refused_and_told_who_holds_the_store(flags, tmp_path):
+    first = _start(flags, tmp_path / "s")
+    while _journaled(tmp_path / "s") < 1:
+        assert first.poll() is None
+        time.sleep(0.01)
+    os.kill(first.pid, signal.SIGSTOP)
+    second = _start(flags, tmp_path / "s")
+    _, stderr = second.communicate(timeout=60)
+    first.kill()
+    first.communicate()
+    assert second.returncode == 2 and f"process {first.pid}" in stderr.splitlines()[-1]
+
+
+def test_a_batch_that_the_memory_does_not_hold_is_halved(flags, tmp_path, monkeypatch):
+    """As if the device held 500 tokens; resumed in the middle, the bytes are the same."""
+
+    def start(self, batch):
+        if sum(map(len, batch.ids)) > 500:
+            raise torch.OutOfMemoryError
+        return whole(self, batch)
+
+    whole = backbone.Encoder.start
+    monkeypatch.setattr(backbone.Encoder, "start", start)
+    monkeypatch.setattr(embed, "_WINDOW_ROWS", 100)
+    config = EmbedConfig(**flags, **CONFIG, output=str(tmp_path / "s"))
+    embed.run(config)
+
+    class Stop(Exception):
+        pass
+
+    def stop(self, window, batch, rows, found):
+        if window == 2:
+            raise Stop
+        write(self, window, batch, rows, found)
+
+    write = embed.StoreWriter.write
+    monkeypatch.setattr(embed.StoreWriter, "write", stop)
+    with pytest.raises(Stop):
+        embed.run(EmbedConfig(**flags, **CONFIG, output=str(tmp_path / "t")))
+    lines = [json.loads(x) for x in (tmp_path / "t" / "journal.ndjson").read_text().splitlines()]
+    assert any("split" in line for line in lines)
+    later = [line for line in lines if "split" in line and line["window"] > 1]
+    assert not later  # the budget of the windows after the first was smaller from the start
+    monkeypatch.setattr(embed.StoreWriter, "write", write)
+    embed.run(EmbedConfig(**flags, **CONFIG, output=str(tmp_path / "t")))
+    assert _bytes(tmp_path / "t") == _bytes(tmp_path / "s")
+
+
+def test_one_text_that_the_memory_does_not_hold_is_named(flags, tmp_path, monkeypatch):
+    def start(self, batch):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(backbone.Encoder, "start", start)
+    with pytest.raises(UserError, match=r"does not hold review \d+ of \d+ tokens"):
+        embed.run(EmbedConfig(**flags, **CONFIG, output=str(tmp_path / "s")))
+
+
+def test_ray_actors_write_the_same_bytes_though_one_is_killed(flags, uninterrupted, tmp_path):
+    pytest.importorskip("ray", reason="ray is an optional extra: pip install 'ray[data]'")
+    process = _start(flags, tmp_path / "s", engine="ray", workers=2)
+    killed = False
+    while not killed and process.poll() is None:
+        for stat in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                at_work = b"ray::" in stat.read_bytes() and b"_RayWorker" in stat.read_bytes()
+                seconds = sum(map(int, (stat.parent / "stat").read_text().split()[-39:-37]))
+            except OSError:
+                continue
+            if at_work and seconds >= 0:
+                os.kill(int(stat.parent.name), signal.SIGKILL)
+                killed = True
+                break
+        time.sleep(0.05)
+    _, stderr = process.communicate(timeout=200)
+    assert process.returncode == 0, stderr
+    assert killed, stderr
+    assert _bytes(tmp_path / "s") == uninterrupted
