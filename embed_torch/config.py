@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Literal
 
+from embed_torch import pooling
 from embed_torch.cli import UserError, setting
-from embed_torch.pooling import POOLINGS
 from embed_torch.prompts import Truncate
 
 
@@ -46,7 +46,7 @@ class EmbedConfig:
     )
     poolings: str = setting(
         "mean",
-        help=f"one or more of {','.join(POOLINGS)}; the first is the default",
+        help=f"one or more of {','.join(pooling.POOLINGS)}; the first is the default",
         topic="output",
     )
     pool_over: Literal["all", "review"] = setting(
@@ -76,12 +76,7 @@ class EmbedConfig:
             raise UserError(f"--workers={self.workers} must not be negative")
         if self.template and not self.instruction:
             raise UserError("--template is of instructed prompts: give --instruction too")
-        names = self.pooling_names
-        unknown = [name for name in names if name not in POOLINGS]
-        if unknown or len(set(names)) < len(names):
-            raise UserError(f"--poolings={self.poolings} must be some of {','.join(POOLINGS)}")
-
-    @property
-    def pooling_names(self) -> tuple[str, ...]:
-        """The poolings to store, the default first."""
-        return tuple(name.strip() for name in self.poolings.split(","))
+        try:
+            pooling.parse(self.poolings)
+        except ValueError as error:
+            raise UserError(f"--poolings={self.poolings}: {error}") from None

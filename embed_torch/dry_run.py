@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from embed_torch import backbone, packing, store
+from embed_torch import backbone, packing, pooling, store
 from embed_torch.backbone import Batch, Checkpoint, Encoder
 from embed_torch.config import EmbedConfig
 from embed_torch.corpus import Texts
@@ -36,9 +36,9 @@ def report(
     print(
         f"{cut:,} reviews have more than {tokenization.window} tokens: --truncate={config.truncate}"
     )
-    poolings, rows = len(config.pooling_names), lengths.size
+    poolings, rows = pooling.parse(config.poolings), lengths.size
     needed = store.bytes_needed(
-        poolings, rows, len(texts.categories), checkpoint.dim, config.store_dtype
+        len(poolings), rows, len(texts.categories), checkpoint.dim, config.store_dtype
     )
     free = shutil.disk_usage(_existing(Path(config.output))).free
     print(f"{needed / 1e9:.2f} GB on disk, where {free / 1e9:.2f} GB are free")
@@ -72,9 +72,8 @@ def _tokens_per_second(
     plan = packing.plan_batches(
         [len(ids) for ids in inputs.ids], config.batch_tokens, checkpoint.apart_above
     )
-    batches = [
-        Batch([inputs.ids[row] for row in rows], (0, 0), config.pooling_names) for rows in plan
-    ]
+    poolings = pooling.parse(config.poolings)
+    batches = [Batch([inputs.ids[row] for row in rows], (0, 0), poolings) for rows in plan]
     encoder.embed(batches[0])  # the first use of a shape is slow
     tokens, started = 0, time.perf_counter()
     for batch in itertools.cycle(batches):

@@ -20,7 +20,7 @@ import torch
 import transformers
 from tqdm import tqdm
 
-from embed_torch import __version__, backbone, corpus, dry_run, packing, reuse, store
+from embed_torch import __version__, backbone, corpus, dry_run, packing, pooling, reuse, store
 from embed_torch.backbone import Batch, Checkpoint
 from embed_torch.cli import Preempted, UserError
 from embed_torch.config import EmbedConfig
@@ -77,6 +77,7 @@ class _Run:
         self._checkpoint = checkpoint
         self._tokenization = tokenization
         self._settings = settings
+        self._poolings = pooling.parse(config.poolings)
         self._left: dict[int, set[str]] = {}  # names of the batches to do, of windows begun
         self._windows_begun = 0
 
@@ -109,7 +110,7 @@ class _Run:
         self._writer = StoreWriter(
             Path(config.output),
             {**self._settings, **plan, "reuse": reused},
-            poolings=config.pooling_names,
+            poolings=self._poolings,
             rows=len(texts.reviews),
             categories=len(texts.categories),
             dim=self._checkpoint.dim,
@@ -118,7 +119,7 @@ class _Run:
         self._writer.text_hashes[:] = store.text_hashes(texts.reviews)
         self._rows = np.arange(len(texts.reviews))
         if config.reuse:
-            self._rows = reuse.copy_rows(Path(config.reuse), self._writer, config.pooling_names)
+            self._rows = reuse.copy_rows(Path(config.reuse), self._writer, self._poolings)
             print(f"{len(texts.reviews) - self._rows.size:,} reviews copied from {config.reuse}")
 
     def _work_off(self, engine: Engine) -> int:
@@ -179,9 +180,9 @@ class _Run:
         if inputs.of == "category":
             batch = Batch(inputs.ids, (0, 0), ("mean",))
             return Task(window, "", (CATEGORIES,), inputs.rows, batch)
-        poolings = self._config.pooling_names
         around = inputs.around if self._config.pool_over == "review" else (0, 0)
-        return Task(window, "", poolings, inputs.rows, Batch(inputs.ids, around, poolings))
+        batch = Batch(inputs.ids, around, self._poolings)
+        return Task(window, "", self._poolings, inputs.rows, batch)
 
     def _windows(self, skipped: Callable[[int], Any]) -> Iterator[tuple[int, Inputs]]:
         """The windows that are not complete, the last of category names; tokenised ahead."""
@@ -257,7 +258,7 @@ def _settings(
     config: EmbedConfig, texts: corpus.Texts, checkpoint: Checkpoint, tokenization: Tokenization
 ) -> dict[str, Any]:
     """What decides the numbers in a store: its manifest, less what is known at the end."""
-    prompt = tokenization.prompt
+    prompt, poolings = tokenization.prompt, pooling.parse(config.poolings)
     return {
         "encoder": checkpoint.name,
         "weights_sha256": checkpoint.weights_sha256(show_progress=True),
@@ -266,8 +267,8 @@ def _settings(
         "instruction": prompt.instruction,
         "instruction_sha256": prompt.instruction_sha256,
         "gptq": config.gptq if checkpoint.quantized else None,
-        "poolings": list(config.pooling_names),
-        "default_pooling": config.pooling_names[0],
+        "poolings": list(poolings),
+        "default_pooling": poolings[0],
         "pool_over": config.pool_over,
         "normalize": config.normalize,
         "compute_dtype": config.dtype,

@@ -19,6 +19,14 @@ POOLINGS: tuple[str, ...] = get_args(Pooling)
 _ROWS_AT_ONCE = 128  # queries whose attention is in memory, of all heads
 
 
+def parse(names: str) -> tuple[str, ...]:
+    """The poolings in a comma-separated list; raises ValueError for an unknown or repeated one."""
+    found = tuple(name.strip() for name in names.split(","))
+    if set(found) - set(POOLINGS) or len(set(found)) < len(found):
+        raise ValueError(f"must be some of {','.join(POOLINGS)}, each once")
+    return found
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Span:
     """A text among packed ones, and its pooled tokens."""
