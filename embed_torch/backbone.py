@@ -132,7 +132,7 @@ class Encoder:
 
     def __init__(self, loading: Loading):
         self._name = loading.name
-        self._device = _device(loading.device)
+        self._device = device_named(loading.device)
         self._network = _load(loading, self._device).eval()
         self._packs = attention.use_packed_attention(self._network)
 
@@ -219,7 +219,8 @@ def minilm_folder() -> Path:
     return folder
 
 
-def _device(name: str) -> torch.device:
+def device_named(name: str) -> torch.device:
+    """The device of --device, which must be there."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(1, device=device)

@@ -58,7 +58,9 @@ class EmbedConfig:
     device: str = setting(
         "", help="torch device; empty = cuda where there is one, else cpu", topic="speed"
     )
-    batch_tokens: int = setting(8192, help="tokens in a batch; there is no padding", topic="speed")
+    batch_tokens: int = setting(
+        0, help="tokens in a batch; 0 = 4096, on a GPU 32768; there is no padding", topic="speed"
+    )
     engine: Literal["inline", "local", "ray"] = setting(
         "inline", help="this process, one process a GPU, or Ray Data actors", topic="speed"
     )
@@ -68,8 +70,8 @@ class EmbedConfig:
 
     def __post_init__(self):
         """Refuses what cannot be meant."""
-        if self.batch_tokens < 1:
-            raise UserError(f"--batch_tokens={self.batch_tokens} must be positive")
+        if self.batch_tokens < 0:
+            raise UserError(f"--batch_tokens={self.batch_tokens} must not be negative")
         if self.max_tokens < 0:
             raise UserError(f"--max_tokens={self.max_tokens} must not be negative")
         if self.workers < 0:

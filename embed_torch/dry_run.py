@@ -69,9 +69,8 @@ def _tokens_per_second(
     """Measured on whole batches of a sample of all lengths."""
     inputs = tokenization.of_reviews(list(range(len(texts))), texts)
     encoder = Encoder(backbone.loading_of(config, checkpoint))
-    plan = packing.plan_batches(
-        [len(ids) for ids in inputs.ids], config.batch_tokens, checkpoint.apart_above
-    )
+    budget = packing.tokens_in_a_batch(config.batch_tokens, encoder.device.type)
+    plan = packing.plan_batches([len(ids) for ids in inputs.ids], budget, checkpoint.apart_above)
     poolings = pooling.parse(config.poolings)
     batches = [Batch([inputs.ids[row] for row in rows], (0, 0), poolings) for rows in plan]
     encoder.embed(batches[0])  # the first use of a shape is slow

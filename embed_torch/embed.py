@@ -78,6 +78,9 @@ class _Run:
         self._tokenization = tokenization
         self._settings = settings
         self._poolings = pooling.parse(config.poolings)
+        self._batch_tokens = packing.tokens_in_a_batch(
+            config.batch_tokens, backbone.device_named(config.device).type
+        )
         self._left: dict[int, set[str]] = {}  # names of the batches to do, of windows begun
         self._windows_begun = 0
 
@@ -105,7 +108,7 @@ class _Run:
 
     def _open_store(self) -> None:
         config, texts = self._config, self._texts
-        plan = {"batch_tokens": config.batch_tokens, "window_rows": _WINDOW_ROWS}
+        plan = {"batch_tokens": self._batch_tokens, "window_rows": _WINDOW_ROWS}
         reused = reuse.identity(Path(config.reuse), self._settings) if config.reuse else None
         self._writer = StoreWriter(
             Path(config.output),
@@ -161,7 +164,7 @@ class _Run:
                 self._writer.tokens_uncut[inputs.rows] = inputs.uncut
             plan = packing.plan_batches(
                 [len(ids) for ids in inputs.ids],
-                journal.budget(window, self._config.batch_tokens),
+                journal.budget(window, self._batch_tokens),
                 self._checkpoint.apart_above,
             )
             batches = {str(number): members for number, members in enumerate(plan)}
@@ -240,7 +243,7 @@ class _Run:
                 "tokens: --max_tokens, or --dtype=bfloat16"
             )
         journal = self._writer.journal
-        budget = journal.budget(self._windows_begun, self._config.batch_tokens)
+        budget = journal.budget(self._windows_begun, self._batch_tokens)
         smaller = max(1, sum(map(len, task.batch.ids)) // 2)
         journal.note_split(
             task.window,

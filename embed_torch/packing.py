@@ -2,6 +2,14 @@
 
 from collections.abc import Sequence
 
+_ON_CPU = 4096  # the states of a block stay in the cache
+_ON_GPU = 32768
+
+
+def tokens_in_a_batch(batch_tokens: int, device_type: str) -> int:
+    """What --batch_tokens means, where 0 stands for a good value."""
+    return batch_tokens or (_ON_GPU if device_type == "cuda" else _ON_CPU)
+
 
 def plan_batches(
     lengths: Sequence[int], batch_tokens: int, apart_above: int | None
