@@ -234,7 +234,7 @@ def _load(loading: Loading, device: torch.device) -> transformers.PreTrainedMode
     dtype = getattr(torch, loading.dtype)
     quantization = gptq.read_quantization(loading.folder)
     if quantization and loading.gptq == "packed":
-        return gptq.load_packed(loading.folder, device=device)
+        return gptq.load_packed(loading.folder, dtype=dtype, device=device)
     if quantization:
         return gptq.load_dequantized(loading.folder, quantization, dtype=dtype, device=device)
     gptq.weight_files(loading.folder)  # refuses a folder without safetensors

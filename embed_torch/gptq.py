@@ -268,7 +268,9 @@ def _unpack(words: Int[torch.Tensor, "words n"], bits: int) -> Int[torch.Tensor,
     return (words[:, None] >> shifts[:, None]).bitwise_and_(2**bits - 1).flatten(0, 1)
 
 
-def load_packed(folder: Path, *, device: torch.device) -> transformers.PreTrainedModel:
+def load_packed(
+    folder: Path, *, dtype: torch.dtype, device: torch.device
+) -> transformers.PreTrainedModel:
     """Loads the base network by gptqmodel, its weights kept at 4 or 8 bits.
 
     Raises:
@@ -280,6 +282,9 @@ def load_packed(folder: Path, *, device: torch.device) -> transformers.PreTraine
     except ImportError:
         raise UserError("--gptq=packed needs: pip install gptqmodel (it pins its numpy)") from None
     try:
-        return GPTQModel.load(str(folder), device=str(device)).model.base_model
+        model = GPTQModel.load(str(folder), device=str(device), dtype=dtype)
     except (OSError, ValueError, RuntimeError, KeyError, NotImplementedError) as error:
         raise UserError(f"gptqmodel cannot load {folder}: {error}") from None
+    if model.model.dtype != dtype:
+        raise UserError(f"--gptq=packed computes in {model.model.dtype} here: set --dtype so")
+    return model.model.base_model

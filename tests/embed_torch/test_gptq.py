@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from written_checkpoints import pack_gptq, write_phi3
 from written_tokenizers import write_phi3_tokenizer
 
+from embed_torch import gptq
 from embed_torch.cli import UserError
 from embed_torch.gptq import Quantization, load_dequantized, read_quantization
 
@@ -481,3 +482,24 @@ def dequantized_by_gptqmodel(gptqmodel, folder: Path) -> dict[str, torch.Tensor]
             fused = re.sub("(gate|up)_proj$", "gate_up_proj", name)
             halves.setdefault(f"{fused}.weight", []).append(layer.dequantize_weight().T)
     return {name: torch.cat(weights) for name, weights in halves.items()}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_packed_weights_give_nearly_the_states_of_dense_ones(gptqmodel, split_source, tmp_path):
+    pack_gptq(split_source, tmp_path / "packed", split_gate_up=True)
+    quantization = gptq.read_quantization(tmp_path / "packed")
+    cpu = {"dtype": torch.float32, "device": torch.device("cpu")}
+    packed = gptq.load_packed(tmp_path / "packed", **cpu)
+    dense = gptq.load_dequantized(tmp_path / "packed", quantization, **cpu)
+    ids = torch.arange(3, 43)[None]
+    with torch.no_grad():
+        expected = dense(input_ids=ids).last_hidden_state
+        difference = (packed(input_ids=ids).last_hidden_state - expected).norm()
+    assert difference <= 0.05 * expected.norm()  # its kernel multiplies in 16 bits
+
+
+def test_packed_weights_without_gptqmodel_are_one_line(tmp_path, monkeypatch):
+    write_phi3(tmp_path / "phi3")
+    monkeypatch.setitem(sys.modules, "gptqmodel", None)
+    with pytest.raises(UserError, match="pip install gptqmodel"):
+        gptq.load_packed(tmp_path / "phi3", dtype=torch.float32, device=torch.device("cpu"))
