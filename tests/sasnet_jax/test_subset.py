@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from sasnet_jax.cli import UserError
+from sasnet_jax.data import subset
 from sasnet_jax.data.subset import Demand, Graph, choose
 
 
@@ -156,6 +157,16 @@ def test_a_reduction_reaches_the_bound_where_cities_overlap():
     assert graph.length[keep].sum() > 1.2 * chance  # it prefers longer reviews
     any_keep, _ = choose(graph, demand, prefer="any", exact_below=0, seconds=100.0)
     assert any_keep.sum() == 7000 and graph.length[any_keep].sum() < graph.length[keep].sum()
+
+
+def test_a_reduction_leaves_out_the_business_that_would_go_short():
+    """B has most reviews, but its users are wanted by A too, and C's by nobody."""
+    reviewers = {"A": (0, 1), "B": (0, 1, 2), "C": (2, 3)}
+    edges = [(user, "ABC".index(name)) for name, users in reviewers.items() for user in users]
+    user, business = np.array(edges).T
+    demand = Demand(users=4, user_reviews=1, businesses=2, business_reviews=2)
+    sets = subset._overlapping(Graph(user, business, np.ones(len(edges), int)), demand)
+    assert sets.users.all() and sets.businesses.tolist() == [True, False, True]
 
 
 def test_without_highs_cbc_finds_the_optimum(monkeypatch):
