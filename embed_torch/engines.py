@@ -11,7 +11,9 @@ import functools
 import multiprocessing
 import multiprocessing.connection
 import os
+import queue
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -246,18 +248,23 @@ class _Worker:
 def _work(pipe: multiprocessing.connection.Connection, loading: Loading, threads: int) -> None:
     """A worker's life: ends when its parent does."""
     torch.set_num_threads(threads)
-    with contextlib.suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
+    tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
+
+    def receive() -> None:
+        """Always reads, so that the parent never waits to send while this side waits to answer."""
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                tasks.put(pipe.recv())
+        tasks.put(None)
+
+    threading.Thread(target=receive, daemon=True).start()
+    with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
         try:
             encoder = Encoder(loading)
+            while task := tasks.get():
+                pipe.send(_or_none(functools.partial(encoder.embed, task.batch)))
         except UserError as error:
             pipe.send(error)
-            return
-        while True:
-            batch = pipe.recv().batch
-            try:
-                pipe.send(_or_none(functools.partial(encoder.embed, batch)))
-            except UserError as error:
-                pipe.send(error)
 
 
 def _or_none(function: Callable[[], Any]) -> Any:

@@ -109,6 +109,29 @@ def test_the_tasks_of_a_killed_worker_are_done_again(flags, uninterrupted, tmp_p
     assert _bytes(tmp_path / "s") == uninterrupted
 
 
+def test_tasks_and_results_larger_than_a_pipe_do_not_wait_for_each_other(flags):
+    loading = backbone.Loading("m", Path(flags["model"]), "float32", "cpu", "dequantize")
+    ids = np.random.default_rng(0).integers(3, 300, (6000, 25)).tolist()
+    batch = backbone.Batch(ids, (0, 0), ("mean", "max"))
+    tasks = [engines.Task(0, name, batch.poolings, list(range(6000)), batch) for name in "012"]
+    engine = engines.Local(loading, 1)
+    finished = []
+
+    def work() -> None:
+        for task in tasks:
+            engine.submit(task)
+        finished.extend(engine.next_finished()[0].name for _ in tasks)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(60)
+    stuck = thread.is_alive()
+    for worker in engine._workers if stuck else ():
+        worker.process.kill()
+    engine.stop()
+    assert not stuck and finished == ["0", "1", "2"]
+
+
 def test_a_task_that_kills_every_worker_is_named(flags, tmp_path):
     loading = backbone.Loading("m", Path(flags["model"]), "float32", "cpu", "dequantize")
     batch = backbone.Batch([[10**9]], (0, 0), ("mean",))  # an id that no vocabulary has
