@@ -76,9 +76,9 @@ class Checkpoint:
         )
 
     def weights_sha256(self, show_progress: bool = False) -> str:
-        """Over the names and hashes of the weight files."""
+        """Over the names and hashes of config.json and the weight files."""
         digest = hashlib.sha256()
-        for path in sorted(gptq.weight_files(self.folder)):
+        for path in [self.folder / "config.json", *sorted(gptq.weight_files(self.folder))]:
             digest.update(f"{path.name} {file_sha256(path, show_progress)}\n".encode())
         return digest.hexdigest()
 

@@ -76,6 +76,8 @@ class EmbedConfig:
             raise UserError(f"--max_tokens={self.max_tokens} must not be negative")
         if self.workers < 0:
             raise UserError(f"--workers={self.workers} must not be negative")
+        if self.workers and self.engine == "inline":
+            raise UserError("--workers is of --engine=local or ray")
         if self.template and not self.instruction:
             raise UserError("--template is of instructed prompts: give --instruction too")
         try:

@@ -13,7 +13,7 @@ from embed_torch.files import read_json, texts_sha256
 class Texts:
     """Texts in row order, and the hash that binds a store to them."""
 
-    reviews: list[str]
+    reviews: pl.Series  # of str: half the memory of a list, at millions of reviews
     categories: list[str]
     sha256: str
 
@@ -26,9 +26,7 @@ def read_texts(folder: Path) -> Texts:
     """
     description = read_json(folder / "corpus.json", "python -m sasnet_jax.prepare")
     try:
-        reviews = pl.read_parquet(folder / "reviews.parquet", columns=["text"], glob=False)[
-            "text"
-        ].to_list()
+        reviews = pl.read_parquet(folder / "reviews.parquet", columns=["text"], glob=False)["text"]
         categories = pl.read_parquet(folder / "categories.parquet", glob=False)[
             "category"
         ].to_list()

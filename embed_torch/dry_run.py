@@ -44,7 +44,9 @@ def report(
     print(f"{needed / 1e9:.2f} GB on disk, where {free / 1e9:.2f} GB are free")
     print(f"the first input:\n{tokenization.prompt.text(texts.reviews[0])}")
     sample = np.argsort(lengths, kind="stable")[:: max(1, rows // _SAMPLE)]
-    rate = _tokens_per_second(config, checkpoint, tokenization, [texts.reviews[i] for i in sample])
+    rate = _tokens_per_second(
+        config, checkpoint, tokenization, texts.reviews.gather(sample).to_list()
+    )
     duration = tqdm.format_interval(lengths.sum() / rate)
     print(f"{rate:,.0f} tokens/s on a sample of {sample.size}: about {duration} by one worker")
 
@@ -55,7 +57,7 @@ def _lengths(texts: Texts, tokenization: Tokenization) -> tuple[np.ndarray, np.n
     uncut: list[int] = []
     with tqdm(total=len(texts.reviews), desc="tokenizing", unit="review", delay=5) as bar:
         for first in range(0, len(texts.reviews), _ROWS_AT_ONCE):
-            part = texts.reviews[first : first + _ROWS_AT_ONCE]
+            part = texts.reviews[first : first + _ROWS_AT_ONCE].to_list()
             inputs = tokenization.of_reviews(list(range(first, first + len(part))), part)
             lengths += map(len, inputs.ids)
             uncut += inputs.uncut

@@ -40,9 +40,14 @@ def run(config: EmbedConfig) -> None:
       UserError: anything about the corpus, the model or the output that the user can mend.
       Preempted: SIGTERM came, and everything that was finished is saved.
     """
-    texts = corpus.read_texts(Path(config.corpus))
+    with _stopped_by_sigterm():
+        _run(config)
+
+
+def _run(config: EmbedConfig) -> None:
     output = Path(config.output)
     _refuse_foreign_folder(output)
+    texts = corpus.read_texts(Path(config.corpus))
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     checkpoint = backbone.find(config.model)
@@ -57,11 +62,10 @@ def run(config: EmbedConfig) -> None:
             store.remove_scratch(output)
             print(f"store {output} is already complete: nothing to do")
             return
-        with _stopped_by_sigterm():
-            _Run(config, texts, checkpoint, tokenization, settings).embed()
+        _Job(config, texts, checkpoint, tokenization, settings).embed()
 
 
-class _Run:
+class _Job:
     """One store from its beginning, or from where its journal ends."""
 
     def __init__(
@@ -88,6 +92,7 @@ class _Run:
         """Embeds what is left, and completes the store."""
         config, started = self._config, time.monotonic()
         loading = backbone.loading_of(config, self._checkpoint)
+        print(f"loading {config.model} ...")
         with open_engine(config.engine, loading, config.workers) as engine:
             self._open_store()
             try:
@@ -210,7 +215,7 @@ class _Run:
                     yield first, inputs.result()
 
     def _tokenize(self, rows: list[int]) -> Inputs:
-        return self._tokenization.of_reviews(rows, [self._texts.reviews[row] for row in rows])
+        return self._tokenization.of_reviews(rows, self._texts.reviews.gather(rows).to_list())
 
     def _write(self, task: Task, result: dict[str, np.ndarray]) -> None:
         if self._config.normalize:

@@ -10,8 +10,8 @@ from embed_torch.cli import UserError
 from embed_torch.files import file_sha256, read_json
 from embed_torch.store import MANIFEST, StoreWriter
 
-# What of a store's settings its embeddings do not depend on.
-_MAY_DIFFER = ("texts_sha256", "poolings", "default_pooling")
+# What of a store's settings its embeddings do not depend on: the weights have their own hash.
+_MAY_DIFFER = ("encoder", "texts_sha256", "poolings", "default_pooling")
 _ROWS_AT_ONCE = 4096
 
 

@@ -9,7 +9,7 @@ import hashlib
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +150,7 @@ def remove_scratch(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def text_hashes(texts: list[str]) -> np.ndarray:
+def text_hashes(texts: Iterable[str]) -> np.ndarray:
     """128 bits of the SHA-256 of each text, uint64 [texts, 2]."""
     digests = b"".join(hashlib.sha256(text.encode()).digest()[:16] for text in texts)
     return np.frombuffer(digests, np.uint64).reshape(-1, 2)

@@ -63,7 +63,7 @@ def run(config: BenchConfig) -> None:
     warnings.simplefilter("ignore")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    texts = corpus.read_texts(Path(config.corpus)).reviews
+    texts = corpus.read_texts(Path(config.corpus)).reviews.to_list()
     device = backbone.device_named(config.device)
     found: dict[str, Any] = {"machine": _machine(device)}
     print(found["machine"])

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Virtual environment, install, all ordinary tests; arguments go to pytest (-m stress for the rest).
+# Virtual environment, install, all ordinary tests, two at a time; arguments go to pytest (-m stress for the rest).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 scripts/install.sh requirements-dev.txt
-exec "${SASNET_VENV:-.venv}/bin/python" -m pytest "$@"
+exec "${SASNET_VENV:-.venv}/bin/python" -m pytest -n 2 --dist loadfile "$@"
