@@ -42,7 +42,7 @@ class Texts:
     def __init__(self, lengths: Sequence[int], device: torch.device):
         self.lengths = list(lengths)
         self.offsets = [0, *itertools.accumulate(lengths)]
-        self.boundaries = torch.tensor(self.offsets, dtype=torch.int32, device=device)
+        self.boundaries = _to(device, torch.tensor(self.offsets, dtype=torch.int32))
         self.last: LastAttention | None = None  # of the latest block
 
     def runs(self) -> list[tuple[int, int, int]]:
@@ -67,9 +67,7 @@ def states_of(
     texts = Texts([len(ids) for ids in batch], device)
     flat = torch.tensor(list(itertools.chain.from_iterable(batch)), dtype=torch.long)
     positions = torch.cat([torch.arange(length) for length in texts.lengths])
-    if device.type == "cuda":
-        flat, positions = flat.pin_memory(), positions.pin_memory()
-    flat = flat.to(device, non_blocking=True)
+    flat = _to(device, flat)
     # A causal network would keep the keys and values of every block for tokens yet to come.
     no_cache = {"use_cache": False} if hasattr(network.config, "use_cache") else {}
     if network.config._attn_implementation != NAME:
@@ -80,11 +78,18 @@ def states_of(
         return torch.cat(parts), None
     output = network(
         input_ids=flat[None],
-        position_ids=positions.to(device, non_blocking=True)[None],
+        position_ids=_to(device, positions)[None],
         packed_texts=texts,
         **no_cache,
     )
     return output.last_hidden_state[0], texts.last
+
+
+def _to(device: torch.device, values: torch.Tensor) -> torch.Tensor:
+    """A copy on a device, of which a GPU need not be waited for."""
+    if device.type == "cuda":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
 
 
 def use_packed_attention(network: transformers.PreTrainedModel) -> bool:

@@ -28,6 +28,7 @@ from embed_torch.pooling import Span
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 # What is asked of the hub: never pickled weights, never code.
 _HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.jinja", "*.txt"]
+_POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet")
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.txt", "vocab.json")
 
 
@@ -57,9 +58,17 @@ class Checkpoint:
         return any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures)
 
     @property
+    def positions(self) -> int:
+        """The longest input; RoBERTa's first position is the one after its padding token's."""
+        positions = self.config.max_position_embeddings
+        if self.config.model_type in _POSITIONS_AFTER_PADDING:
+            positions -= self.config.pad_token_id + 1
+        return positions
+
+    @property
     def window(self) -> int:
         """Tokens that it was made for: a sentence-transformers model's own, else its positions."""
-        positions = self.config.max_position_embeddings
+        positions = self.positions
         path = self.folder / "sentence_bert_config.json"
         if not path.is_file():
             return positions
@@ -121,6 +130,7 @@ class Loading:
     dtype: str
     device: str
     gptq: Literal["dequantize", "packed"]
+    attentional: bool = False  # whether the last block's attention is needed
 
 
 class Encoder:
@@ -131,10 +141,18 @@ class Encoder:
     """
 
     def __init__(self, loading: Loading):
-        self._name = loading.name
         self._device = device_named(loading.device)
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)  # of events and pinned copies
         self._network = _load(loading, self._device).eval()
-        self._packs = attention.use_packed_attention(self._network)
+        packs = attention.use_packed_attention(self._network)
+        if not packs and loading.attentional:
+            raise UserError(
+                "--poolings=attentional needs a network whose attention can be replaced, and that "
+                f"of --model={loading.name} cannot: leave it out"
+            )
+        if not packs:
+            print(f"{loading.name} runs over inputs of one length at a time: it cannot be packed")
 
     @property
     def device(self) -> torch.device:
@@ -150,11 +168,6 @@ class Encoder:
 
         On a GPU the next batch can be started before the result of the last one is asked for.
         """
-        if "attentional" in batch.poolings and not self._packs:
-            raise UserError(
-                f"--poolings=attentional needs a network whose attention can be seen, and that of "
-                f"--model={self._name} cannot: leave it out"
-            )
         states, last = attention.states_of(self._network, batch.ids)
         pooled = pooling.pool(states, batch.spans(), batch.poolings, last)
         if self._device.type != "cuda":
@@ -177,7 +190,10 @@ class Encoder:
 
 def loading_of(config: EmbedConfig, checkpoint: Checkpoint) -> Loading:
     """How the network of a checkpoint is to be loaded."""
-    return Loading(config.model, checkpoint.folder, config.dtype, config.device, config.gptq)
+    attentional = "attentional" in pooling.parse(config.poolings)
+    return Loading(
+        config.model, checkpoint.folder, config.dtype, config.device, config.gptq, attentional
+    )
 
 
 def find(model: str) -> Checkpoint:
@@ -197,6 +213,9 @@ def find(model: str) -> Checkpoint:
     # transformers makes an empty tokenizer where there is none.
     if not tokenizer.is_fast or not any((folder / name).exists() for name in _VOCABULARIES):
         raise UserError(f"--model={model} has no fast tokenizer (tokenizer.json)")
+    for needed in ("hidden_size", "vocab_size", "max_position_embeddings"):
+        if not isinstance(getattr(config, needed, None), int):
+            raise UserError(f"--model={model} is no network of this kind: it has no {needed}")
     return Checkpoint(model, folder, config, tokenizer)
 
 

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from embed_torch import backbone, packing, pooling, store
 from embed_torch.backbone import Batch, Checkpoint, Encoder
+from embed_torch.cli import UserError
 from embed_torch.config import EmbedConfig
 from embed_torch.corpus import Texts
 from embed_torch.inputs import Tokenization
@@ -27,6 +28,8 @@ def report(
 
     The time is that of a small sample, measured with the network on its device.
     """
+    if not len(texts.reviews):
+        raise UserError(f"{config.corpus} has no reviews")
     lengths, uncut = _lengths(texts, tokenization)
     of_lengths = zip(_PERCENTILES, np.percentile(lengths, _PERCENTILES), strict=True)
     shares = ", ".join(f"{share} % <= {length:.0f}" for share, length in of_lengths)
@@ -42,7 +45,7 @@ def report(
     )
     free = shutil.disk_usage(_existing(Path(config.output))).free
     print(f"{needed / 1e9:.2f} GB on disk, where {free / 1e9:.2f} GB are free")
-    print(f"the first input:\n{tokenization.prompt.text(texts.reviews[0])}")
+    print(f"the first input:\n{tokenization.text(texts.reviews[0])}")
     sample = np.argsort(lengths, kind="stable")[:: max(1, rows // _SAMPLE)]
     rate = _tokens_per_second(
         config, checkpoint, tokenization, texts.reviews.gather(sample).to_list()

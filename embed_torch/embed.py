@@ -2,7 +2,7 @@
 
 Reviews are done in windows of some thousands, in row order: while one is embedded, the next is
 tokenised. Which inputs share a batch depends on token counts and flags only, so a run that was
-interrupted, or that has other workers, writes the same bytes.
+interrupted, or that has other workers with as many threads, writes the same bytes.
 """
 
 import contextlib
@@ -85,6 +85,7 @@ class _Job:
         self._batch_tokens = packing.tokens_in_a_batch(
             config.batch_tokens, backbone.device_named(config.device).type
         )
+        self._reused = reuse.identity(Path(config.reuse), settings) if config.reuse else None
         self._left: dict[int, set[str]] = {}  # names of the batches to do, of windows begun
         self._windows_begun = 0
 
@@ -97,6 +98,10 @@ class _Job:
             self._open_store()
             try:
                 tokens = self._work_off(engine)
+            except UserError:
+                self._writer.flush()
+                self._writer.discard_if_empty()
+                raise
             finally:
                 self._writer.flush()
         rate = tokens / (time.monotonic() - started)
@@ -114,10 +119,9 @@ class _Job:
     def _open_store(self) -> None:
         config, texts = self._config, self._texts
         plan = {"batch_tokens": self._batch_tokens, "window_rows": _WINDOW_ROWS}
-        reused = reuse.identity(Path(config.reuse), self._settings) if config.reuse else None
         self._writer = StoreWriter(
             Path(config.output),
-            {**self._settings, **plan, "reuse": reused},
+            {**self._settings, **plan, "reuse": self._reused},
             poolings=self._poolings,
             rows=len(texts.reviews),
             categories=len(texts.categories),
@@ -210,7 +214,8 @@ class _Job:
                 else:
                     future = background.submit(self._tokenization.of_categories, names)
                     ahead.append((window, future))
-                while len(ahead) > (window < len(rows)):
+                # One window stays ahead, as long as there are more to come.
+                while len(ahead) > 1 or (ahead and not of_reviews):
                     first, inputs = ahead.popleft()
                     yield first, inputs.result()
 
@@ -224,8 +229,8 @@ class _Job:
                 for name, vectors in result.items()
             }
         arrays = {
-            array: result[pooling]
-            for array, pooling in zip(task.arrays, task.batch.poolings, strict=True)
+            array: result[name]
+            for array, name in zip(task.arrays, task.batch.poolings, strict=True)
         }
         self._writer.write(task.window, task.name, task.rows, arrays)
         self._left[task.window].discard(task.name)
@@ -248,13 +253,11 @@ class _Job:
                 "tokens: --max_tokens, or --dtype=bfloat16"
             )
         journal = self._writer.journal
-        budget = journal.budget(self._windows_begun, self._batch_tokens)
+        unplanned = max(self._windows_begun, journal.windows)  # by this run, and by any before it
+        budget = journal.budget(unplanned, self._batch_tokens)
         smaller = max(1, sum(map(len, task.batch.ids)) // 2)
         journal.note_split(
-            task.window,
-            task.name,
-            budget=min(budget, smaller),
-            budget_from=self._windows_begun,
+            task.window, task.name, budget=min(budget, smaller), budget_from=unplanned
         )
         names = packing.halves(task.name, list(range(len(task.rows))))
         self._left[task.window].discard(task.name)
@@ -308,13 +311,15 @@ def _refuse_foreign_folder(output: Path) -> None:
         return
     if not output.is_dir():
         raise UserError(f"--output={output} is a file, not a folder")
-    if {path.name for path in output.iterdir()} - store.FILES:
+    if not store.is_ours(output):
         raise UserError(f"--output={output} holds other files: choose a new folder")
 
 
 def _refuse_other_store(output: Path, settings: dict[str, Any]) -> None:
     manifest = read_json(output / MANIFEST, "python -m embed_torch")
     changed = [name for name, value in settings.items() if manifest.get(name) != value]
+    if not changed and not store.is_whole(output, manifest):
+        raise UserError(f"{output} is damaged, or of another version: remove it and embed again")
     if changed:
         raise UserError(
             f"{output} holds a store made with other {', '.join(changed)}: "

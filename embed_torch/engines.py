@@ -12,8 +12,10 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import queue
+import signal
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -68,10 +70,7 @@ def open_engine(kind: str, loading: Loading, workers: int) -> Iterator[Engine]:
         yield Inline(Encoder(loading))
         return
     workers = workers or torch.cuda.device_count() or 1
-    if kind == "ray":
-        yield RayData(loading, workers)
-        return
-    engine = Local(loading, workers)
+    engine = RayData(loading, workers) if kind == "ray" else Local(loading, workers)
     try:
         yield engine
     finally:
@@ -111,8 +110,7 @@ class Local(Engine):
         """Gives a task to the worker that has the fewest."""
         worker = min(self._workers, key=lambda worker: len(worker.tasks))
         worker.tasks.append(task)
-        with contextlib.suppress(BrokenPipeError):  # dead: found out when its result is awaited
-            worker.pipe.send(task)
+        _send(worker, task)
 
     def next_finished(self) -> tuple[Task, Result]:
         """The next result of any worker.
@@ -137,15 +135,14 @@ class Local(Engine):
         """Ends the workers, those still at work by force."""
         for worker in self._workers:
             worker.pipe.close()
+        deadline = time.monotonic() + _STOP_SECONDS
         for worker in self._workers:
-            worker.process.join(0 if worker.tasks else _STOP_SECONDS)
+            worker.process.join(0 if worker.tasks else max(0, deadline - time.monotonic()))
             worker.process.terminate()
             worker.process.join()
 
     def _start(self, index: int) -> "_Worker":
-        device = self._loading.device
-        if not device and torch.cuda.is_available():
-            device = f"cuda:{index}"
+        device = f"cuda:{index}" if _on_every_gpu(self._loading) else self._loading.device
         ours, theirs = self._context.Pipe()
         process = self._context.Process(
             target=_work,
@@ -176,7 +173,7 @@ class Local(Engine):
         self._workers[dead.index] = fresh
         for task in dead.tasks:
             fresh.tasks.append(task)
-            fresh.pipe.send(task)
+            _send(fresh, task)
 
 
 class RayData(Engine):
@@ -191,6 +188,9 @@ class RayData(Engine):
         except ImportError:
             raise UserError("--engine=ray needs: pip install 'ray[data]'") from None
         self.capacity = sys.maxsize
+        handler = signal.getsignal(signal.SIGTERM)
+        ray.init(ignore_reinit_error=True)
+        signal.signal(signal.SIGTERM, handler)  # Ray's own would end the process
         self._ray = ray
         self._loading = loading
         self._workers = workers
@@ -212,7 +212,7 @@ class RayData(Engine):
     def _run(self, tasks: dict[tuple[int, str], Task]) -> Iterator[tuple[Task, Result]]:
         data = self._ray.data
         data.DataContext.get_current().enable_progress_bars = False
-        gpus = 1 if not self._loading.device and torch.cuda.is_available() else 0
+        gpus = 1 if _on_every_gpu(self._loading) else 0
         results = data.from_items([{"task": task} for task in tasks.values()]).map(
             _RayWorker,
             fn_constructor_args=(self._loading,),
@@ -222,18 +222,32 @@ class RayData(Engine):
             max_task_retries=-1,
         )
         for row in results.iter_rows():
+            if isinstance(row["result"], UserError):
+                raise row["result"]
             yield tasks[row["window"], row["name"]], row["result"]
+
+    def stop(self) -> None:
+        """Ends the actors, and Ray if it was begun for them."""
+        self._results = iter(())
+        self._ray.shutdown()
 
 
 class _RayWorker:
     """An encoder in an actor."""
 
     def __init__(self, loading: Loading):
-        self._encoder = Encoder(loading)
+        self._loading = loading
+
+    @functools.cached_property
+    def _encoder(self) -> Encoder:
+        return Encoder(self._loading)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         task = row["task"]
-        result = _or_none(functools.partial(self._encoder.embed, task.batch))
+        try:
+            result = _or_none(lambda: self._encoder.embed(task.batch))
+        except UserError as error:
+            result = error
         return {"window": task.window, "name": task.name, "result": result}
 
 
@@ -243,6 +257,11 @@ class _Worker:
     process: Any
     pipe: multiprocessing.connection.Connection
     tasks: deque[Task]  # sent and not yet answered, oldest first
+
+
+def _send(worker: _Worker, task: Task) -> None:
+    with contextlib.suppress(OSError):  # it has died: found out when its result is awaited
+        worker.pipe.send(task)
 
 
 def _work(pipe: multiprocessing.connection.Connection, loading: Loading, threads: int) -> None:
@@ -265,6 +284,11 @@ def _work(pipe: multiprocessing.connection.Connection, loading: Loading, threads
                 pipe.send(_or_none(functools.partial(encoder.embed, task.batch)))
         except UserError as error:
             pipe.send(error)
+
+
+def _on_every_gpu(loading: Loading) -> bool:
+    """Whether each worker has a GPU of its own: there are some, and --device names no other."""
+    return torch.cuda.is_available() and loading.device in ("", "cuda")
 
 
 def _or_none(function: Callable[[], Any]) -> Any:

@@ -217,6 +217,9 @@ def weight_files(folder: Path) -> dict[Path, set[str]]:
     if not indexes:
         found = [whole] if whole.exists() else folder.glob("*.safetensors")
         files = {path: set() for path in found}
+    for path in files:
+        if not path.is_file():
+            raise UserError(f"{path} is missing or damaged: download it again")
     pickled = [path for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth")]
     if pickled and not files:
         raise UserError(

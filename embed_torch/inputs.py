@@ -50,7 +50,7 @@ class Tokenization:
             tokenizer, causal=causal, instruction=config.instruction, template=config.template
         )
         self._plain = prompts.make_prompt(tokenizer, causal=causal, instruction="", template="")
-        positions = checkpoint.config.max_position_embeddings
+        positions = checkpoint.positions
         if config.max_tokens > positions:
             raise UserError(
                 f"--max_tokens={config.max_tokens} is more than the {positions} positions "
@@ -58,10 +58,17 @@ class Tokenization:
             )
         self.window = config.max_tokens or checkpoint.window
         self._truncate = config.truncate
+        self._decode = tokenizer.decode
+        # What an empty text is for a model without BOS, where no token is left.
+        self._nothing = [checkpoint.tokenizer.eos_token_id or 0]
 
     def of_reviews(self, rows: list[int], texts: list[str]) -> Inputs:
         """The inputs of some reviews; raises UserError for one that --truncate=error refuses."""
         return self._inputs(self.prompt, "review", rows, texts)
+
+    def text(self, review: str) -> str:
+        """A review's input as the model sees it, cut and with its control tokens."""
+        return self._decode(self.of_reviews([0], [review]).ids[0])
 
     def of_categories(self, names: list[str]) -> Inputs:
         """The inputs of category names."""
@@ -81,8 +88,6 @@ class Tokenization:
                 ids = prompt.ids(prompt.truncate(text_ids, self.window, self._truncate))
             except UserError as error:
                 raise UserError(f"{of} {row}: {error}") from None
-            if not ids:
-                raise UserError(f"{of} {row} has no tokens, and the model no BOS token")
-            inputs.ids.append(ids)
+            inputs.ids.append(ids or self._nothing)
             inputs.uncut.append(len(text_ids) + sum(around))
         return inputs

@@ -22,6 +22,7 @@ class Journal:
       done: names of the batches on disk, by window.
       complete: windows of which nothing is left to do.
       split: names of the batches that the memory did not hold and that are done in halves.
+      windows: those up to this one may have been planned; their budget stays.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]):
@@ -33,6 +34,7 @@ class Journal:
         self.done: defaultdict[int, set[str]] = defaultdict(set)
         self.split: defaultdict[int, set[str]] = defaultdict(set)
         self.complete: set[int] = set()
+        self.windows = 0
         self._budgets: list[tuple[int, int]] = []  # from a window on, tokens in a batch
         if not path.exists():
             with replacing(path) as file:
@@ -88,6 +90,7 @@ class Journal:
     def _replay(self, line: dict[str, Any]) -> None:
         """What a line means, when it is written and when it is read again."""
         window = line["window"]
+        self.windows = max(self.windows, window + 1)
         self.done[window].update(line.get("done", ()))
         if "complete" in line:
             self.complete.add(window)

@@ -8,7 +8,7 @@ import polars as pl
 
 from embed_torch.cli import UserError
 from embed_torch.files import file_sha256, read_json
-from embed_torch.store import MANIFEST, StoreWriter
+from embed_torch.store import MANIFEST, TRUNCATED, StoreWriter, is_whole
 
 # What of a store's settings its embeddings do not depend on: the weights have their own hash.
 _MAY_DIFFER = ("encoder", "texts_sha256", "poolings", "default_pooling")
@@ -30,27 +30,32 @@ def identity(folder: Path, settings: dict[str, Any]) -> str:
     other += sorted(set(settings["poolings"]) - set(manifest["poolings"]))
     if other:
         raise UserError(f"--reuse={folder} was made with other {', '.join(other)}")
-    if not (folder / "text_hashes.npy").exists():
-        raise UserError(f"--reuse={folder} has no text_hashes.npy: an older version wrote it")
+    if not is_whole(folder, manifest):
+        raise UserError(f"--reuse={folder} is damaged, or of an older version: embed it again")
     return file_sha256(folder / MANIFEST)
 
 
 def copy_rows(folder: Path, writer: StoreWriter, poolings: tuple[str, ...]) -> np.ndarray:
     """Copies the reviews that a store has; returns the rows that are left to embed."""
-    known = np.load(folder / "text_hashes.npy", allow_pickle=False)
-    row_of = {text: row for row, text in enumerate(map(tuple, known.tolist()))}
-    wanted = map(tuple, writer.text_hashes.tolist())
-    source = np.array([row_of.get(text, -1) for text in wanted], int)
-    (found,) = np.nonzero(source >= 0)
-    source = source[found]
-    for pooling in poolings:
-        table = np.load(folder / f"{pooling}.npy", mmap_mode="r", allow_pickle=False)
+    known = _as_scalars(np.load(folder / "text_hashes.npy", allow_pickle=False))
+    wanted = _as_scalars(writer.text_hashes)
+    known, row_of = np.unique(known, return_index=True)
+    place = np.searchsorted(known, wanted).clip(max=len(known) - 1)
+    (found,) = np.nonzero(known[place] == wanted)
+    source = row_of[place[found]]
+    for name in poolings:
+        table = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
         for first in range(0, found.size, _ROWS_AT_ONCE):
             part = slice(first, first + _ROWS_AT_ONCE)
-            writer.array(pooling)[found[part]] = table[source[part]]
+            writer.array(name)[found[part]] = table[source[part]]
     tokens = np.load(folder / "tokens.npy", allow_pickle=False)
     uncut = tokens.copy()
-    truncated = pl.read_parquet(folder / "truncated.parquet", glob=False)
+    truncated = pl.read_parquet(folder / TRUNCATED, glob=False)
     uncut[truncated["row"].to_numpy()] = truncated["tokens_before"].to_numpy()
     writer.tokens[found], writer.tokens_uncut[found] = tokens[source], uncut[source]
     return np.setdiff1d(np.arange(len(writer.tokens)), found)
+
+
+def _as_scalars(hashes: np.ndarray) -> np.ndarray:
+    """Pairs [n, 2] as sortable records [n]."""
+    return np.ascontiguousarray(hashes).view([("first", "uint64"), ("second", "uint64")])[:, 0]

@@ -23,12 +23,13 @@ from embed_torch.pooling import POOLINGS
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+TRUNCATED = "truncated.parquet"
 CATEGORIES = "categories"  # the array of the category names, beside those named by pooling
 _TOKENS, _UNCUT, _HASHES = "tokens", "tokens_uncut", "text_hashes"
 _JOURNAL = "journal.ndjson"
 _SCRATCH = (_JOURNAL, f".{_JOURNAL}.partial", f"{_UNCUT}.npy")  # gone once a store is complete
 # What a store may hold, finished or interrupted.
-FILES = {".lock", MANIFEST, f".{MANIFEST}.partial", "truncated.parquet", *_SCRATCH}
+FILES = {".lock", MANIFEST, f".{MANIFEST}.partial", TRUNCATED, *_SCRATCH}
 FILES |= {f"{name}.npy" for name in (*POOLINGS, CATEGORIES, _TOKENS, _HASHES)}
 
 
@@ -124,12 +125,18 @@ class StoreWriter:
             self.journal.note_done(window, batches)
             del self._written[window]
 
+    def discard_if_empty(self) -> None:
+        """Removes a store with nothing done yet, so that it does not bar the next command."""
+        if not self.journal.windows:
+            for name in FILES - {".lock"}:
+                (self._folder / name).unlink(missing_ok=True)
+
     def finish(self, manifest: Mapping[str, Any]) -> int:
         """Makes the store complete; returns how many reviews were cut."""
         cut = np.flatnonzero(self.tokens_uncut > self.tokens)
         columns = {"row": cut.astype(np.int32)}
         columns |= {"tokens_before": self.tokens_uncut[cut], "tokens_after": self.tokens[cut]}
-        pl.DataFrame(columns).write_parquet(self._folder / "truncated.parquet")
+        pl.DataFrame(columns).write_parquet(self._folder / TRUNCATED)
         self._sync()
         for path in self._folder.iterdir():
             with path.open("rb") as file:
@@ -142,6 +149,25 @@ class StoreWriter:
     def _sync(self) -> None:
         for array in self._arrays.values():
             array.flush()
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether a folder may be filled: new, empty, or with a store, finished or interrupted."""
+    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    return not names or (".lock" in names and names <= FILES)
+
+
+def is_whole(folder: Path, manifest: Mapping[str, Any]) -> bool:
+    """Whether a store with this manifest has the arrays that it should have."""
+    kind = ((manifest["rows"], manifest["dim"]), manifest["dtype"])
+    try:
+        for name in manifest["poolings"]:
+            _open(folder / f"{name}.npy", *kind)
+        _open(folder / f"{_TOKENS}.npy", (manifest["rows"],), "int32")
+        _open(folder / f"{_HASHES}.npy", (manifest["rows"], 2), "uint64")
+    except UserError:
+        return False
+    return manifest["format_version"] == FORMAT_VERSION and (folder / TRUNCATED).is_file()
 
 
 def remove_scratch(folder: Path) -> None:
@@ -189,6 +215,7 @@ def _allocate(folder: Path, kinds: Mapping[str, tuple[tuple[int, ...], str]]) ->
 
 
 def _open(path: Path, shape: tuple[int, ...], dtype: str) -> np.memmap:
+    array: np.memmap | None
     try:
         array = np.lib.format.open_memmap(path, mode="r+")
     except (OSError, ValueError):

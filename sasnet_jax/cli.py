@@ -24,8 +24,11 @@ class UserError(Exception):
     """A mistake that the user can mend: printed as one line, exit status 2."""
 
 
-class Preempted(Exception):
-    """SIGTERM arrived and everything is saved: exit status 75."""
+class Preempted(BaseException):
+    """SIGTERM arrived and everything is saved: exit status 75.
+
+    No `except Exception` may take it for a failure.
+    """
 
 
 def setting(

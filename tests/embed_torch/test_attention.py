@@ -8,7 +8,7 @@ import torch
 import transformers
 import written_checkpoints
 
-from embed_torch import attention, pooling
+from embed_torch import attention, backbone, pooling
 from embed_torch.backbone import Batch
 
 LENGTHS = (40, 9, 9, 8, 7, 5, 1)
@@ -162,3 +162,20 @@ def test_any_network_gives_what_it_gives_alone(config_class, overrides, packs):
             expected = alone(input_ids=torch.tensor([ids])).last_hidden_state[0]
         np.testing.assert_allclose(states[start : start + len(ids)], expected, atol=1e-5)
         start += len(ids)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_gpu_gives_what_the_cpu_gives(tmp_path, name, dtype):
+    written_checkpoints.write_phi3(tmp_path / "phi3", **NETWORKS[name])
+    encoders = [
+        backbone.Encoder(backbone.Loading("m", tmp_path / "phi3", kind, device, "dequantize"))
+        for kind, device in (("float32", "cpu"), (dtype, "cuda"))
+    ]
+    batch = Batch(_texts(), (3, 1), pooling.POOLINGS)
+    expected, found = (encoder.embed(batch) for encoder in encoders)
+    for kind in pooling.POOLINGS:
+        for one, other in zip(expected[kind], found[kind], strict=True):
+            cosine = one @ other / np.linalg.norm(one) / np.linalg.norm(other)
+            assert cosine >= (0.999999 if dtype == "float32" else 0.9995)

@@ -1,9 +1,10 @@
 """The store's contract and the encoder, against sentence-transformers and small random models."""
 
 import json
-import resource
+import shlex
 import shutil
-import signal
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -11,7 +12,7 @@ import polars as pl
 import pytest
 import torch
 import transformers
-from conftest import assert_one_line_mistake, run_command
+from conftest import ROOT, assert_one_line_mistake, run_command
 
 from embed_torch import backbone, embed
 from embed_torch.cli import UserError
@@ -196,7 +197,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     model = shutil.copytree(tiny_model, tmp_path / "model")
     corpus = shutil.copytree(corpus_folder, tmp_path / "corpus")
     output = tmp_path / "store"
-    options: dict = {}
+    limited = False
     arguments = {"corpus": corpus, "model": model, "output": output, "device": "cpu"}
     weights = model / "model.safetensors"
     if case == "no corpus":
@@ -250,22 +251,25 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     elif case == "too long a review":
         arguments |= {"max_tokens": 12, "truncate": "error"}
     elif case == "full disk":
-        options["preexec_fn"] = _no_space
+        limited = True
     elif case == "folder in use":
         output.mkdir()
         (output / "thesis.tex").write_text("precious")
     before = sorted(tmp_path.rglob("*"))
-    result = run_command("embed_torch", *(f"--{k}={v}" for k, v in arguments.items()), **options)
+    flags = [f"--{name}={value}" for name, value in arguments.items()]
+    result = _run_with_small_files(flags) if limited else run_command("embed_torch", *flags)
     assert_one_line_mistake(result, *mentions)
     if case != "too long a review":
         assert sorted(tmp_path.rglob("*")) == before
     assert not (output / "manifest.json").exists()
 
 
-def _no_space() -> None:
-    """Files of this process cannot grow beyond 2 kB."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+def _run_with_small_files(flags: list[str]) -> subprocess.CompletedProcess:
+    """The command where no file can grow beyond 2 kB."""
+    command = shlex.join([sys.executable, "-m", "embed_torch", *flags])
+    return subprocess.run(
+        ["bash", "-c", f"ulimit -f 2; exec {command}"], cwd=ROOT, capture_output=True, text=True
+    )
 
 
 def test_a_dry_run_tells_and_writes_nothing(corpus_folder, tmp_path):

@@ -158,13 +158,13 @@ def test_a_worker_that_cannot_load_says_why(flags, tmp_path):
         engine.stop()
 
 
-def _kill_until_done(flags, output, seed, kills) -> int:
+def _kill_until_done(flags, output, seed, kills) -> None:
     """Kills the run `kills` times at random moments after it began, then lets it end."""
     rng = np.random.default_rng(seed)
     for _ in range(kills):
         process = _start(flags, output)
         before = _journaled(output)
-        while process.poll() is None and _journaled(output) <= max(before, 0):
+        while process.poll() is None and _journaled(output) <= before:
             time.sleep(0.01)
         threading.Event().wait(rng.uniform(0, 1.5))
         process.kill()
@@ -172,7 +172,6 @@ def _kill_until_done(flags, output, seed, kills) -> int:
     process = _start(flags, output)
     _, stderr = process.communicate(timeout=200)
     assert process.returncode == 0, stderr
-    return kills
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.stress)])
@@ -198,6 +197,21 @@ def test_sigterm_saves_what_is_finished_and_exits_75(flags, uninterrupted, tmp_p
     other = _start(flags, tmp_path / "s")  # another --batch_tokens: other batches
     _, stderr = other.communicate(timeout=60)
     assert other.returncode == 2 and "batch_tokens" in stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_sigterm_ends_the_workers_too(flags, tmp_path, engine):
+    if engine == "ray":
+        pytest.importorskip("ray", reason="ray is an optional extra: pip install 'ray[data]'")
+    process = _start(flags, tmp_path / "s", engine=engine, workers=2)
+    while _journaled(tmp_path / "s") < 1:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    time.sleep(2)
+    process.terminate()
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 75, stderr
+    assert "stopped by SIGTERM" in stderr.splitlines()[-1] and "Traceback" not in stderr
 
 
 def test_a_second_writer_is_refused_and_told_who_holds_the_store(flags, tmp_path):
@@ -248,6 +262,49 @@ def test_a_batch_that_the_memory_does_not_hold_is_halved(flags, tmp_path, monkey
     assert _bytes(tmp_path / "t") == _bytes(tmp_path / "s")
 
 
+def test_a_window_begun_before_keeps_its_plan_when_the_memory_is_short_later(
+    flags, tmp_path, monkeypatch
+):
+    """It stops with window 1 half done and a batch of window 0 left, which is split later."""
+    monkeypatch.setattr(embed, "_WINDOW_ROWS", 100)
+    config = EmbedConfig(**flags, batch_tokens=500, output=str(tmp_path / "s"))
+    write, start, late = embed.StoreWriter.write, backbone.Encoder.start, []
+
+    class OutOfOrder(engines.Inline):
+        def __init__(self, encoder):
+            super().__init__(encoder)
+            self.capacity = 20
+
+        def next_finished(self):
+            if self._begun[0][0].name == "0" and self._begun[0][0].window == 0:
+                self._begun.rotate(-1)
+            return super().next_finished()
+
+    class Stop(Exception):
+        pass
+
+    def stop(self, window, batch, rows, found):
+        write(self, window, batch, rows, found)
+        if (window, batch) == (1, "3"):
+            raise Stop
+
+    def once_too_large(self, batch):
+        if not late:
+            late.append(batch)
+            raise torch.OutOfMemoryError
+        return start(self, batch)
+
+    monkeypatch.setattr(engines, "Inline", OutOfOrder)
+    monkeypatch.setattr(embed.StoreWriter, "write", stop)
+    with pytest.raises(Stop):
+        embed.run(config)
+    monkeypatch.undo()
+    monkeypatch.setattr(embed, "_WINDOW_ROWS", 100)
+    monkeypatch.setattr(backbone.Encoder, "start", once_too_large)
+    embed.run(config)
+    assert late and np.load(tmp_path / "s" / "mean.npy").any(1).all()
+
+
 def test_one_text_that_the_memory_does_not_hold_is_named(flags, tmp_path, monkeypatch):
     def start(self, batch):
         raise torch.OutOfMemoryError
@@ -268,7 +325,7 @@ def test_ray_actors_write_the_same_bytes_though_one_is_killed(flags, uninterrupt
                 seconds = sum(map(int, (stat.parent / "stat").read_text().split()[-39:-37]))
             except OSError:
                 continue
-            if at_work and seconds >= 0:
+            if at_work and seconds > 300:  # hundredths: it has loaded
                 os.kill(int(stat.parent.name), signal.SIGKILL)
                 killed = True
                 break
