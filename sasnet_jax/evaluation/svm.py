@@ -4,6 +4,7 @@ In: features of every review [reviews, f], dense or sparse, and contexts. Out: c
 """
 
 import dataclasses
+import itertools
 from typing import TypeAlias
 
 import numpy as np
@@ -11,6 +12,7 @@ import scipy.sparse
 from jaxtyping import Float, Int8, Int32
 from scipy.optimize import minimize_scalar
 from scipy.special import softmax
+from sklearn.metrics.pairwise import rbf_kernel
 
 try:  # the same SVM, tens of times faster, where there is a build (x86-64)
     from sklearnex.svm import SVC
@@ -24,6 +26,7 @@ Features: TypeAlias = np.ndarray | scipy.sparse.csr_matrix  # [reviews, f]
 Pairs = Float[np.ndarray, "n two_f"]
 _PENALTIES = (0.3, 1.0, 3.0, 10.0)  # C, chosen on validation
 _TUNE_ON = 5000  # training rows
+_ROWS_AT_ONCE = 1024  # whose kernel with all support vectors is in memory
 
 
 def pair_averages(features: Features, contexts: Contexts, targets: Int32[np.ndarray, "n"]) -> Pairs:
@@ -42,8 +45,32 @@ class FittedSVM:
     temperature: float
 
     def predict(self, pairs: Pairs) -> Float[np.ndarray, "n c"]:
-        """Softmax of the one-against-rest scores: the most probable class is the SVM's choice."""
-        return softmax(self.model.decision_function(pairs) / self.temperature, axis=1)
+        """Softmax of the scores: the most probable class is the SVM's choice."""
+        return softmax(class_scores(self.model, pairs) / self.temperature, axis=1)
+
+
+def class_scores(model: SVC, pairs: Pairs) -> Float[np.ndarray, "n c"]:
+    """What `SVC.decision_function` is: votes of one class against one, ties by their margins.
+
+    scikit-learn-intelex 2026.2 gets the last margin of a batch wrong on some CPUs (not that of a
+    single row), so that a score would depend on the other rows.
+    """
+    classes = len(model.classes_)
+    ends = np.cumsum(model.n_support_)
+    support = [slice(end - n, end) for end, n in zip(ends, model.n_support_, strict=True)]
+    votes, margins = np.zeros((2, len(pairs), classes))
+    for first in range(0, len(pairs), _ROWS_AT_ONCE):
+        rows = slice(first, first + _ROWS_AT_ONCE)
+        kernel = rbf_kernel(pairs[rows], model.support_vectors_, gamma=model._gamma)
+        for index, (i, j) in enumerate(itertools.combinations(range(classes), 2)):
+            margin = kernel[:, support[i]] @ model.dual_coef_[j - 1, support[i]]
+            margin += kernel[:, support[j]] @ model.dual_coef_[i, support[j]]
+            margin += model.intercept_[index]
+            margins[rows, i] += margin
+            margins[rows, j] -= margin
+            votes[rows, i] += margin >= 0
+            votes[rows, j] += margin < 0
+    return votes + margins / (3 * (np.abs(margins) + 1))
 
 
 def fit(
@@ -64,7 +91,7 @@ def fit(
         accuracy[penalty] = (model.predict(validation) == validation_label).mean()
     penalty = max(_PENALTIES, key=lambda p: (accuracy[p], -p))
     model = SVC(C=penalty).fit(train, train_label)
-    scores = model.decision_function(validation)
+    scores = class_scores(model, validation)
 
     def loss(temperature: float) -> float:
         return metrics.log_loss(validation_label, softmax(scores / temperature, axis=1))

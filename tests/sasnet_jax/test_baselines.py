@@ -64,6 +64,23 @@ def test_svm_is_scikit_learns_and_its_probabilities_keep_its_choice():
     assert (probability.argmax(axis=1) == expected).mean() >= 0.99  # near ties may differ
 
 
+def test_scores_are_those_of_scikit_learn_and_do_not_depend_on_the_batch():
+    rng = np.random.default_rng(3)
+    label = np.repeat([0, 0, 0, 1, 2, 2], 80).astype(np.int8)
+    pairs = (rng.normal(size=(480, 8)) + 0.3 * label[:, None]).astype(np.float32)
+    model = svm.fit(pairs[:400], label[:400], pairs[400:], label[400:], seed=0)
+    reference = SVC(C=model.penalty).fit(pairs[:400].astype(np.float64), label[:400])
+    scores = svm.class_scores(model.model, pairs)
+    expected = reference.decision_function(pairs.astype(np.float64))
+    same_votes = np.round(scores) == np.round(expected)  # a margin of 0 may fall either way
+    assert same_votes.mean() > 0.99
+    np.testing.assert_allclose(scores[same_votes], expected[same_votes], atol=2e-3)
+    alone = np.concatenate(
+        [svm.class_scores(model.model, pairs[row : row + 1]) for row in range(90)]
+    )
+    np.testing.assert_allclose(alone, scores[:90], atol=1e-5)
+
+
 @pytest.mark.parametrize("target_review", ["exclude", "include"])
 def test_baselines_ignore_the_target_review(world, tmp_path, target_review):
     """The leak test: one test target's embedding becomes noise; what is fitted is held, because
