@@ -11,7 +11,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -73,7 +73,9 @@ class StoreWriter:
         if not begun:
             _allocate(folder, kinds)
         self.journal = Journal(folder / _JOURNAL, settings)
-        self._arrays = {name: _open(folder / f"{name}.npy", *kind) for name, kind in kinds.items()}
+        self._arrays = {
+            name: _open(folder / f"{name}.npy", *kind, mode="r+") for name, kind in kinds.items()
+        }
         self._written: defaultdict[int, list[str]] = defaultdict(list)  # not yet in the journal
 
     @property
@@ -214,12 +216,15 @@ def _allocate(folder: Path, kinds: Mapping[str, tuple[tuple[int, ...], str]]) ->
         raise UserError(f"{folder} cannot take {needed / 1e9:.2f} GB: {error}") from None
 
 
-def _open(path: Path, shape: tuple[int, ...], dtype: str) -> np.memmap:
+def _open(
+    path: Path, shape: tuple[int, ...], dtype: str, mode: Literal["r", "r+"] = "r"
+) -> np.memmap:
     array: np.memmap | None
     try:
-        array = np.lib.format.open_memmap(path, mode="r+")
+        # Opened for writing, a file that is too short would be filled up with zeros.
+        array = np.lib.format.open_memmap(path, mode="r")
     except (OSError, ValueError):
         array = None
     if array is None or array.shape != shape or array.dtype != np.dtype(dtype):
         raise UserError(f"{path} is missing or damaged: remove {path.parent} and embed again")
-    return array
+    return array if mode == "r" else np.lib.format.open_memmap(path, mode=mode)

@@ -329,3 +329,90 @@ def test_odd_texts_are_embedded(corpus_folder, tmp_path):
     assert np.isfinite(np.load(tmp_path / "s" / "mean.npy")).all()
     truncated = pl.read_parquet(tmp_path / "s" / "truncated.parquet")
     assert truncated.rows() == [(3, 100_002, 256)]
+
+
+def test_a_folder_with_ones_own_array_is_not_filled(corpus_folder, tmp_path):
+    np.save(tmp_path / "mean.npy", np.arange(5))
+    with pytest.raises(UserError, match="other files"):
+        embed.run(EmbedConfig(corpus=str(corpus_folder), output=str(tmp_path)))
+    assert np.array_equal(np.load(tmp_path / "mean.npy"), np.arange(5))
+
+
+@pytest.mark.parametrize("damage", ["no array", "cut array", "no list of cuts", "version"])
+def test_a_damaged_store_is_neither_complete_nor_reused(corpus_folder, store, tmp_path, damage):
+    copy = shutil.copytree(store, tmp_path / "copy")
+    if damage == "no array":
+        (copy / "mean.npy").unlink()
+    elif damage == "cut array":
+        (copy / "mean.npy").write_bytes((copy / "mean.npy").read_bytes()[:-100])
+    elif damage == "no list of cuts":
+        (copy / "truncated.parquet").unlink()
+    else:
+        manifest = json.loads((copy / "manifest.json").read_text())
+        (copy / "manifest.json").write_text(json.dumps(manifest | {"format_version": 9}))
+    same = {"corpus": str(corpus_folder), "device": "cpu"}
+    with pytest.raises(UserError, match=r"copy is damaged.*embed"):
+        embed.run(EmbedConfig(**same, output=str(copy)))
+    with pytest.raises(UserError, match=r"copy is damaged.*embed"):
+        embed.run(EmbedConfig(**same, output=str(tmp_path / "new"), reuse=str(copy)))
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_mistake_at_the_first_batch_does_not_bar_the_mended_command(corpus_folder, tmp_path):
+    same = {"corpus": str(corpus_folder), "output": str(tmp_path / "s"), "device": "cpu"}
+    with pytest.raises(UserError, match="--truncate"):
+        embed.run(EmbedConfig(**same, max_tokens=12, truncate="error"))
+    embed.run(EmbedConfig(**same, max_tokens=12, truncate="tail"))
+
+
+def test_an_interrupted_reuse_gives_the_same_bytes(corpus_folder, store, tmp_path, monkeypatch):
+    grown = shutil.copytree(corpus_folder, tmp_path / "grown")
+    table = pl.read_parquet(grown / "reviews.parquet")
+    table = pl.concat([table, table.with_columns(text=pl.col("text") + " And again.")])
+    table.write_parquet(grown / "reviews.parquet")
+    description = json.loads((grown / "corpus.json").read_text())
+    description["texts_sha256"] = texts_sha256(table["text"])
+    (grown / "corpus.json").write_text(json.dumps(description))
+    same = {"corpus": str(grown), "reuse": str(store), "device": "cpu", "batch_tokens": 500}
+    embed.run(EmbedConfig(**same, output=str(tmp_path / "whole")))
+
+    class Stop(Exception):
+        pass
+
+    write = embed.StoreWriter.write
+
+    def stop(self, window, batch, rows, found):
+        if batch == "3":
+            raise Stop
+        write(self, window, batch, rows, found)
+
+    monkeypatch.setattr(embed.StoreWriter, "write", stop)
+    with pytest.raises(Stop):
+        embed.run(EmbedConfig(**same, output=str(tmp_path / "again")))
+    monkeypatch.undo()
+    embed.run(EmbedConfig(**same, output=str(tmp_path / "again")))
+    for path in (tmp_path / "whole").glob("*.*"):
+        assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_roberta_counts_its_positions_from_the_padding_token(tiny_model, corpus_folder, tmp_path):
+    model = tmp_path / "roberta"
+    shutil.copytree(tiny_model, model)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.RobertaConfig(
+        vocab_size=31000, intermediate_size=16, max_position_embeddings=20, pad_token_id=1, **sizes
+    )
+    transformers.RobertaModel(config).save_pretrained(model)
+    output = tmp_path / "s"
+    embed.run(EmbedConfig(corpus=str(corpus_folder), model=str(model), output=str(output)))
+    assert np.load(output / "tokens.npy").max() == 18
+    with pytest.raises(UserError, match="attentional"):
+        embed.run(
+            EmbedConfig(
+                corpus=str(corpus_folder),
+                model=str(model),
+                output=str(tmp_path / "a"),
+                poolings="attentional",
+            )
+        )
+    assert not (tmp_path / "a").exists()

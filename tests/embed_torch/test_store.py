@@ -70,11 +70,14 @@ def test_the_beginning_of_another_store_is_refused(tmp_path, changed):
     assert {path: path.read_bytes() for path in (tmp_path / "s").iterdir()} == before
 
 
-@pytest.mark.parametrize("damage", ["journal", "array", "no array"])
+@pytest.mark.parametrize("damage", ["journal", "array", "cut array", "no array"])
 def test_a_damaged_beginning_is_refused(tmp_path, damage):
     _open(tmp_path / "s")
     if damage == "journal":
         (tmp_path / "s" / "journal.ndjson").write_bytes(b"\xff\n")
+    elif damage == "cut array":
+        path = tmp_path / "s" / "mean.npy"
+        path.write_bytes(path.read_bytes()[:-6])
     elif damage == "array":
         np.save(tmp_path / "s" / "mean.npy", np.zeros((9, 3), np.float16))
     else:
