@@ -142,47 +142,68 @@ def _packed_attention(
     if wanted or (sliding_window is not None and not causal):
         raise ValueError(f"packed attention does not know {wanted or 'two-sided windows'}")
     packed_texts.last = LastAttention(query[0], key[0], scaling, causal, sliding_window)
+    attend = _by_runs
     if query.is_cuda and query.dtype != torch.float32:  # flash attention knows no float32
-        q, k, v = (states[0].transpose(0, 1).contiguous() for states in (query, key, value))
-        longest = max(packed_texts.lengths)
-        before = sliding_window - 1 if sliding_window else -1
-        attended = varlen_attn(
-            q,
-            k,
-            v,
-            packed_texts.boundaries,
-            packed_texts.boundaries,
-            longest,
-            longest,
-            scale=scaling,
-            window_size=(before, 0 if causal else before),
-            enable_gqa=len(query[0]) != len(key[0]),
-        )
-        assert isinstance(attended, torch.Tensor)  # a tuple only where more is asked for
-        return attended[None], None
+        attend = _flash
+    return attend(query[0], key[0], value[0], packed_texts)[None], None
+
+
+def _flash(
+    query: Float[torch.Tensor, "n t h"],
+    key: Float[torch.Tensor, "g t h"],
+    value: Float[torch.Tensor, "g t h"],
+    texts: Texts,
+) -> Float[torch.Tensor, "t n h"]:
+    """All texts in one kernel."""
+    assert texts.last is not None  # set by the caller
+    longest, window = max(texts.lengths), texts.last.sliding_window
+    before = window - 1 if window else -1
+    attended = varlen_attn(
+        query.transpose(0, 1).contiguous(),
+        key.transpose(0, 1).contiguous(),
+        value.transpose(0, 1).contiguous(),
+        texts.boundaries,
+        texts.boundaries,
+        longest,
+        longest,
+        scale=texts.last.scaling,
+        window_size=(before, 0 if texts.last.causal else before),
+        enable_gqa=len(query) != len(key),
+    )
+    assert isinstance(attended, torch.Tensor)  # a tuple only where more is asked for
+    return attended
+
+
+def _by_runs(
+    query: Float[torch.Tensor, "n t h"],
+    key: Float[torch.Tensor, "g t h"],
+    value: Float[torch.Tensor, "g t h"],
+    texts: Texts,
+) -> Float[torch.Tensor, "t n h"]:
+    """Texts of one length at a time."""
+    assert texts.last is not None  # set by the caller
+    causal, window = texts.last.causal, texts.last.sliding_window
     parts = []
-    for start, texts, length in packed_texts.runs():
-        part = slice(start, start + texts * length)
-        q, k, v = (
-            states[0, :, part]
-            .unflatten(1, (texts, length))
-            .transpose(0, 1)  # [texts, n, length, h]
+    for start, count, length in texts.runs():
+        run = slice(start, start + count * length)
+        q, k, v = (  # [count, n, length, h]
+            states[:, run].unflatten(1, (count, length)).transpose(0, 1)
             for states in (query, key, value)
         )
         mask = None
-        if sliding_window is not None and sliding_window < length:
-            mask = visible(slice(0, length), length, causal, sliding_window, query.device)
+        if window is not None and window < length:
+            mask = visible(slice(0, length), length, causal, window, query.device)
         attended = functional.scaled_dot_product_attention(
             q,
             k,
             v,
             attn_mask=mask,
             is_causal=causal and mask is None,
-            scale=scaling,
-            enable_gqa=q.shape[1] != k.shape[1],
+            scale=texts.last.scaling,
+            enable_gqa=len(query) != len(key),
         )
         parts.append(attended.transpose(1, 2).flatten(0, 1))
-    return torch.cat(parts)[None], None
+    return torch.cat(parts)
 
 
 def visible(

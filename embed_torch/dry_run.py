@@ -4,11 +4,12 @@ import itertools
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from embed_torch import backbone, packing, pooling, store
+from embed_torch import backbone, packing, pooling, reuse, store
 from embed_torch.backbone import Batch, Checkpoint, Encoder
 from embed_torch.cli import UserError
 from embed_torch.config import EmbedConfig
@@ -22,7 +23,11 @@ _PERCENTILES = (5, 25, 50, 75, 95, 99, 100)
 
 
 def report(
-    config: EmbedConfig, texts: Texts, checkpoint: Checkpoint, tokenization: Tokenization
+    config: EmbedConfig,
+    texts: Texts,
+    checkpoint: Checkpoint,
+    tokenization: Tokenization,
+    settings: dict[str, Any],
 ) -> None:
     """Prints rows, tokens, length percentiles, disk, expected time and the first prompt.
 
@@ -45,12 +50,19 @@ def report(
     )
     free = shutil.disk_usage(_existing(Path(config.output))).free
     print(f"{needed / 1e9:.2f} GB on disk, where {free / 1e9:.2f} GB are free")
+    left = lengths.sum()
+    if config.reuse:
+        folder = Path(config.reuse)
+        reuse.identity(folder, settings)
+        found, _ = reuse.look_up(folder, store.text_hashes(texts.reviews))
+        left -= lengths[found].sum()
+        print(f"{found.size:,} reviews would be copied from {folder}: {left:,} tokens are left")
     print(f"the first input:\n{tokenization.text(texts.reviews[0])}")
     sample = np.argsort(lengths, kind="stable")[:: max(1, rows // _SAMPLE)]
     rate = _tokens_per_second(
         config, checkpoint, tokenization, texts.reviews.gather(sample).to_list()
     )
-    duration = tqdm.format_interval(lengths.sum() / rate)
+    duration = tqdm.format_interval(left / rate)
     print(f"{rate:,.0f} tokens/s on a sample of {sample.size}: about {duration} by one worker")
 
 

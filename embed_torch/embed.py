@@ -52,10 +52,10 @@ def _run(config: EmbedConfig) -> None:
     transformers.utils.logging.disable_progress_bar()
     checkpoint = backbone.find(config.model)
     tokenization = Tokenization(checkpoint, config)
-    if config.dry_run:
-        dry_run.report(config, texts, checkpoint, tokenization)
-        return
     settings = _settings(config, texts, checkpoint, tokenization)
+    if config.dry_run:
+        dry_run.report(config, texts, checkpoint, tokenization, settings)
+        return
     with sole_writer(output):
         if (output / MANIFEST).exists():
             _refuse_other_store(output, settings)

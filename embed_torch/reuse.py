@@ -35,14 +35,19 @@ def identity(folder: Path, settings: dict[str, Any]) -> str:
     return file_sha256(folder / MANIFEST)
 
 
-def copy_rows(folder: Path, writer: StoreWriter, poolings: tuple[str, ...]) -> np.ndarray:
-    """Copies the reviews that a store has; returns the rows that are left to embed."""
+def look_up(folder: Path, text_hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which rows of `text_hashes` [n, 2] a store has, and where in it."""
     known = _as_scalars(np.load(folder / "text_hashes.npy", allow_pickle=False))
-    wanted = _as_scalars(writer.text_hashes)
+    wanted = _as_scalars(text_hashes)
     known, row_of = np.unique(known, return_index=True)
     place = np.searchsorted(known, wanted).clip(max=len(known) - 1)
     (found,) = np.nonzero(known[place] == wanted)
-    source = row_of[place[found]]
+    return found, row_of[place[found]]
+
+
+def copy_rows(folder: Path, writer: StoreWriter, poolings: tuple[str, ...]) -> np.ndarray:
+    """Copies the reviews that a store has; returns the rows that are left to embed."""
+    found, source = look_up(folder, writer.text_hashes)
     for name in poolings:
         table = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
         for first in range(0, found.size, _ROWS_AT_ONCE):

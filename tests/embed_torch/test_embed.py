@@ -272,6 +272,15 @@ def _run_with_small_files(flags: list[str]) -> subprocess.CompletedProcess:
     )
 
 
+def test_a_dry_run_counts_what_would_be_reused(corpus_folder, store, tmp_path, capsys):
+    rows = read_corpus(corpus_folder).user.size
+    same = {"corpus": str(corpus_folder), "output": str(tmp_path / "s"), "device": "cpu"}
+    embed.run(EmbedConfig(**same, dry_run=True, reuse=str(store)))
+    printed = capsys.readouterr().out
+    assert f"{rows:,} reviews would be copied" in printed and ": 0 tokens are left" in printed
+    assert "about 00:00" in printed and not list(tmp_path.iterdir())
+
+
 def test_a_dry_run_tells_and_writes_nothing(corpus_folder, tmp_path):
     arguments = [f"--corpus={corpus_folder}", f"--output={tmp_path / 's'}", "--dry_run"]
     printed = run_command("embed_torch", *arguments, "--poolings=mean,max").stdout
