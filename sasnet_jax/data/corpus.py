@@ -19,6 +19,8 @@ from sasnet_jax.files import read_json, texts_sha256
 
 FORMAT_VERSION = 2
 CLASSES = ("bad", "good", "excellent")
+# What a model may be asked to tell apart, by the number of classes (--classes).
+CLASS_NAMES = {3: CLASSES, 5: ("1", "2", "3", "4", "5")}
 NO_DATE = np.iinfo(np.int64).max
 _COUNT_BINS = (1, 2, 5, 10, 20, 50, 100)
 _REVIEW_COLUMNS = ("review_id", "user", "business", "stars", "label", "date", "text", "split")
@@ -49,6 +51,10 @@ class Corpus:
     def rows(self, split: str) -> Int32[np.ndarray, "n"]:
         """The review indices of one split, ascending."""
         return np.flatnonzero(self.split == split).astype(np.int32)
+
+    def labels(self, classes: int) -> Int8[np.ndarray, "reviews"]:
+        """Index into CLASS_NAMES[classes] of every review; among 5, half stars round up."""
+        return self.label if classes == 3 else np.ceil(self.stars).astype(np.int8) - 1
 
     def texts(self) -> pl.Series:
         """The review texts, str [reviews].

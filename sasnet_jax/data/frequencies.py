@@ -1,0 +1,57 @@
+"""How an entity's other reviews were rated: class counts of contexts (DESIGN section 4, bias term).
+
+In: contexts and labels. Out: counts [reviews, 2, c] (user, business), and the features made of them:
+smoothed log class frequencies and log(1 + n). The "bias" baseline and SASNet's bias term share them.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int8, Int32
+
+from sasnet_jax.data.interactions import Context, Contexts
+
+SMOOTHING = 5.0  # alpha: the weight, in reviews, of the class shares of the training split
+
+
+def context_counts(
+    contexts: Contexts, label: Int8[np.ndarray, "reviews"], classes: int
+) -> Int32[np.ndarray, "reviews 2 c"]:
+    """How many reviews of each class are in both sides' contexts of every review, exactly.
+
+    Under `target_review="exclude"` the target is in neither.
+    """
+    sides = [_side_counts(context, label, classes) for context in contexts]
+    return np.stack(sides, axis=1)
+
+
+def _side_counts(
+    context: Context, label: Int8[np.ndarray, "reviews"], classes: int
+) -> Int32[np.ndarray, "reviews c"]:
+    rows = np.asarray(context.rows)
+    before = np.zeros((rows.size + 1, classes), np.int32)  # of each class, before a position
+    before[1:] = np.cumsum(label[rows, None] == np.arange(classes), axis=0, dtype=np.int32)
+    start, size, skip = (np.asarray(x, np.int64) for x in context[1:])
+    skips = skip < size
+    counts = before[start + size + skips] - before[start]
+    skipped = rows[(start + skip).clip(max=rows.size - 1)]
+    counts -= skips[:, None] * (label[skipped, None] == np.arange(classes))
+    return counts.astype(np.int32)
+
+
+def class_shares(label: Int8[np.ndarray, "n"], classes: int) -> Float[np.ndarray, "c"]:
+    """The share of each class among training labels: what counts are smoothed towards.
+
+    A class without a review counts as half a review.
+    """
+    counts = np.maximum(np.bincount(label, minlength=classes), 0.5)
+    return (counts / counts.sum()).astype(np.float32)
+
+
+def bias_features(
+    counts: Float[Array, "b 2 c"] | Int32[Array, "b 2 c"], shares: Float[Array, "c"]
+) -> Float[Array, "b f"]:
+    """log((n_c + alpha p_c) / (n + alpha)) of both sides, then log(1 + n): f = 2c + 2."""
+    total = counts.sum(axis=-1, keepdims=True)  # [b, 2, 1]
+    smoothed = (counts + SMOOTHING * shares[None, None]) / (total + SMOOTHING)
+    features = jnp.concatenate([jnp.log(smoothed), jnp.log1p(total)], axis=-1)
+    return features.reshape(counts.shape[0], -1)
