@@ -1,14 +1,14 @@
-"""How an entity's other reviews were rated: class counts of contexts (DESIGN section 4, bias term).
+"""How an entity's other reviews were rated: class counts of contexts (DESIGN section 4).
 
-In: contexts and labels. Out: counts [reviews, 2, c] (user, business), and the features made of them:
-smoothed log class frequencies and log(1 + n). The "bias" baseline and SASNet's bias term share them.
+In: contexts and labels. Out: counts [reviews, 2, c] (user, business), and the features made of
+them: smoothed log class frequencies and log(1 + n), for the "bias" baseline and SASNet's bias term.
 """
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int8, Int32
 
-from sasnet_jax.data.interactions import Context, Contexts
+from sasnet_jax.data.interactions import Context, Contexts, HostOrDevice
 
 SMOOTHING = 5.0  # alpha: the weight, in reviews, of the class shares of the training split
 
@@ -48,7 +48,8 @@ def class_shares(label: Int8[np.ndarray, "n"], classes: int) -> Float[np.ndarray
 
 
 def bias_features(
-    counts: Float[Array, "b 2 c"] | Int32[Array, "b 2 c"], shares: Float[Array, "c"]
+    counts: Float[HostOrDevice, "b 2 c"] | Int32[HostOrDevice, "b 2 c"],
+    shares: Float[HostOrDevice, "c"],
 ) -> Float[Array, "b f"]:
     """log((n_c + alpha p_c) / (n + alpha)) of both sides, then log(1 + n): f = 2c + 2."""
     total = counts.sum(axis=-1, keepdims=True)  # [b, 2, 1]

@@ -25,8 +25,10 @@ def _network(cross_attention="set", review_features="text+stars", **sizes) -> SA
         **sizes,
         classes=3,
         dropout=0.2,
+        encoder=True,
         cross_attention=cross_attention,
         review_features=review_features,
+        bias_term=False,
         rngs=nnx.Rngs(0),
     )
 
@@ -120,9 +122,8 @@ def test_an_empty_side_is_the_learned_vector(cross_attention, review_features):
 def test_one_encoder_serves_both_sides():
     """Siamese: with the sides exchanged, the encoder gives the sides' tokens exchanged."""
     network, (user, business) = _network(), _sets()
-    none = [None] * 4
-    tokens, _ = network._encode(jax.tree.map(lambda *x: jnp.concatenate(x), user, business), none)
-    swapped, _ = network._encode(jax.tree.map(lambda *x: jnp.concatenate(x), business, user), none)
+    tokens, _ = network._encode(user, business, [None] * 4)
+    swapped, _ = network._encode(business, user, [None] * 4)
     _close(tokens[:6], swapped[6:])
     _close(tokens[6:], swapped[:6])
 
@@ -236,8 +237,9 @@ def test_dropout_keeps_the_mean_and_drops_the_rate():
     x = jnp.ones((400, 500))
     dropped = np.asarray(dropout(x, 0.2, jax.random.key(0)))
     share = (dropped == 0).mean()
-    assert abs(share - 0.2) < 4 * np.sqrt(0.2 * 0.8 / x.size)
-    np.testing.assert_allclose(dropped[dropped > 0], 1 / 0.8, rtol=1e-4)
+    rate = 51 / 256  # 0.2, to 1/256
+    assert abs(share - rate) < 4 * np.sqrt(rate * (1 - rate) / x.size)
+    np.testing.assert_allclose(dropped[dropped > 0], 1 / (1 - rate), rtol=1e-6)
     np.testing.assert_array_equal(dropout(x, 0.2, None), x)
 
 
