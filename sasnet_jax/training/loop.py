@@ -30,6 +30,7 @@ from sasnet_jax.training.tensorboard import Scalars
 
 _CHUNK_SECONDS = 1.0  # between two looks at the clock and at SIGTERM
 _PREDICT_BATCH = 512
+FIRST_STEP = "first step done"  # of this process; scripts/bench_train.py waits for it
 Watch: TypeAlias = Callable[[dict[str, Any]], bool]
 
 
@@ -224,6 +225,8 @@ class _Loop:
                     f"the loss is not finite from step {bad_step} on (epoch {epoch + 1}): "
                     "lower --learning_rate, or look at the store for extreme values"
                 )
+            if not self.rate and devices.is_writer():
+                tqdm.write(f"{FIRST_STEP}, compiled in {time.monotonic() - started:.1f} s")
             self.step += last - index
             per_step = (time.monotonic() - started) / (last - index)
             self.rate = self.config.batch_size / per_step
