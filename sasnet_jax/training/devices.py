@@ -5,6 +5,7 @@ One process drives its local devices; several join through `jax.distributed`, an
 the run. Decisions that hang on a clock or on a signal are process 0's, or anybody's, and agreed on.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -61,7 +62,7 @@ def place(mesh: Mesh, tree: Any, spec: PartitionSpec = EVERYWHERE) -> Any:
         if sharding.is_fully_addressable:
             return jax.device_put(array, sharding)
         array = np.asarray(array)
-        return jax.make_array_from_callback(array.shape, sharding, lambda part: array[part])
+        return _assemble(array.shape, sharding, lambda part: array[part])
 
     return jax.tree.map(place_one, tree)
 
@@ -79,7 +80,7 @@ def place_table(mesh: Mesh, table: np.ndarray) -> jax.Array:
         found[: len(real)] = real
         return found
 
-    return jax.make_array_from_callback(shape, NamedSharding(mesh, BY_ROWS), part)
+    return _assemble(shape, NamedSharding(mesh, BY_ROWS), part)
 
 
 def place_gathered(mesh: Mesh, table: np.ndarray, rows: np.ndarray) -> jax.Array:
@@ -90,7 +91,12 @@ def place_gathered(mesh: Mesh, table: np.ndarray, rows: np.ndarray) -> jax.Array
     def part(index: Any) -> np.ndarray:
         return table[rows[index[:-1]]]
 
-    return jax.make_array_from_callback(shape, sharding, part)
+    return _assemble(shape, sharding, part)
+
+
+def _assemble(shape: tuple[int, ...], sharding: NamedSharding, part: Callable) -> jax.Array:
+    with jax.transfer_guard("allow"):  # asked for, but JAX does not count it as explicit
+        return jax.make_array_from_callback(shape, sharding, part)
 
 
 def constrain(mesh: Mesh, tree: Any, spec: PartitionSpec) -> Any:
