@@ -28,6 +28,7 @@ _TFIDF = "TF-IDF"
 _TFIDF_TERMS = 5000  # the most frequent ones
 _NOISE = tuple(f"Gaussian noise {number}" for number in range(1, 6))
 _SENTIMENTS = ("bad", "excellent")
+_PERMUTING, _DRAWING, _FIRST_NOISE = 1, 2, 3  # streams of random numbers, beside the seed
 _FEWEST_CATEGORIES = 3  # with 2 there is one pair, and no correlation
 
 
@@ -99,8 +100,8 @@ def measure(
     dim = groups.reference_store.table.shape[1]
     sources: dict[str, Blocks] = {name: store.blocks for name, store in stores.items()}
     sources[_TFIDF] = functools.partial(_blocks_of_sparse, _tfidf(corpus))
-    for number, name in enumerate(_NOISE):
-        sources[name] = functools.partial(quality.noise, corpus.user.size, dim, [seed, number])
+    for stream, name in enumerate(_NOISE, _FIRST_NOISE):
+        sources[name] = functools.partial(quality.noise, corpus.user.size, dim, [seed, stream])
     methods, k = {}, len(groups.names)
     with tqdm(sources.items(), "measuring", leave=False, unit="method", delay=5) as bar:
         for name, blocks in bar:
@@ -134,10 +135,8 @@ def compare(
       draws: of categories, and of permutations.
       seed: of these.
     """
-    names = list(stores)
-    scores, undefined = _scores([methods[name].measures for name in names])
-    best = names[0] if undefined else names[int(np.argmax([row["score"] for row in scores]))]
-    compared = against or best
+    scores, undefined = _scores({name: methods[name].measures for name in stores})
+    compared = against or next(iter(scores))
     shared = quality.pairs_of(groups.shared_reviews)
     reference = groups.reference_store
     return {
@@ -153,14 +152,21 @@ def compare(
                 **row,
                 "paper": paper.method_of(stores[name].manifest, stores[name].pooling),
             }
-            for name, row in zip(names, scores, strict=True)
+            for name, row in scores.items()
         },
         "scores_undefined": undefined,
         "tfidf": methods[_TFIDF].measures._asdict(),
         "noise": _spread_of_noise(methods) | {"dim": reference.table.shape[1]},
-        "permuted_names": _permuted(names, groups, methods, draws, seed),
+        "permuted_names": _permuted(list(scores), groups, methods, draws, seed),
         "compared": compared,
-        "significance": _significance(compared, groups, methods, draws, seed),
+        "significance": _significance(
+            compared,
+            [name for name in (*scores, _TFIDF, _NOISE[0]) if name != compared],
+            groups,
+            methods,
+            draws,
+            seed,
+        ),
     }
 
 
@@ -188,12 +194,14 @@ def _blocks_of_sparse(table: scipy.sparse.csr_matrix) -> Iterator[Float32[np.nda
         yield table[first : first + embeddings.CHUNK].toarray()
 
 
-def _scores(measures: list[Measures]) -> tuple[list[dict[str, Any]], str]:
-    """The scores of each method; or none, and why."""
+def _scores(measures: dict[str, Measures]) -> tuple[dict[str, dict[str, Any]], str]:
+    """The scores of each method, the best first; or none, and why."""
     try:
-        return [row._asdict() for row in quality.scores(measures)], ""
+        found = [row._asdict() for row in quality.scores(list(measures.values()))]
     except Undefined as reason:
-        return [dict.fromkeys(Scores._fields) for _ in measures], str(reason)
+        return {name: dict.fromkeys(Scores._fields) for name in measures}, str(reason)
+    ranked = sorted(zip(measures, found, strict=True), key=lambda row: -row[1]["score"])
+    return dict(ranked), ""
 
 
 def _spread_of_noise(methods: dict[str, Method]) -> dict[str, Any]:
@@ -216,7 +224,7 @@ def _permuted(
         [methods[name].predicted for name in names],
         groups.reference,
         draws,
-        np.random.default_rng([seed, 1]),
+        np.random.default_rng([seed, _PERMUTING]),
     )
     found = {}
     for i, name in enumerate(names):
@@ -227,15 +235,19 @@ def _permuted(
 
 
 def _significance(
-    against: str, groups: Groups, methods: dict[str, Method], draws: int, seed: int
+    against: str,
+    others: list[str],
+    groups: Groups,
+    methods: dict[str, Method],
+    draws: int,
+    seed: int,
 ) -> dict[str, dict[str, Any]]:
-    """Every other method, TF-IDF and one noise, compared with one method."""
-    others = [name for name in methods if name != against and name not in _NOISE[1:]]
+    """One method against others: tests over pairs, and the bootstrap over categories."""
     mse, pearson = significance.bootstrap(
         [methods[name].predicted for name in (against, *others)],
         groups.reference,
         draws,
-        np.random.default_rng([seed, 2]),
+        np.random.default_rng([seed, _DRAWING]),
     )
     ours = methods[against].measures
     count = len(groups.names) * (len(groups.names) - 1) // 2

@@ -21,8 +21,7 @@ def _table_1(found: dict[str, Any]) -> list[str]:
     header += ["the paper's", "the paper's"]
     methods = found["methods"]
     rows = []
-    for name in sorted(methods, key=lambda name: -(methods[name]["score"] or 0)):
-        row = methods[name]
+    for name, row in methods.items():
         printed = paper.TABLE_1.get(row["paper"])
         ours = [row[field] for field in Scores._fields]
         p = found["permuted_names"][name]["p_pearson"]
@@ -92,7 +91,8 @@ def _table_3(found: dict[str, Any]) -> list[str]:
         f"Differences: the other's less {compared}'s; their intervals are by bootstrap over the "
         f"{found['categories']} categories ({found['draws']:,} draws). The F-test and Fisher's "
         f"z-test, the paper's, take the {found['pairs']:,} pairs of categories as independent. "
-        "They are not, each category being in many, so these p are too small: trust the intervals."
+        "They are not, each category being in many, nor are the methods, which share reviews and "
+        "reference: trust the intervals."
     )
     title = f"Table 3: {compared} against the others, two-sided"
     return [title, "", *_markdown(header, rows), "", _item(note)]

@@ -1,7 +1,9 @@
 """Do two methods of embedding differ by more than chance? (paper section 4.1, Table 3)
 
 The F-test and Fisher's z-test are the paper's; both take the pairs of categories as independent,
-which they are not: every category is in k - 1 of them. The bootstrap draws categories instead.
+which they are not: every category is in k - 1 of them. They also take the two methods as
+independent, though these share reviews and reference. The bootstrap draws categories instead, the
+same for all methods.
 """
 
 from collections.abc import Sequence
@@ -28,8 +30,7 @@ def f_test(mse: float, other_mse: float, pairs: int) -> float:
 def fisher_z_test(pearson: float, other_pearson: float, pairs: int) -> float | None:
     """Two-sided p that two correlations over as many independent pairs are equal.
 
-    None under 4 pairs, where a correlation has no standard error. The two share their reference,
-    which this test, like the paper's, does not use.
+    None under 4 pairs, where a correlation has no standard error.
     """
     if pairs < 4:
         return None
