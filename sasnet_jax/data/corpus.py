@@ -69,11 +69,13 @@ class Corpus:
             raise UserError(f"the texts of {self.folder} are not those of its corpus.json")
         return found
 
-    def refuse_missing_class(self) -> None:
+    def refuse_missing_class(self, classes: int = len(CLASSES)) -> None:
         """Raises UserError if a class has no training review: nothing could learn it."""
-        present = np.bincount(self.label[self.rows("train")], minlength=len(CLASSES)) > 0
-        for name in np.array(CLASSES)[~present]:
-            raise UserError(f"corpus {self.folder} has no training review that is {name}")
+        label = self.labels(classes)[self.rows("train")]
+        present = np.bincount(label, minlength=classes) > 0
+        for name in np.array(CLASS_NAMES[classes])[~present]:
+            stars = "" if classes == len(CLASSES) else " stars"
+            raise UserError(f"corpus {self.folder} has no training review that is {name}{stars}")
 
 
 def label_of(stars: pl.Expr) -> pl.Expr:
