@@ -26,7 +26,7 @@ from sasnet_jax.training.config import TrainConfig
 
 _BATCHES_AHEAD = 2  # gathered on the host while the devices work
 Made = TypeVar("Made")
-Values = tuple[Float[Array, "2 b s e"], ...]
+Values = tuple[Float[Array, "2 b s _"], ...]  # one a store, of widths of their own
 
 
 class TrainState(NamedTuple):
