@@ -67,11 +67,9 @@ class SASNet(nnx.Module):
         cross_attention: CrossAttention,
         review_features: ReviewFeatures,
         bias_term: bool,
-        product: bool,
-        rate_reviews: bool,
+        rate_reviews: bool = False,
         rngs: nnx.Rngs,
     ):
-        self.product = product
         self.cross_attention = cross_attention
         self.dropout = dropout
         self.project = nnx.Linear(embedding_dim, width, rngs=rngs)
@@ -85,7 +83,7 @@ class SASNet(nnx.Module):
         self.encoder = nnx.List([block() for _ in range(depth if encoder else 0)])
         self.cross = block() if encoder else None
         bias_features = 2 * (classes + 1) if bias_term else 0
-        self.hidden = nnx.Linear((2 + product) * width + bias_features, width, rngs=rngs)
+        self.hidden = nnx.Linear(2 * width + bias_features, width, rngs=rngs)
         self.rate = nnx.Linear(width, classes, rngs=rngs) if rate_reviews else None
         self.bias = (
             nnx.Linear(bias_features, classes, kernel_init=_mean_log, rngs=rngs)
@@ -114,8 +112,6 @@ class SASNet(nnx.Module):
         if self.cross is not None:
             users = self.cross(users, businesses, business_mask, keys[-2])
         pair = [masked_mean(users, user_mask), masked_mean(businesses, business_mask)]
-        if self.product:
-            pair.append(pair[0] * pair[1])
         if self.bias is not None:
             assert bias is not None, "a network with a bias term needs its features"
             pair.append(bias)

@@ -63,9 +63,6 @@ class TrainConfig:
     bias_term: bool = setting(
         False, help="also see how the other reviews were rated", topic="network"
     )
-    product: bool = setting(
-        False, help="the classifier also sees user times business", topic="network", extra=True
-    )
     review_loss: float = setting(
         0.0, help="weight of reading each review's own rating", topic="training", extra=True
     )

@@ -21,7 +21,7 @@ def _network(
     cross_attention="set", review_features="text+stars", embedding=EMBEDDING, **options
 ) -> SASNet:
     small = {"width": WIDTH, "depth": 2, "heads": 4, "feed_forward": 32, "classes": 3}
-    plain = {"encoder": True, "bias_term": False, "product": False, "rate_reviews": False}
+    plain = {"encoder": True, "bias_term": False}
     return SASNet(
         embedding,
         **small | plain | options,
