@@ -25,7 +25,7 @@ from embed_torch.backbone import Batch, Checkpoint
 from embed_torch.cli import Preempted, UserError
 from embed_torch.config import EmbedConfig
 from embed_torch.engines import Engine, Task, open_engine
-from embed_torch.files import read_json, sole_writer
+from embed_torch.files import read_json, sole_writer, texts_sha256
 from embed_torch.inputs import Inputs, Tokenization
 from embed_torch.store import CATEGORIES, MANIFEST, StoreWriter
 
@@ -288,6 +288,7 @@ def _settings(
         "truncate": config.truncate,
         "max_tokens": tokenization.window,
         "texts_sha256": texts.sha256,
+        "category_names_sha256": texts_sha256(texts.categories) if texts.categories else None,
     }
 
 

@@ -11,7 +11,13 @@ from embed_torch.files import file_sha256, read_json
 from embed_torch.store import MANIFEST, TRUNCATED, StoreWriter, is_whole
 
 # What of a store's settings its embeddings do not depend on: the weights have their own hash.
-_MAY_DIFFER = ("encoder", "texts_sha256", "poolings", "default_pooling")
+_MAY_DIFFER = (
+    "encoder",
+    "texts_sha256",
+    "category_names_sha256",
+    "poolings",
+    "default_pooling",
+)
 _ROWS_AT_ONCE = 4096
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from sasnet_jax import cli, files
 from sasnet_jax.cli import UserError, setting
 from sasnet_jax.evaluation import predictions
-from sasnet_jax.training import compilation, loop, run_folder, step
+from sasnet_jax.training import compilation, devices, loop, run_folder, step
 from sasnet_jax.training.checkpoint import Checkpoints
 
 
@@ -39,12 +39,14 @@ def run(config: EvaluateConfig) -> None:
 def evaluate(folder: Path) -> dict[str, Any]:
     """Predicts validation and test with the best parameters; returns evaluation.json."""
     config, corpus, data = run_folder.open_run(folder)
-    functions = step.build(config, data.table.shape[1])
+    mesh = devices.mesh_for(config.batch_size)
+    functions = step.build(config, mesh, data.embedding_dim, total_steps=1)
     checkpoints = Checkpoints(folder, read_only=True)
     params = checkpoints.restore_best(jax.device_get(functions.init().params))
     checkpoints.close()
     rows = np.concatenate([corpus.rows(split) for split in predictions.EVALUATED])
-    probability = loop.predict(functions, jax.device_put(params), jax.device_put(data), rows)
+    params, data = devices.place(mesh, params), loop.on_devices(config, mesh, data)
+    probability = loop.predict(functions, mesh, params, data, rows)
     predictions.write(folder / "predictions.parquet", corpus, rows, probability)
     found = predictions.summarize(corpus, rows, probability)
     found |= {"target_review": config.target_review, "corpus_sha256": corpus.sha256}

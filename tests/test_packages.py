@@ -11,11 +11,19 @@ import embed_torch
 import sasnet_jax
 from embed_torch.config import EmbedConfig
 from sasnet_jax.baselines import BaselinesConfig
+from sasnet_jax.embedding_quality import EmbeddingQualityConfig
 from sasnet_jax.evaluate import EvaluateConfig
 from sasnet_jax.prepare import PrepareConfig
 from sasnet_jax.training.config import TrainConfig
 
-CONFIGS = (EmbedConfig, PrepareConfig, TrainConfig, EvaluateConfig, BaselinesConfig)
+CONFIGS = (
+    EmbedConfig,
+    PrepareConfig,
+    TrainConfig,
+    EvaluateConfig,
+    BaselinesConfig,
+    EmbeddingQualityConfig,
+)
 
 
 def _modules(package) -> list[str]:

@@ -1,7 +1,8 @@
 """The Siamese AttentionSetNet (paper section 2.4; DESIGN section 4).
 
-In: for each target the sampled reviews of its user and of its business. Out: logits over
-(bad, good, excellent). Letters: b batch, s set, e embedding width, d model width, c classes.
+In: for each target the sampled reviews of its user and of its business. Out: logits over bad, good
+and excellent, or over five stars. Letters: b batch, s set, e embedding width, d model width, f bias
+features, c classes.
 """
 
 from typing import Literal, NamedTuple
@@ -9,6 +10,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from sasnet_jax.models.layers import AttentionBlock, dropout, masked_mean
@@ -22,7 +24,7 @@ class ReviewSet(NamedTuple):
     """Sets of reviews. Where `mask` is False the content does not matter, but must be finite."""
 
     embeddings: Float[Array, "b s e"]
-    stars: Float[Array, "b s"]
+    stars: Float[Array, "b s"] | None
     mask: Bool[Array, "b s"]
 
 
@@ -37,6 +39,17 @@ class SASNet(nnx.Module):
     `review_features="text+stars"` adds an embedding of a review's stars (half-star grid) to its
     token. The target is in neither set, so its stars are never seen.
 
+    `bias_term=True` is not the paper's: how the other reviews of both sides were rated (features
+    of `sasnet_jax.data.frequencies`) enters the classifier and, linearly, the logits. On real
+    reviews a logistic regression on these few numbers beats every text model tried, so a network
+    without them starts behind it (docs/findings.md).
+
+    `encoder=False` is the DeepSets ablation (Zaheer et al. 2017): no attention anywhere, each side
+    is the mean of its projected reviews.
+
+    Stores of several encoders come side by side, as one wider embedding: projecting it is the same
+    as projecting each and adding up.
+
     A side without reviews is one learned vector, as its only valid token.
     """
 
@@ -50,10 +63,15 @@ class SASNet(nnx.Module):
         feed_forward: int,
         classes: int,
         dropout: float,
+        encoder: bool,
         cross_attention: CrossAttention,
         review_features: ReviewFeatures,
+        bias_term: bool,
+        product: bool,
+        rate_reviews: bool,
         rngs: nnx.Rngs,
     ):
+        self.product = product
         self.cross_attention = cross_attention
         self.dropout = dropout
         self.project = nnx.Linear(embedding_dim, width, rngs=rngs)
@@ -64,46 +82,83 @@ class SASNet(nnx.Module):
         def block() -> AttentionBlock:
             return AttentionBlock(width, heads, feed_forward, dropout, rngs=rngs)
 
-        self.encoder = nnx.List([block() for _ in range(depth)])
-        self.cross = block()
-        self.hidden = nnx.Linear(2 * width, width, rngs=rngs)
+        self.encoder = nnx.List([block() for _ in range(depth if encoder else 0)])
+        self.cross = block() if encoder else None
+        bias_features = 2 * (classes + 1) if bias_term else 0
+        self.hidden = nnx.Linear((2 + product) * width + bias_features, width, rngs=rngs)
+        self.rate = nnx.Linear(width, classes, rngs=rngs) if rate_reviews else None
+        self.bias = (
+            nnx.Linear(bias_features, classes, kernel_init=_mean_log, rngs=rngs)
+            if bias_term
+            else None
+        )
         # Small, so that training starts from nearly equal probabilities.
         small = nnx.initializers.normal(0.02)
         self.classify = nnx.Linear(width, classes, kernel_init=small, rngs=rngs)
 
     def __call__(
-        self, user: ReviewSet, business: ReviewSet, key: Key[Array, ""] | None = None
+        self,
+        user: ReviewSet,
+        business: ReviewSet,
+        bias: Float[Array, "b f"] | None = None,
+        key: Key[Array, ""] | None = None,
     ) -> Float[Array, "b c"]:
-        """Logits. `key` drives dropout; without one there is none."""
+        """Logits. `bias` is for `bias_term`; `key` drives dropout, without one there is none."""
         parts = len(self.encoder) + 2  # that drop out: the encoder's blocks, cross, hidden
         keys = [None] * parts if key is None else list(jax.random.split(key, parts))
-        both = jax.tree.map(lambda u, v: jnp.concatenate([u, v]), user, business)
-        tokens, mask = self._encode(both, keys)  # [2b, s, d], siamese: one encoder for both sides
+        tokens, mask = self._encode(user, business, keys)  # [2b, s, d]
         if self.cross_attention == "pooled":
             tokens, mask = masked_mean(tokens, mask)[:, None], mask.any(axis=1, keepdims=True)
         users, businesses = jnp.split(tokens, 2)
         user_mask, business_mask = jnp.split(mask, 2)
-        users = self.cross(users, businesses, business_mask, keys[-2])
-        pair = jnp.concatenate(
-            [masked_mean(users, user_mask), masked_mean(businesses, business_mask)], axis=-1
-        )
-        hidden = dropout(jax.nn.gelu(self.hidden(pair)), self.dropout, keys[-1])
-        return self.classify(hidden)
+        if self.cross is not None:
+            users = self.cross(users, businesses, business_mask, keys[-2])
+        pair = [masked_mean(users, user_mask), masked_mean(businesses, business_mask)]
+        if self.product:
+            pair.append(pair[0] * pair[1])
+        if self.bias is not None:
+            assert bias is not None, "a network with a bias term needs its features"
+            pair.append(bias)
+        hidden = jax.nn.gelu(self.hidden(jnp.concatenate(pair, axis=-1)))
+        logits = self.classify(dropout(hidden, self.dropout, keys[-1]))
+        return logits if self.bias is None else logits + self.bias(pair[-1])
+
+    def ratings(self, reviews: ReviewSet) -> Float[Array, "b s c"]:
+        """What each review by itself says of its own stars: logits, for `rate_reviews`."""
+        assert self.rate is not None
+        return self.rate(self._tokens(reviews._replace(stars=None)))
 
     def _encode(
-        self, reviews: ReviewSet, keys: list
-    ) -> tuple[Float[Array, "b s d"], Bool[Array, "b s"]]:
-        """Contextualised reviews and the mask of the valid ones, at least one a set."""
-        tokens = jax.nn.gelu(self.project(reviews.embeddings))
-        if self.stars is not None:
-            tokens += self.stars(star_index(reviews.stars))
+        self, user: ReviewSet, business: ReviewSet, keys: list
+    ) -> tuple[Float[Array, "b2 s d"], Bool[Array, "b2 s"]]:
+        """Contextualised reviews of users, then businesses, and the mask of the valid ones.
+
+        Siamese: one encoder for both. They are joined after the projection, where they are narrow.
+        """
+        tokens = jnp.concatenate([self._tokens(user), self._tokens(business)])
+        mask = jnp.concatenate([user.mask, business.mask])
         first = jnp.arange(tokens.shape[1])[None] == 0
-        alone = first & ~reviews.mask.any(axis=1, keepdims=True)  # [b, s]: stands for "no reviews"
+        alone = first & ~mask.any(axis=1, keepdims=True)  # stands for "no reviews"
         tokens = jnp.where(alone[..., None], self.no_reviews[None, None], tokens)
-        mask = reviews.mask | alone
+        mask = mask | alone
         for block, key in zip(self.encoder, keys[:-2], strict=True):
             tokens = block(tokens, tokens, mask, key)
         return tokens, mask
+
+    def _tokens(self, reviews: ReviewSet) -> Float[Array, "b s d"]:
+        tokens = jax.nn.gelu(self.project(reviews.embeddings))
+        return (
+            tokens
+            if self.stars is None or reviews.stars is None
+            else tokens + self.stars(star_index(reviews.stars))
+        )
+
+
+def _mean_log(key: Key[Array, ""], shape: tuple[int, int], dtype: DTypeLike) -> Float[Array, "f c"]:
+    """Starts the linear bias as the mean of both sides' log class frequencies."""
+    classes = shape[1]
+    side = jnp.concatenate([jnp.eye(classes, dtype=dtype), jnp.zeros((1, classes), dtype)])
+    return jnp.concatenate([side, side]) / 2
 
 
 def star_index(stars: Float[Array, "..."]) -> Int[Array, "..."]:

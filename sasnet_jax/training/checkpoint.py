@@ -1,10 +1,12 @@
 """Checkpoints through Orbax: the only module that knows it.
 
 A checkpoint holds the training state, the best parameters so far, and the progress (JSON). Orbax
-writes each into a temporary folder and renames it, so a checkpoint is whole or absent.
+writes each into a temporary folder and renames it, so a checkpoint is whole or absent; one that was
+damaged afterwards is set aside when a run goes on, and the one before it is taken.
 """
 
 import logging
+import sys
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -13,8 +15,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from sasnet_jax.cli import UserError
-
-_KEEP = 2
 
 
 class Progress(TypedDict):
@@ -28,16 +28,16 @@ class Progress(TypedDict):
 class Checkpoints:
     """The checkpoints of one run folder."""
 
-    def __init__(self, run: Path, *, read_only: bool = False):
+    def __init__(self, run: Path, *, keep: int = 1, read_only: bool = False):
+        """Opens them: to write, keeping the last `keep`, or to read beside a writer."""
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every step of every save
         self._folder = run / "checkpoints"
-        if read_only:  # leaves alone what a training in progress is writing
-            if not self._folder.is_dir():
-                raise UserError(f"{self._folder} does not exist: run train again")
-            options = ocp.CheckpointManagerOptions(read_only=True)
-        else:
-            options = ocp.CheckpointManagerOptions(max_to_keep=_KEEP, cleanup_tmp_directories=True)
-        self._manager = ocp.CheckpointManager(self._folder.absolute(), options=options)
+        if read_only and not self._folder.is_dir():
+            raise UserError(f"{self._folder} does not exist: run train again")
+        self._options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, cleanup_tmp_directories=not read_only, read_only=read_only
+        )
+        self._open()
 
     def save(self, step: int, state: Any, best: Any, progress: Progress) -> None:
         """Saves trees of host arrays, in the background.
@@ -55,42 +55,69 @@ class Checkpoints:
         )
 
     def restore(self, state: Any, best: Any) -> tuple[Any, Any, Progress] | None:
-        """The latest (state, best, progress), shaped as the given trees; None if there is none."""
-        if self._manager.latest_step() is None:
-            return None
-        found = self._restore(
-            state=ocp.args.StandardRestore(state),
-            best=ocp.args.StandardRestore(best),
-            progress=ocp.args.JsonRestore(),
-        )
-        return found["state"], found["best"], found["progress"]
+        """The latest whole (state, best, progress), shaped as the given trees; None without any.
+
+        Raises:
+          UserError: there are checkpoints, and each is damaged or of another shape.
+        """
+        items = {
+            "state": ocp.args.StandardRestore(state),
+            "best": ocp.args.StandardRestore(best),
+            "progress": ocp.args.JsonRestore(),
+        }
+        numbers = sorted(self._manager.all_steps(), reverse=True)
+        damaged = []
+        for number in numbers:
+            try:
+                found = self._restore(number, items)
+            except UserError as error:
+                if number == numbers[-1]:
+                    raise
+                print(f"{error}: going on from the one before", file=sys.stderr)
+                damaged.append(number)
+                continue
+            self._set_aside(damaged)
+            return found["state"], found["best"], found["progress"]
+        return None
 
     def restore_best(self, best: Any) -> Any:
         """The best parameters.
 
         Raises:
-          UserError: there is no checkpoint, or it is of another shape.
+          UserError: there is no checkpoint, or the latest is damaged or of another shape.
         """
-        if self._manager.latest_step() is None:
+        number = self._manager.latest_step()
+        if number is None:
             raise UserError(f"{self._folder} holds no checkpoint yet: run train again")
-        return self._restore(best=ocp.args.StandardRestore(best))["best"]
+        return self._restore(number, {"best": ocp.args.StandardRestore(best)})["best"]
 
     def close(self) -> None:
         """Waits until everything is on disk."""
         self._manager.wait_until_finished()
         self._manager.close()
 
-    def _restore(self, **items: Any) -> Any:
-        step = self._manager.latest_step()
+    def _open(self) -> None:
+        self._manager = ocp.CheckpointManager(self._folder.absolute(), options=self._options)
+
+    def _set_aside(self, numbers: list[int]) -> None:
+        """Renames damaged checkpoints, so that their numbers can be saved again."""
+        if not numbers:
+            return
+        self.close()
+        for number in numbers:
+            (self._folder / str(number)).rename(self._folder / f"damaged-{number}")
+        self._open()
+
+    def _restore(self, number: int, items: dict[str, Any]) -> Any:
         try:
-            found = self._manager.restore(step, args=ocp.args.Composite(**items))
+            found = self._manager.restore(number, args=ocp.args.Composite(**items))
             for name, args in items.items():
                 if isinstance(args, ocp.args.StandardRestore):
                     _refuse_other_shapes(found[name], args.item)
         except (ValueError, KeyError, TypeError, OSError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
             raise UserError(
-                f"checkpoint {self._folder / str(step)} does not fit this run's network or is "
+                f"checkpoint {self._folder / str(number)} does not fit this run's network or is "
                 f"damaged ({reason})"
             ) from None
         return found

@@ -4,73 +4,121 @@ Everything that the result depends on is in the checkpoint or follows from seed 
 that was stopped, or killed, and started again ends bit for bit where it would have ended.
 """
 
+import contextlib
+import re
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Float, Int32
 from tqdm import tqdm
 
 from sasnet_jax.cli import Preempted, UserError
+from sasnet_jax.data.corpus import Corpus
 from sasnet_jax.evaluation import metrics, predictions
 from sasnet_jax.files import sole_writer
-from sasnet_jax.training import run_folder, step
+from sasnet_jax.training import batches, devices, plots, run_folder, step
+from sasnet_jax.training.batches import Data
 from sasnet_jax.training.checkpoint import Checkpoints, Progress
 from sasnet_jax.training.config import TrainConfig
 from sasnet_jax.training.tensorboard import Scalars
 
 _CHUNK_SECONDS = 1.0  # between two looks at the clock and at SIGTERM
 _PREDICT_BATCH = 512
+FIRST_STEP = "first step done"  # of this process; scripts/bench_train.py waits for it
+Watch: TypeAlias = Callable[[dict[str, Any]], bool]
 
 
-def train(config: TrainConfig) -> None:
+def train(config: TrainConfig, watch: Watch = lambda record: False) -> None:
     """Trains, or resumes, the run in `config.output`.
 
+    Args:
+      config: the settings.
+      watch: is shown each epoch's line of metrics.jsonl, and ends the training by returning True.
+
     Raises:
-      UserError: inputs that do not fit, a folder in use, or a loss that is not finite.
+      UserError: inputs that do not fit, a folder in use, a loss that is not finite, or too little
+        memory on the device.
       Preempted: SIGTERM came, and everything is saved.
     """
-    corpus, store, data = run_folder.load_data(config)
+    devices.join(config.coordinator, config.processes, config.process)
+    mesh = devices.mesh_for(config.batch_size)
+    corpus, stores, data = run_folder.load_data(config)
     run = Path(config.output)
-    corpus.refuse_missing_class()
+    corpus.refuse_missing_class(config.classes)
     run_folder.refuse_foreign(run)
-    with sole_writer(run):
-        description = run_folder.describe(run, config, corpus, store)
-        if not (run / "config.json").exists():
+    with sole_writer(run) if devices.is_writer() else contextlib.nullcontext():
+        description = run_folder.describe(run, config, corpus, stores)
+        if not (run / "config.json").exists() and devices.is_writer():
             run_folder.write_description(run, description)
-        loop = _Loop(config, run, data, corpus.rows("train"), corpus.rows("validation"))
-        handler = signal.signal(signal.SIGTERM, loop.request_stop)
-        try:
-            loop.restore()
-            run_folder.write_description(run, description)  # epochs or patience may have grown
-            run_folder.write_zscore(run, data)
-            loop.run()
-        finally:
-            signal.signal(signal.SIGTERM, handler)
+        with _enough_memory(config, data):
+            loop = _Loop(config, mesh, run, data, corpus, watch)
+            handler = signal.signal(signal.SIGTERM, loop.request_stop)
+            try:
+                loop.restore()
+                if devices.is_writer():
+                    # epochs or patience may have grown
+                    run_folder.write_description(run, description)
+                    run_folder.write_zscore(run, data)
+                loop.run()
+            finally:
+                signal.signal(signal.SIGTERM, handler)
 
 
 def predict(
     functions: step.Functions,
+    mesh: Mesh,
     params: Any,
-    data: step.Data,
+    data: Data,
     rows: Int32[np.ndarray, "n"],
     between_batches: Callable[[], None] = lambda: None,
 ) -> Float[np.ndarray, "n c"]:
     """Probabilities of `rows`, a batch at a time, with a progress bar where it takes long."""
     probabilities = []
+    size = -(-_PREDICT_BATCH // mesh.size) * mesh.size
     with tqdm(total=rows.size, desc="predicting", unit="review", delay=5, leave=False) as bar:
-        for first in range(0, rows.size, _PREDICT_BATCH):
-            batch = rows[first : first + _PREDICT_BATCH]
-            padded = np.pad(batch, (0, _PREDICT_BATCH - batch.size), mode="edge")
-            found = functions.predict(params, data, jax.device_put(padded))
+        for first in range(0, rows.size, size):
+            batch = rows[first : first + size]
+            padded = np.pad(batch, (0, size - batch.size), mode="edge")
+            found = functions.predict(params, data, devices.place(mesh, padded))
             probabilities.append(jax.device_get(found)[: batch.size])
             bar.update(batch.size)
             between_batches()
     return np.concatenate(probabilities)
+
+
+def on_devices(config: TrainConfig, mesh: Mesh, data: Data) -> Data:
+    """The data where `--table` wants them; everything but the tables is on every device."""
+    tables = data.tables
+    if config.table == "device":
+        tables = devices.place(mesh, tables)
+    elif config.table == "sharded":
+        tables = tuple(devices.place_table(mesh, np.asarray(table)) for table in tables)
+    return devices.place(mesh, data._replace(tables=()))._replace(tables=tables)
+
+
+@contextlib.contextmanager
+def _enough_memory(config: TrainConfig, data: Data) -> Iterator[None]:
+    """Turns the device's "out of memory" into a line that helps."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = re.search(r"allocat\w* ([\d.]+ ?\w*)", str(error))
+        tables = sum(table.nbytes for table in data.tables) / 1e9
+        less = {"device": "sharded or host", "sharded": "host"}.get(config.table)
+        raise UserError(
+            f"the device has too little memory ({reason[1] if reason else 'no'} more were asked "
+            f"for; the tables take {tables:.1f} GB): "
+            + (f"use --table={less}, or " if less else "")
+            + f"a smaller --batch_size than {config.batch_size}"
+        ) from None
 
 
 class _Loop:
@@ -79,19 +127,23 @@ class _Loop:
     def __init__(
         self,
         config: TrainConfig,
+        mesh: Mesh,
         run: Path,
-        data: step.Data,
-        train_rows: Int32[np.ndarray, "n"],
-        validation_rows: Int32[np.ndarray, "m"],
+        data: Data,
+        corpus: Corpus,
+        watch: Watch,
     ):
-        self.config, self.run_folder = config, run
-        self.functions = step.build(config, data.table.shape[1])
-        self.data = jax.device_put(data)
-        self.train_rows = jax.device_put(train_rows)
-        self.validation_rows = validation_rows
-        self.validation_labels = np.asarray(data.label)[validation_rows]
-        self.steps_per_epoch = -(-train_rows.size // config.batch_size)
-        self.checkpoints = Checkpoints(run)
+        self.config, self.mesh, self.run_folder, self.watch = config, mesh, run, watch
+        self.train_size = corpus.rows("train").size
+        self.steps_per_epoch = -(-self.train_size // config.batch_size)
+        self.functions = step.build(
+            config, mesh, data.embedding_dim, config.epochs * self.steps_per_epoch
+        )
+        self.data = on_devices(config, mesh, data)
+        self.train_rows = devices.place(mesh, corpus.rows("train"))
+        self.validation_rows = corpus.rows("validation")
+        self.validation_labels = np.asarray(data.label)[self.validation_rows]
+        self.checkpoints = Checkpoints(run, keep=config.keep)
         self.stop_requested = False
         self.steps_per_chunk = 1
         self.rate = 0.0  # examples a second in the last chunk
@@ -106,23 +158,35 @@ class _Loop:
             print(f"run {self.run_folder} is already complete: best epoch {self._best()}")
             return
         first = self._epochs()
-        scalars = Scalars(self.run_folder, first + 1)
+        scalars = Scalars(self.run_folder, first + 1) if devices.is_writer() else None
+        bar = tqdm(
+            total=self.config.epochs,
+            initial=first,
+            desc=self.title,
+            unit="epoch",
+            disable=not devices.is_writer(),
+        )
         try:
-            with (
-                jax.transfer_guard("disallow"),
-                tqdm(total=self.config.epochs, initial=first, desc=self.title, unit="epoch") as bar,
-            ):
-                while not self._finished():
+            with jax.transfer_guard("disallow"), bar:
+                ended = False
+                while not ended and not self._finished():
                     self._train_epoch()
-                    self._evaluate(scalars, bar)
-                    if time.monotonic() - self.saved_at > self.config.checkpoint_seconds:
+                    record = self._evaluate()
+                    if scalars is not None:
+                        self._show(record, scalars, bar)
+                    overdue = time.monotonic() - self.saved_at > self.config.checkpoint_seconds
+                    if devices.agree(overdue and devices.is_writer(), 0)[0]:
                         self._save()
+                    ended = self.watch(record)
             if self.saved_epochs < self._epochs():
                 self._save()
         finally:
             self.checkpoints.close()
-            scalars.close()
-        print(f"{self.title}: best epoch {self._best()} -> {self.run_folder}")
+            if scalars is not None:
+                scalars.close()
+        if devices.is_writer():
+            plots.learning_curve(self.run_folder)
+            print(f"{self.title}: best epoch {self._best()} -> {self.run_folder}")
 
     def restore(self) -> None:
         """Takes up the latest checkpoint, or the start.
@@ -131,27 +195,29 @@ class _Loop:
           UserError: the checkpoint does not fit.
         """
         state = jax.device_get(self.functions.init())
-        found = self.checkpoints.restore(state, state.params)
+        found = self.checkpoints.restore(state, state.evaluated)
         if found is None:
             nothing_yet = Progress(epochs_evaluated=0, best_epoch=0, best_log_loss=None)
-            found = state, state.params, nothing_yet
+            found = state, state.evaluated, nothing_yet
         state, self.best_params, self.progress = found
         self.step = int(state.step)
-        self.state = jax.device_put(state)
-        if self.step:
-            print(f"resumed at step {self.step}")
-        run_folder.cut_metrics(self.run_folder, self._epochs())
+        self.state = devices.place(self.mesh, state)
+        self.saved_epochs = self._epochs()
+        if devices.is_writer():
+            if self.step:
+                print(f"resumed at step {self.step}")
+            run_folder.cut_metrics(self.run_folder, self._epochs())
 
     def _train_epoch(self) -> None:
         """Steps to the end of the epoch, a chunk at a time."""
         epoch = self._epochs()
-        number = jax.device_put(np.int32(epoch))
-        order = step.shuffle(self.train_rows, number, self.config.batch_size, self.config.seed)
+        number = devices.place(self.mesh, np.int32(epoch))
+        order = batches.shuffle(self.train_rows, number, self.config.batch_size, self.config.seed)
         index = self.step - epoch * self.steps_per_epoch
         while index < self.steps_per_epoch:
             started = time.monotonic()
             last = min(index + self.steps_per_chunk, self.steps_per_epoch)
-            bounds = jax.device_put((np.int32(index), np.int32(last)))
+            bounds = devices.place(self.mesh, (np.int32(index), np.int32(last)))
             self.state, bad = self.functions.train_chunk(self.state, self.data, order, *bounds)
             bad_step = int(jax.device_get(bad))
             if bad_step >= 0:
@@ -159,6 +225,8 @@ class _Loop:
                     f"the loss is not finite from step {bad_step} on (epoch {epoch + 1}): "
                     "lower --learning_rate, or look at the store for extreme values"
                 )
+            if not self.rate and devices.is_writer():
+                tqdm.write(f"{FIRST_STEP}, compiled in {time.monotonic() - started:.1f} s")
             self.step += last - index
             per_step = (time.monotonic() - started) / (last - index)
             self.rate = self.config.batch_size / per_step
@@ -166,42 +234,46 @@ class _Loop:
             wanted = max(1, int(_CHUNK_SECONDS / per_step))
             self.steps_per_chunk = min(wanted, 4 * self.steps_per_chunk)
             index = last
-            self._stop_if_requested()
+            self._agree()
 
-    def _evaluate(self, scalars: Scalars, bar: tqdm) -> None:
-        """Validation metrics, best so far, one line of metrics.jsonl."""
+    def _evaluate(self) -> dict[str, Any]:
+        """Validation metrics and the best so far: the epoch's line of metrics.jsonl."""
         probability = predict(
             self.functions,
-            self.state.params,
+            self.mesh,
+            self.state.evaluated,
             self.data,
             self.validation_rows,
-            self._stop_if_requested,
+            self._agree,
         )
         found = metrics.summarize(self.validation_labels, probability)
         epoch = self._epochs() + 1
         best = self.progress["best_log_loss"]
         if best is None or found["log_loss"] < best:
-            self.best_params = jax.device_get(self.state.params)
+            self.best_params = jax.device_get(self.state.evaluated)
             self.progress |= {"best_epoch": epoch, "best_log_loss": found["log_loss"]}
         self.progress["epochs_evaluated"] = epoch
-        record = {
+        return {
             "epoch": epoch,
             "step": self.step,
             "target_review": self.config.target_review,
-            "train_loss": float(jax.device_get(self.state.epoch_loss)) / self.train_rows.size,
+            "train_loss": float(jax.device_get(self.state.epoch_loss)) / self.train_size,
             "validation_log_loss": found["log_loss"],
             "validation_accuracy": found["accuracy"],
             "validation_macro_f1": found["macro_f1"],
             "best_epoch": self.progress["best_epoch"],
         }
+
+    def _show(self, record: dict[str, Any], scalars: Scalars, bar: tqdm) -> None:
+        """Appends to metrics.jsonl, and tells TensorBoard and the person watching."""
         run_folder.append_metrics(self.run_folder, record)
         shown = ("train_loss", "validation_log_loss", "validation_accuracy")
-        scalars.write(epoch, {name: record[name] for name in shown})
+        scalars.write(record["epoch"], {name: record[name] for name in shown})
         bar.update()
         bar.set_postfix_str(
             f"{self.rate:,.0f} examples/s, loss {record['train_loss']:.3f}, "
-            f"validation {found['log_loss']:.3f} / {found['accuracy']:.3f}, "
-            f"best epoch {self.progress['best_epoch']}"
+            f"validation {record['validation_log_loss']:.3f} / "
+            f"{record['validation_accuracy']:.3f}, best epoch {record['best_epoch']}"
         )
 
     def _finished(self) -> bool:
@@ -226,7 +298,9 @@ class _Loop:
         """The handler of SIGTERM: stops at the next look."""
         self.stop_requested = True
 
-    def _stop_if_requested(self) -> None:
-        if self.stop_requested:
+    def _agree(self) -> None:
+        """All processes go on with the writer's chunk length, or save and stop together."""
+        stop, self.steps_per_chunk = devices.agree(self.stop_requested, self.steps_per_chunk)
+        if stop:
             self._save()
             raise Preempted(f"saved at step {self.step}; run the same command to go on")

@@ -9,31 +9,44 @@ import numpy as np
 
 from sasnet_jax import __version__
 from sasnet_jax.cli import UserError
-from sasnet_jax.data import embeddings, interactions
+from sasnet_jax.data import embeddings, frequencies, interactions
 from sasnet_jax.data.corpus import Corpus, read_corpus
-from sasnet_jax.data.embeddings import Store, ZScore
+from sasnet_jax.data.embeddings import Store
 from sasnet_jax.files import read_json, replacing, write_json
+from sasnet_jax.training.batches import Data, Scaling
 from sasnet_jax.training.config import RESUMABLE, TrainConfig
-from sasnet_jax.training.step import Data
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
-def load_data(config: TrainConfig) -> tuple[Corpus, Store, Data]:
-    """Opens corpus and store, fits the z-score and builds the contexts; all on the host.
+def load_data(config: TrainConfig) -> tuple[Corpus, tuple[Store, ...], Data]:
+    """Opens corpus and stores, fits the z-scores and builds the contexts; all on the host.
 
     Raises:
       UserError: they are unreadable or do not belong together.
     """
     corpus = read_corpus(Path(config.corpus))
-    store = embeddings.open_store(Path(config.store[0]), corpus, config.pooling)
-    every = np.arange(corpus.user.size, dtype=np.int32)
-    zscore = embeddings.fit_zscore(
-        store.table, every if config.fit_on == "all" else corpus.rows("train")
+    stores = tuple(
+        embeddings.open_store(Path(name), corpus, config.pooling) for name in config.store
     )
+    train = corpus.rows("train")
+    fitted_on = np.arange(corpus.user.size, dtype=np.int32) if config.fit_on == "all" else train
+    zscores = [embeddings.fit_zscore(store.table, fitted_on) for store in stores]
     contexts = interactions.contexts_of(corpus, config.target_review)
-    data = Data(store.table, zscore.mean, zscore.scale, corpus.stars, corpus.label, contexts)
-    return corpus, store, data
+    label = corpus.labels(config.classes)
+    counts = None
+    if config.bias_term:
+        counts = frequencies.context_counts(contexts, label, config.classes)
+    data = Data(
+        tables=tuple(store.table for store in stores),
+        scalings=tuple(Scaling(zscore.mean, zscore.scale) for zscore in zscores),
+        stars=corpus.stars,
+        label=label,
+        contexts=contexts,
+        counts=counts,
+        shares=frequencies.class_shares(label[train], config.classes),
+    )
+    return corpus, stores, data
 
 
 def refuse_foreign(run: Path) -> None:
@@ -42,7 +55,9 @@ def refuse_foreign(run: Path) -> None:
         raise UserError(f"--output={run} holds other files: choose a new folder")
 
 
-def describe(run: Path, config: TrainConfig, corpus: Corpus, store: Store) -> dict[str, Any]:
+def describe(
+    run: Path, config: TrainConfig, corpus: Corpus, stores: tuple[Store, ...]
+) -> dict[str, Any]:
     """What config.json is to hold, checked against the run that is there, if any.
 
     Raises:
@@ -57,14 +72,16 @@ def describe(run: Path, config: TrainConfig, corpus: Corpus, store: Store) -> di
             "store": [str(Path(name).resolve()) for name in config.store],
         },
         "corpus_sha256": corpus.sha256,
-        "store": store.identity,
+        "stores": [store.identity for store in stores],
     }
     if (run / "config.json").exists():
         before = read_description(run)
-        settings = {k: v for k, v in before["config"].items() if k not in RESUMABLE}
-        now = {k: v for k, v in description["config"].items() if k not in RESUMABLE}
-        changed = [f"--{k}" for k in now if settings.get(k) != now[k]]
-        changed += [k for k in ("corpus_sha256", "store") if before[k] != description[k]]
+        settings, now = before["config"], description["config"]
+        resumable = set(RESUMABLE)
+        if config.schedule != "constant":
+            resumable.remove("epochs")  # the learning rate falls towards the last of them
+        changed = [f"--{k}" for k in now if k not in resumable and settings.get(k) != now[k]]
+        changed += [k for k in ("corpus_sha256", "stores") if before.get(k) != description[k]]
         if changed:
             raise UserError(
                 f"{run} holds a run with other {', '.join(changed)}: choose another --output"
@@ -83,8 +100,9 @@ def read_description(run: Path) -> dict[str, Any]:
     Raises:
       UserError: it is absent, damaged or of another format version.
     """
-    keys = ("format_version", "config", "corpus_sha256", "store")
-    description = read_json(run / "config.json", "python -m sasnet_jax.train", keys)
+    made_by = "python -m sasnet_jax.train"
+    keys = ("format_version", "config", "corpus_sha256")
+    description = read_json(run / "config.json", made_by, keys)
     if description.get("format_version") != FORMAT_VERSION:
         raise UserError(
             f"{run / 'config.json'} has format version {description.get('format_version')}, this "
@@ -114,27 +132,30 @@ def open_run(run: Path) -> tuple[TrainConfig, Corpus, Data]:
     """
     description = read_description(run)
     config = config_of(description)
-    corpus, store, data = load_data(config)
+    corpus, stores, data = load_data(config)
     if corpus.sha256 != description["corpus_sha256"]:
         raise UserError(f"corpus {config.corpus} is not the one that run {run} was trained on")
-    if store.identity != description["store"]:
-        raise UserError(f"store {config.store[0]} is not the one that run {run} was trained on")
-    zscore = read_zscore(run)
-    return config, corpus, data._replace(mean=zscore.mean, scale=zscore.scale)
+    for store, identity in zip(stores, description["stores"], strict=True):
+        if store.identity != identity:
+            raise UserError(f"store {store.folder} is not the one that run {run} was trained on")
+    return config, corpus, data._replace(scalings=read_zscore(run, data))
 
 
 def write_zscore(run: Path, data: Data) -> None:
-    """Writes zscore.npz: `mean` and `scale` [e]."""
+    """Writes zscore.npz: `mean` and `scale` [e], of all stores side by side."""
+    mean, scale = (np.concatenate(parts) for parts in zip(*data.scalings, strict=True))
     with replacing(run / "zscore.npz") as file:
-        np.savez(file, mean=data.mean, scale=data.scale)
+        np.savez(file, mean=mean, scale=scale)
 
 
-def read_zscore(run: Path) -> ZScore:
-    """Reads zscore.npz."""
+def read_zscore(run: Path, data: Data) -> tuple[Scaling, ...]:
+    """Reads zscore.npz, for the tables of `data`."""
     path = run / "zscore.npz"
+    ends = np.cumsum([table.shape[1] for table in data.tables])
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return ZScore(arrays["mean"], arrays["scale"])
+            parts = [np.split(arrays[name], ends[:-1]) for name in Scaling._fields]
+        return tuple(Scaling(*part) for part in zip(*parts, strict=True))
     except (ValueError, KeyError, EOFError) as error:
         raise UserError(f"{path} is damaged ({error}): train again into a new folder") from None
 

@@ -12,13 +12,9 @@ from jaxtyping import Array, Bool, Int, Int32, Key
 from sasnet_jax.data.interactions import Context
 
 
-def stream(seed: int, name: str, impl: str = "threefry2x32") -> Key[Array, ""]:
-    """The key of a named stream; fold in the step.
-
-    `impl="rbg"` is the cheaper generator, for dropout; its draws under vmap depend on the batch, so
-    whatever must not uses the default.
-    """
-    return jax.random.fold_in(jax.random.key(seed, impl=impl), zlib.crc32(name.encode()))
+def stream(seed: int, name: str) -> Key[Array, ""]:
+    """The key of a named stream; fold in the step."""
+    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
 
 
 def sample_positions(

@@ -1,34 +1,32 @@
-"""The jitted functions: a chunk of training steps, and prediction (DESIGN section 4).
+"""The compiled functions of a run: start, a chunk of training steps, prediction (DESIGN section 4).
 
-The data are arguments, never closures, so that no table becomes a compiled constant. Sets are
-sampled and gathered on the device. Letters: b batch, s set, e embedding width, c classes.
+The data are arguments, never closures, so that no table becomes a compiled constant. Where the
+table lies changes how a batch gets its embeddings (`batches.gather`, or a thread of the host), and
+nothing else. Letters: b batch, s set, e embedding width, c classes.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import collections
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int8, Int32, Key
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int32
 
-from sasnet_jax.data.corpus import CLASSES
-from sasnet_jax.data.interactions import Context, Contexts, HostOrDevice
-from sasnet_jax.models.sasnet import ReviewSet, SASNet
-from sasnet_jax.training import sampling
+from sasnet_jax.data.interactions import HostOrDevice
+from sasnet_jax.models.sasnet import SASNet
+from sasnet_jax.training import batches, devices, sampling
+from sasnet_jax.training.batches import Data, Draw, Epoch
 from sasnet_jax.training.config import TrainConfig
 
-
-class Data(NamedTuple):
-    """What a step reads of corpus and store."""
-
-    table: Float[HostOrDevice, "reviews e"]
-    mean: Float[HostOrDevice, "e"]
-    scale: Float[HostOrDevice, "e"]
-    stars: Float[HostOrDevice, "reviews"]
-    label: Int8[HostOrDevice, "reviews"]
-    contexts: Contexts
+_BATCHES_AHEAD = 2  # gathered on the host while the devices work
+Made = TypeVar("Made")
+Values = tuple[Float[Array, "2 b s e"], ...]
 
 
 class TrainState(NamedTuple):
@@ -37,14 +35,13 @@ class TrainState(NamedTuple):
     step: Int32[HostOrDevice, ""]
     params: Any
     opt_state: Any
+    average: Any  # of the parameters, for evaluation; None without --average_decay
     epoch_loss: Float[HostOrDevice, ""]  # summed over the targets of the epoch so far
 
-
-class Epoch(NamedTuple):
-    """The targets of an epoch in batches, and which of them are not padding."""
-
-    targets: Int32[Array, "steps b"]
-    real: Bool[Array, "steps b"]
+    @property
+    def evaluated(self) -> Any:
+        """The parameters that predict."""
+        return self.params if self.average is None else self.average
 
 
 class Functions(NamedTuple):
@@ -55,7 +52,7 @@ class Functions(NamedTuple):
     predict: Callable[..., Float[Array, "b c"]]
 
 
-def build(config: TrainConfig, embedding_dim: int) -> Functions:
+def build(config: TrainConfig, mesh: Mesh, embedding_dim: int, total_steps: int) -> Functions:
     """Makes the functions of one network and one set of settings.
 
     `init()` -> state.
@@ -65,135 +62,222 @@ def build(config: TrainConfig, embedding_dim: int) -> Functions:
     length, and a short one to other bits).
     `predict(params, data, targets)` -> probabilities, averaged over `eval_sets` draws that depend
     on seed, review and draw only.
+
+    Args:
+      config: the settings.
+      mesh: of all devices.
+      embedding_dim: of all stores together.
+      total_steps: of the whole run, for a learning rate that falls.
     """
-    graphdef, _ = nnx.split(_network(config, embedding_dim), nnx.Param)
-    optimizer = _optimizer(config)
+    steps = _Steps(config, mesh, embedding_dim, total_steps)
+    if config.table == "host":
+        return _with_table_on_host(config, mesh, steps)
+    return _with_table_on_devices(config, mesh, steps)
 
-    def loss_of(params, data, targets, real, step):
-        sides = _training_sets(config, data, targets, step)
-        dropout_key = jax.random.fold_in(sampling.stream(config.seed, "dropout", "rbg"), step)
-        logits = nnx.merge(graphdef, params)(*sides, dropout_key)
-        losses = optax.softmax_cross_entropy_with_integer_labels(
-            logits, data.label[targets].astype(jnp.int32)
+
+class _Steps:
+    """The mathematics of one step, whatever holds the table; everything here is traced."""
+
+    def __init__(self, config: TrainConfig, mesh: Mesh, embedding_dim: int, total_steps: int):
+        self.config, self.mesh, self.embedding_dim = config, mesh, embedding_dim
+        self.graphdef, _ = nnx.split(nnx.eval_shape(self.network), nnx.Param)
+        self.optimizer = _optimizer(config, total_steps)
+
+    def network(self) -> SASNet:
+        """A new network."""
+        config = self.config
+        return SASNet(
+            self.embedding_dim,
+            width=config.width,
+            depth=config.depth,
+            heads=config.heads,
+            feed_forward=config.feed_forward,
+            classes=config.classes,
+            dropout=config.dropout,
+            encoder=config.encoder,
+            cross_attention=config.cross_attention,
+            review_features=config.review_features,
+            bias_term=config.bias_term,
+            product=config.product,
+            rate_reviews=config.review_loss > 0,
+            rngs=nnx.Rngs(params=sampling.stream(config.seed, "init")),
         )
-        total = (losses * real).sum()
-        return total / real.sum(), total
 
-    def one_step(state, data, epoch, index):
+    def init(self) -> TrainState:
+        """The state before the first step."""
+        params = nnx.state(self.network(), nnx.Param)
+        average = params if self.config.average_decay else None
+        opt_state = self.optimizer.init(params)
+        return TrainState(jnp.int32(0), params, opt_state, average, jnp.float32(0))
+
+    def draw(self, data: Data, epoch: Epoch, index: Any, step: Any) -> Draw:
+        """The sets of batch `index`."""
+        targets = devices.constrain(self.mesh, epoch.targets[index], devices.BY_ROWS)
+        return batches.draw_training(self.config, data, targets, step)
+
+    def update(
+        self, state: TrainState, data: Data, draw: Draw, values: Values, epoch: Epoch, index: Any
+    ) -> tuple[TrainState, Bool[Array, ""]]:
+        """One step of the optimizer; and whether its loss was finite."""
         targets, real = epoch.targets[index], epoch.real[index]
-        gradients, total = jax.grad(loss_of, has_aux=True)(
-            state.params, data, targets, real, state.step
-        )
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        sides = batches.sides_of(data, draw, values)
+        key = jax.random.fold_in(sampling.stream(self.config.seed, "dropout"), state.step)
+
+        def loss_of(params):
+            network = nnx.merge(self.graphdef, params)
+            logits = network(*sides, draw.bias, key)
+            losses = optax.softmax_cross_entropy_with_integer_labels(
+                logits, data.label[targets].astype(jnp.int32)
+            )
+            total = (losses * real).sum()
+            loss = total / real.sum()
+            if self.config.review_loss:
+                loss += self.config.review_loss * self._review_loss(network, sides, data, draw)
+            return loss, total
+
+        gradients, total = jax.grad(loss_of, has_aux=True)(state.params)
+        updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        average = state.average
+        if average is not None:
+            # Short at first, so that the average forgets where it began.
+            decay = jnp.minimum(self.config.average_decay, (1 + state.step) / (10 + state.step))
+            average = optax.incremental_update(params, average, 1 - decay)
         epoch_loss = jnp.where(index == 0, 0.0, state.epoch_loss) + total
-        return TrainState(state.step + 1, params, opt_state, epoch_loss), jnp.isfinite(total)
+        after = TrainState(state.step + 1, params, opt_state, average, epoch_loss)
+        return after, jnp.isfinite(total)
+
+    def _review_loss(self, network: SASNet, sides: Any, data: Data, draw: Draw) -> Array:
+        """Cross-entropy of each sampled review's own rating, read from its embedding."""
+        logits = jnp.stack([network.ratings(side) for side in sides])
+        label = data.label[draw.rows].astype(jnp.int32)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, label)
+        return (losses * draw.mask).sum() / jnp.maximum(draw.mask.sum(), 1)
+
+    def probability(self, params: Any, data: Data, draw: Draw, values: Values) -> Array:
+        """What the network says of one draw: [b, c]."""
+        sides = batches.sides_of(data, draw, values)
+        return jax.nn.softmax(nnx.merge(self.graphdef, params)(*sides, draw.bias))
+
+
+def _optimizer(config: TrainConfig, total_steps: int) -> optax.GradientTransformation:
+    warmup = max(config.warmup_steps, 1)
+    rate = optax.linear_schedule(0.0, config.learning_rate, warmup)
+    if config.schedule == "cosine":
+        rate = optax.warmup_cosine_decay_schedule(
+            0.0, config.learning_rate, warmup, max(total_steps, warmup + 1)
+        )
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        # The count starts at 0, where a warm-up from zero would waste the first step.
+        optax.adamw(lambda count: rate(count + 1), weight_decay=config.weight_decay),
+    )
+
+
+def _with_table_on_devices(config: TrainConfig, mesh: Mesh, steps: _Steps) -> Functions:
+    def read(data: Data, draw: Draw) -> Values:
+        return batches.gather(mesh, config.table, data.tables, draw.rows)
 
     @jax.jit(donate_argnums=0)
     def train_chunk(state, data, epoch, first, last):
         def body(index, carry):
             state, bad_step = carry
-            new, finite = one_step(state, data, epoch, index)
-            return new, jnp.where(finite | (bad_step >= 0), bad_step, state.step)
+            draw = steps.draw(data, epoch, index, state.step)
+            after, finite = steps.update(state, data, draw, read(data, draw), epoch, index)
+            return after, _first_bad(bad_step, finite, state.step)
 
         return jax.lax.fori_loop(first, last, body, (state, jnp.int32(-1)))
 
     @jax.jit
-    def init():
-        network = _network(config, embedding_dim)
-        params = nnx.state(network, nnx.Param)
-        return TrainState(jnp.int32(0), params, optimizer.init(params), jnp.float32(0))
+    def predict(params, data, targets):
+        def one_draw(number):
+            draw = batches.draw_evaluation(
+                config, data, devices.constrain(mesh, targets, devices.BY_ROWS), number
+            )
+            return steps.probability(params, data, draw, read(data, draw))
+
+        every = jax.lax.map(one_draw, jnp.arange(config.eval_sets))
+        return devices.constrain(mesh, every.mean(axis=0), devices.EVERYWHERE)
+
+    return Functions(_init(mesh, steps), train_chunk, predict)
+
+
+def _with_table_on_host(config: TrainConfig, mesh: Mesh, steps: _Steps) -> Functions:
+    """The same draws, made ahead, and gathered from the memory map by a thread."""
 
     @jax.jit
+    def draw_training(data, epoch, index, step):
+        return _everywhere(mesh, steps.draw(data, epoch, index, step))
+
+    @jax.jit
+    def draw_evaluation(data, targets, number):
+        return _everywhere(mesh, batches.draw_evaluation(config, data, targets, number))
+
+    @jax.jit(donate_argnums=0)
+    def update(carry, data, draw, values, epoch, index):
+        state, bad_step = carry
+        after, finite = steps.update(state, data, draw, values, epoch, index)
+        return after, _first_bad(bad_step, finite, state.step)
+
+    @jax.jit
+    def probability(params, data, draw, values):
+        found = steps.probability(params, data, draw, values)
+        return devices.constrain(mesh, found, devices.EVERYWHERE)
+
+    def read(tables: tuple[np.ndarray, ...], draw: Draw) -> Values:
+        rows = jax.device_get(draw.rows)
+        return tuple(devices.place_gathered(mesh, table, rows) for table in tables)
+
+    def train_chunk(state, data, epoch, first, last):
+        on_device = data._replace(tables=())
+        first, last, step_of_first = jax.device_get((first, last, state.step))
+
+        def prepare(index: int) -> tuple[Any, Draw, Values]:
+            step = np.int32(step_of_first + index - first)
+            placed, step = devices.place(mesh, (np.int32(index), step))
+            draw = draw_training(on_device, epoch, placed, step)
+            return placed, draw, read(data.tables, draw)
+
+        carry = state, devices.place(mesh, np.int32(-1))
+        for placed, draw, values in _ahead(prepare, range(first, last)):
+            carry = update(carry, on_device, draw, values, epoch, placed)
+        return carry
+
     def predict(params, data, targets):
-        def one_draw(draw):
-            sides = _evaluation_sets(config, data, targets, draw)
-            return jax.nn.softmax(nnx.merge(graphdef, params)(*sides))
+        on_device = data._replace(tables=())
 
-        return jax.lax.map(one_draw, jnp.arange(config.eval_sets)).mean(axis=0)
+        def prepare(number: int) -> tuple[Draw, Values]:
+            draw = draw_evaluation(on_device, targets, devices.place(mesh, np.int32(number)))
+            return draw, read(data.tables, draw)
 
-    return Functions(init, train_chunk, predict)
+        found = [
+            jax.device_get(probability(params, on_device, draw, values))
+            for draw, values in _ahead(prepare, range(config.eval_sets))
+        ]
+        return np.mean(found, axis=0)
 
-
-def _network(config: TrainConfig, embedding_dim: int) -> SASNet:
-    return SASNet(
-        embedding_dim,
-        width=config.width,
-        depth=config.depth,
-        heads=config.heads,
-        feed_forward=config.feed_forward,
-        classes=len(CLASSES),
-        dropout=config.dropout,
-        cross_attention=config.cross_attention,
-        review_features=config.review_features,
-        rngs=nnx.Rngs(params=sampling.stream(config.seed, "init")),
-    )
+    return Functions(_init(mesh, steps), train_chunk, predict)
 
 
-def _optimizer(config: TrainConfig) -> optax.GradientTransformation:
-    warmup = optax.linear_schedule(0.0, config.learning_rate, max(config.warmup_steps, 1))
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        # The count starts at 0, where a warm-up from zero would waste the first step.
-        optax.adamw(lambda count: warmup(count + 1), weight_decay=config.weight_decay),
-    )
+def _init(mesh: Mesh, steps: _Steps) -> Callable[[], TrainState]:
+    return jax.jit(lambda: _everywhere(mesh, steps.init()))
 
 
-@jax.jit(static_argnames=("batch_size", "seed"))
-def shuffle(rows: Int32[Array, "n"], number: Int32[Array, ""], batch_size: int, seed: int) -> Epoch:
-    """Epoch `number`: each of `rows` once, in an order of its own; the last batch is padded."""
-    key = jax.random.fold_in(sampling.stream(seed, "order"), number)
-    steps = -(-rows.size // batch_size)
-    shuffled = jax.random.permutation(key, rows)
-    padded = jnp.pad(shuffled, (0, steps * batch_size - rows.size), mode="edge")
-    real = jnp.arange(padded.size) < rows.size
-    return Epoch(padded.reshape(steps, batch_size), real.reshape(steps, batch_size))
+def _everywhere(mesh: Mesh, tree: Any) -> Any:
+    return devices.constrain(mesh, tree, devices.EVERYWHERE)
 
 
-def _training_sets(
-    config: TrainConfig, data: Data, targets: Int32[Array, "b"], step: Int32[Array, ""]
-) -> tuple[ReviewSet, ReviewSet]:
-    """Both sides' sets, drawn for this step; now and then a side is emptied."""
-    key = jax.random.fold_in(sampling.stream(config.seed, "sets"), step)
-    sides = _gather_both(config, data, targets, jax.random.split(key, (2, targets.size)))
-    empty_key = jax.random.fold_in(sampling.stream(config.seed, "empty"), step)
-    emptied = jax.random.bernoulli(empty_key, config.empty_side, (2, targets.size, 1))
-    user, business = (
-        side._replace(mask=side.mask & ~empty) for side, empty in zip(sides, emptied, strict=True)
-    )
-    return user, business
+def _first_bad(bad_step: Any, finite: Any, step: Any) -> Array:
+    return jnp.where(finite | (bad_step >= 0), bad_step, step)
 
 
-def _evaluation_sets(
-    config: TrainConfig, data: Data, targets: Int32[Array, "b"], draw: Int32[Array, ""]
-) -> tuple[ReviewSet, ReviewSet]:
-    """Both sides' sets, which depend on seed, review and draw only."""
-    key = sampling.stream(config.seed, "eval")
-
-    def keys_of(target):
-        return jax.random.split(jax.random.fold_in(jax.random.fold_in(key, target), draw))
-
-    keys = jnp.swapaxes(jax.vmap(keys_of)(targets), 0, 1)
-    return _gather_both(config, data, targets, keys)
-
-
-def _gather_both(
-    config: TrainConfig, data: Data, targets: Int32[Array, "b"], keys: Key[Array, "2 b"]
-) -> tuple[ReviewSet, ReviewSet]:
-    user, business = (
-        _gather(data, context, targets, side_keys, config.set_size)
-        for context, side_keys in zip(data.contexts, keys, strict=True)
-    )
-    return user, business
-
-
-def _gather(
-    data: Data, context: Context, targets: Int32[Array, "b"], keys: Key[Array, "b"], size: int
-) -> ReviewSet:
-    """Samples each target's set and reads its reviews, standardised."""
-    draw = jax.vmap(sampling.sample_set, in_axes=(0, None, 0, None))
-    rows, mask = draw(keys, context, targets, size)
-    embeddings = (data.table[rows].astype(jnp.float32) - data.mean[None, None]) / data.scale[
-        None, None
-    ]
-    return ReviewSet(embeddings, data.stars[rows], mask)
+def _ahead(make: Callable[[int], Made], numbers: Iterable[int]) -> Iterator[Made]:
+    """`make` of each number in order, made by a thread that stays two ahead."""
+    with ThreadPoolExecutor(1) as pool:
+        pending: collections.deque = collections.deque()
+        for number in numbers:
+            pending.append(pool.submit(make, number))
+            if len(pending) > _BATCHES_AHEAD:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()

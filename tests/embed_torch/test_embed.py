@@ -109,6 +109,8 @@ def test_store_names_what_it_was_made_of(store, corpus_folder):
     categories = np.load(store / "categories.npy", allow_pickle=False)
     names = pl.read_parquet(corpus_folder / "categories.parquet")
     assert categories.shape == (names.height, 384)
+    named = texts_sha256(names["category"])
+    assert manifest["category_names_sha256"] == named
     truncated = pl.read_parquet(store / "truncated.parquet")
     assert truncated.columns == ["row", "tokens_before", "tokens_after"]
 
@@ -137,6 +139,22 @@ def test_the_same_command_reuses_and_another_refuses(store, corpus_folder, capsy
     with pytest.raises(UserError, match="normalize"):
         embed.run(EmbedConfig(corpus=str(corpus_folder), output=str(store), normalize=True))
     assert (store / "mean.npy").stat().st_mtime_ns == before
+
+
+def test_other_category_names_are_another_store_whose_reviews_can_be_reused(
+    store, corpus_folder, tmp_path, capsys
+):
+    corpus = shutil.copytree(corpus_folder, tmp_path / "corpus")
+    names = pl.read_parquet(corpus / "categories.parquet")
+    names.with_columns(pl.col("category") + " bar").write_parquet(corpus / "categories.parquet")
+    common = {"corpus": str(corpus), "device": "cpu"}
+    with pytest.raises(UserError, match="category_names_sha256"):
+        embed.run(EmbedConfig(**common, output=str(store)))
+    embed.run(EmbedConfig(**common, output=str(tmp_path / "new"), reuse=str(store)))
+    assert f"{read_corpus(corpus).user.size} reviews copied" in capsys.readouterr().out
+    renamed, before = (np.load(folder / "categories.npy") for folder in (tmp_path / "new", store))
+    assert (renamed != before).any(axis=1).all()
+    assert (tmp_path / "new" / "mean.npy").read_bytes() == (store / "mean.npy").read_bytes()
 
 
 def test_a_store_without_manifest_is_not_a_store(store, corpus_folder, tmp_path):

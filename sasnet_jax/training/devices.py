@@ -1,0 +1,118 @@
+"""Where arrays live: one mesh over all devices of all processes (DESIGN section 6).
+
+Batches are split over the mesh, everything else is on every device; a table may be split by rows.
+One process drives its local devices; several join through `jax.distributed`, and process 0 writes
+the run. Decisions that hang on a clock or on a signal are process 0's, or anybody's, and agreed on.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from sasnet_jax.cli import UserError
+
+AXIS = "data"
+EVERYWHERE = PartitionSpec()
+BY_ROWS = PartitionSpec(AXIS)
+
+
+def join(coordinator: str, processes: int, process: int) -> None:
+    """Joins the other processes of this run; alone, does nothing.
+
+    Raises:
+      UserError: they cannot be reached.
+    """
+    if processes == 1 or jax.distributed.is_initialized():
+        return
+    try:
+        jax.distributed.initialize(coordinator, processes, process)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--coordinator={coordinator} cannot be joined ({reason})") from None
+
+
+def is_writer() -> bool:
+    """Whether this process writes the run's files."""
+    return jax.process_index() == 0
+
+
+def mesh_for(batch_size: int) -> Mesh:
+    """All devices of all processes.
+
+    Raises:
+      UserError: a batch cannot be split over them evenly.
+    """
+    devices = np.array(jax.devices())
+    if batch_size % devices.size:
+        raise UserError(
+            f"--batch_size={batch_size} is not a multiple of the {devices.size} devices"
+        )
+    return Mesh(devices, (AXIS,))
+
+
+def place(mesh: Mesh, tree: Any, spec: PartitionSpec = EVERYWHERE) -> Any:
+    """Host arrays, the same in every process, onto the mesh; each device gets its part only."""
+    sharding = NamedSharding(mesh, spec)
+
+    def place_one(array: Any) -> jax.Array:
+        if sharding.is_fully_addressable:
+            return jax.device_put(array, sharding)
+        array = np.asarray(array)
+        return _assemble(array.shape, sharding, lambda part: array[part])
+
+    return jax.tree.map(place_one, tree)
+
+
+def place_table(mesh: Mesh, table: np.ndarray) -> jax.Array:
+    """A table split by rows over the mesh, padded to a multiple; read one device's at a time."""
+    devices = mesh.size
+    rows = -(-len(table) // devices) * devices
+    shape = (rows, *table.shape[1:])
+
+    def part(index: Any) -> np.ndarray:
+        first, last = index[0].start or 0, index[0].stop or rows
+        found = np.zeros((last - first, *shape[1:]), table.dtype)
+        real = table[first:last]
+        found[: len(real)] = real
+        return found
+
+    return _assemble(shape, NamedSharding(mesh, BY_ROWS), part)
+
+
+def place_gathered(mesh: Mesh, table: np.ndarray, rows: np.ndarray) -> jax.Array:
+    """Reads `table[rows]` [2, b, s, e] on the host, each device's part of the batch by itself."""
+    shape = (*rows.shape, *table.shape[1:])
+    sharding = NamedSharding(mesh, PartitionSpec(None, AXIS))
+
+    def part(index: Any) -> np.ndarray:
+        return table[rows[index[:-1]]]
+
+    return _assemble(shape, sharding, part)
+
+
+def _assemble(shape: tuple[int, ...], sharding: NamedSharding, part: Callable) -> jax.Array:
+    with jax.transfer_guard("allow"):  # asked for, but JAX does not count it as explicit
+        return jax.make_array_from_callback(shape, sharding, part)
+
+
+def constrain(mesh: Mesh, tree: Any, spec: PartitionSpec) -> Any:
+    """Inside jit: lays arrays out over the mesh."""
+    return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, spec))
+
+
+def agree(mine: bool, writers: int) -> tuple[bool, int]:
+    """What all processes go by: whether any says True, and the writer's number."""
+    if jax.process_count() == 1:
+        return mine, writers
+    with jax.transfer_guard("allow"):
+        every = multihost_utils.process_allgather(np.array([mine, writers]))
+    return bool(every[:, 0].any()), int(every[0, 1])
+
+
+def wait_for_all(name: str) -> None:
+    """Returns once every process is here."""
+    multihost_utils.sync_global_devices(name)

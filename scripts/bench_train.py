@@ -1,0 +1,388 @@
+"""Training SASNet, against the same network in PyTorch and against the machine itself.
+
+The paper's preset (3072-d float16 table, sets of 5, batch 512) on random embeddings. In turns, in
+one process, medians of --rounds:
+
+- our compiled step, and the set sampling alone;
+- the same network in PyTorch (nn.MultiheadAttention, AdamW), fed by a DataLoader that samples sets
+  on the host, and fed by batches that are already there;
+- a float32 matrix product through XLA: the machine's peak.
+
+Then, each in a process of its own, how long `train` takes from its start to its first step, with
+an empty compilation cache and with a warm one. On a GPU both sides run there, PyTorch where it is
+built for it.
+
+    python scripts/bench_train.py
+
+Three minutes on two cores, and 0.5 GB of memory for the table of the paper's size.
+"""
+
+import dataclasses
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from torch import nn
+
+from sasnet_jax import cli, files, prepare
+from sasnet_jax.cli import UserError, setting
+from sasnet_jax.data import embeddings
+from sasnet_jax.data.corpus import Corpus, read_corpus
+from sasnet_jax.data.interactions import Context, Contexts
+from sasnet_jax.training import batches, devices, loop, step
+from sasnet_jax.training.config import TrainConfig
+
+_DIM = 3072
+_REVIEWS, _USERS, _BUSINESSES = 75_379, 11_117, 3_752  # the paper's corpus
+_TRAIN = 60_000  # reviews in an epoch of the paper, which trains for up to 3000
+_PEAK_SIZE = 4096
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class BenchConfig:
+    """Settings of the measurement."""
+
+    reviews: int = setting(_REVIEWS, help="rows of the table", topic="bench")
+    steps: int = setting(4, help="of training, each time", topic="bench")
+    rounds: int = setting(5, help="times that each side runs", topic="bench")
+    output: str = setting("work/bench_train.json", help="where the figures go", topic="bench")
+
+
+def run(config: BenchConfig) -> None:
+    """Measures, prints a table, and writes the JSON."""
+    train_config = TrainConfig(corpus="-", store=("-",), output="-")
+    data = _random_data(config.reviews)
+    ours = _Ours(train_config, data, config.steps)
+    theirs = _Theirs(train_config, data, config.steps)
+    examples = config.steps * train_config.batch_size
+    seconds = _in_turns(
+        {
+            "sasnet_jax": ours.train,
+            "set sampling alone": ours.sample,
+            "PyTorch, DataLoader": theirs.train_from_loader,
+            "PyTorch, no loader": theirs.train_from_memory,
+            "matrix product": ours.multiply,
+        },
+        config.rounds,
+    )
+    peak = 2 * _PEAK_SIZE**3 / seconds["matrix product"]
+    rate = examples / seconds["sasnet_jax"]
+    found: dict[str, Any] = {
+        "machine": _machine(),
+        "examples_per_second": {
+            name: examples / seconds[name]
+            for name in ("sasnet_jax", "PyTorch, DataLoader", "PyTorch, no loader")
+        },
+        "ratio_to_loader": seconds["PyTorch, DataLoader"] / seconds["sasnet_jax"],
+        "ratio_without_loader": seconds["PyTorch, no loader"] / seconds["sasnet_jax"],
+        "flops_of_an_example": ours.flops,
+        "peak_gigaflops": peak / 1e9,
+        "of_peak": rate * ours.flops / peak,
+        "share_of_sampling": seconds["set sampling alone"] / seconds["sasnet_jax"],
+        "hours_of_3000_epochs": 3000 * _TRAIN / rate / 3600,
+        "seconds_to_first_step": _start_times(),
+    }
+    _print(found)
+    Path(config.output).parent.mkdir(parents=True, exist_ok=True)
+    files.write_json(Path(config.output), found)
+
+
+class _Ours:
+    """The program's own functions."""
+
+    def __init__(self, config: TrainConfig, host: batches.Data, steps: int):
+        self.config, self.steps = config, steps
+        self.mesh = devices.mesh_for(config.batch_size)
+        self.functions = step.build(config, self.mesh, _DIM, total_steps=1)
+        self.data = loop.on_devices(config, self.mesh, host)
+        rows = devices.place(self.mesh, np.arange(len(host.stars), dtype=np.int32))
+        self.epoch = batches.shuffle(rows, np.int32(0), config.batch_size, config.seed)
+        self.state = self.functions.init()
+        self.flops = _flops_of_an_example(config)
+        self.square = jnp.ones((_PEAK_SIZE, _PEAK_SIZE), jnp.float32)
+        self.product = jax.jit(jnp.matmul)
+
+        @jax.jit
+        def sample(data, epoch, last):
+            def body(index, total):
+                draw = batches.draw_training(config, data, epoch.targets[index], index)
+                return total + draw.rows.sum() + draw.mask.sum()
+
+            return jax.lax.fori_loop(0, last, body, 0)
+
+        self.sampler = sample
+
+    def train(self) -> None:
+        """`steps` steps."""
+        bounds = (np.int32(0), np.int32(self.steps))
+        self.state, _ = self.functions.train_chunk(self.state, self.data, self.epoch, *bounds)
+        jax.block_until_ready(self.state)
+
+    def sample(self) -> None:
+        """The sets of as many steps."""
+        self.sampler(self.data, self.epoch, np.int32(self.steps)).block_until_ready()
+
+    def multiply(self) -> None:
+        """One large float32 matrix product."""
+        self.product(self.square, self.square).block_until_ready()
+
+
+def _flops_of_an_example(config: TrainConfig) -> int:
+    """Multiplications and additions of the matrix products of a training step, an example.
+
+    Forwards once, backwards twice, less the gradient of the embeddings, which nobody needs.
+    """
+    d, f, tokens = config.width, config.feed_forward, 2 * config.set_size
+    attention = 4 * d * d + 2 * d * f
+    project = tokens * _DIM * d
+    encoder = tokens * config.depth * attention
+    cross, head = attention, 2 * d * d + d * config.classes
+    return 2 * (2 * project + 3 * (encoder + cross + head))
+
+
+class _Theirs:
+    """The same network in PyTorch, as a good programmer would write it in an afternoon."""
+
+    def __init__(self, config: TrainConfig, host: batches.Data, steps: int):
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.network = _TorchSASNet(config).to(self.device)
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), config.learning_rate, weight_decay=config.weight_decay
+        )
+        self.clip_norm = config.clip_norm
+        self.dataset = _Sets(host, config.set_size)
+        self.loader = torch.utils.data.DataLoader(
+            self.dataset, config.batch_size, shuffle=True, drop_last=True
+        )
+        self.steps = steps
+        self.ready = [batch for batch, _ in zip(self.loader, range(steps), strict=False)]
+
+    def train_from_loader(self) -> None:
+        """`steps` steps, sets sampled and gathered on the host."""
+        for batch, _ in zip(self.loader, range(self.steps), strict=False):
+            self._step(batch)
+        self._wait()
+
+    def train_from_memory(self) -> None:
+        """`steps` steps on batches that are already there."""
+        for batch in self.ready:
+            self._step(batch)
+        self._wait()
+
+    def _step(self, batch: list[torch.Tensor]) -> None:
+        embeddings, mask, label = (part.to(self.device, non_blocking=True) for part in batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = nn.functional.cross_entropy(self.network(embeddings.float(), mask), label)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.clip_norm)
+        self.optimizer.step()
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+class _Sets(torch.utils.data.Dataset):
+    """Samples both sides' sets of a target on the host."""
+
+    def __init__(self, host: batches.Data, size: int):
+        self.host, self.size = host, size
+        self.rng = np.random.default_rng(0)
+        (scaling,) = host.scalings
+        self.mean, self.scale = scaling.mean, scaling.scale
+
+    def __len__(self) -> int:
+        return len(self.host.stars)
+
+    def __getitem__(self, target: int) -> tuple[np.ndarray, np.ndarray, np.int64]:
+        (table,) = self.host.tables
+        embeddings = np.zeros((2, self.size, _DIM), np.float32)
+        mask = np.zeros((2, self.size), bool)
+        for side, context in enumerate(self.host.contexts):
+            count = context.size[target]
+            taken = min(count, self.size)
+            positions = self.rng.choice(count, taken, replace=False)
+            positions += positions >= context.skip[target]
+            rows = context.rows[context.start[target] + positions]
+            embeddings[side, :taken] = (table[rows] - self.mean) / self.scale
+            mask[side, :taken] = True
+        return embeddings, mask, np.int64(self.host.label[target])
+
+
+class _TorchSASNet(nn.Module):
+    """`sasnet_jax.models.sasnet`, `cross_attention="pooled"`, `review_features="text"`."""
+
+    def __init__(self, config: TrainConfig):
+        super().__init__()
+        d = config.width
+        self.project = nn.Linear(_DIM, d)
+        self.no_reviews = nn.Parameter(0.02 * torch.randn(d))
+        self.encoder = nn.ModuleList([_TorchBlock(config) for _ in range(config.depth)])
+        self.cross = _TorchBlock(config)
+        self.hidden, self.classify = nn.Linear(2 * d, d), nn.Linear(d, config.classes)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, embeddings: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """[b, 2, s, e] and [b, 2, s] -> logits [b, c]."""
+        b, sides, s, _ = embeddings.shape
+        tokens = nn.functional.gelu(self.project(embeddings), approximate="tanh").flatten(0, 1)
+        mask = mask.flatten(0, 1)
+        alone = torch.zeros_like(mask)
+        alone[:, 0] = ~mask.any(dim=1)
+        tokens = torch.where(alone[..., None], self.no_reviews, tokens)
+        mask = mask | alone
+        for block in self.encoder:
+            tokens = block(tokens, tokens, mask)
+        pooled = (tokens * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+        users, businesses = pooled.view(b, sides, 1, -1).unbind(dim=1)
+        users = self.cross(users, businesses, torch.ones_like(mask[:b, :1]))
+        pair = torch.cat([users[:, 0], businesses[:, 0]], dim=-1)
+        hidden = nn.functional.gelu(self.hidden(pair), approximate="tanh")
+        return self.classify(self.dropout(hidden))
+
+
+class _TorchBlock(nn.Module):
+    def __init__(self, config: TrainConfig):
+        super().__init__()
+        d = config.width
+        self.attention_norm, self.feed_forward_norm = nn.LayerNorm(d), nn.LayerNorm(d)
+        self.attention = nn.MultiheadAttention(d, config.heads, batch_first=True)
+        self.expand, self.contract = (
+            nn.Linear(d, config.feed_forward),
+            nn.Linear(config.feed_forward, d),
+        )
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, queries: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor
+    ) -> torch.Tensor:
+        normed, normed_keys = self.attention_norm(queries), self.attention_norm(keys)
+        attended, _ = self.attention(
+            normed, normed_keys, normed_keys, key_padding_mask=~mask, need_weights=False
+        )
+        x = queries + self.dropout(attended)
+        hidden = nn.functional.gelu(self.expand(self.feed_forward_norm(x)), approximate="tanh")
+        return x + self.dropout(self.contract(hidden))
+
+
+def _random_data(reviews: int) -> batches.Data:
+    """As many users and businesses to a review as in the paper's corpus; nothing to be learned."""
+    rng = np.random.default_rng(0)
+    table = rng.standard_normal((reviews, _DIM), np.float32).astype(np.float16)
+
+    def context(entities: int) -> Context:
+        entity = np.sort(rng.integers(0, entities, reviews))
+        offsets = np.searchsorted(entity, np.arange(entities + 1))
+        rows = rng.permutation(reviews).astype(np.int32)
+        start, size, skip = np.empty((3, reviews), np.int32)
+        start[rows] = offsets[entity]
+        size[rows] = np.diff(offsets)[entity] - 1
+        skip[rows] = np.arange(reviews) - offsets[entity]
+        return Context(rows, start, size, skip)
+
+    scale = reviews / _REVIEWS
+    return batches.Data(
+        tables=(table,),
+        scalings=(batches.Scaling(np.zeros(_DIM, np.float32), np.ones(_DIM, np.float32)),),
+        stars=np.full(reviews, 4, np.float32),
+        label=rng.integers(0, 3, reviews).astype(np.int8),
+        contexts=Contexts(context(int(_USERS * scale)), context(int(_BUSINESSES * scale))),
+        counts=None,
+        shares=np.full(3, 1 / 3, np.float32),
+    )
+
+
+def _start_times() -> dict[str, float]:
+    """Seconds from the start of `train` to its first step, compiling everything, and nothing."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        prepare.run(prepare.PrepareConfig(synthetic=2000, output=str(folder / "corpus")))
+        _write_random_store(folder / "store", read_corpus(folder / "corpus"))
+        return {cache: _seconds_to_first_step(folder, cache) for cache in ("cold", "warm")}
+
+
+def _write_random_store(folder: Path, corpus: Corpus) -> None:
+    folder.mkdir()
+    shape = (corpus.user.size, _DIM)
+    np.save(folder / "mean.npy", np.random.default_rng(0).standard_normal(shape, np.float32))
+    manifest = {"format_version": embeddings.FORMAT_VERSION, "texts_sha256": corpus.texts_sha256}
+    manifest |= {"poolings": ["mean"], "default_pooling": "mean", "dim": _DIM}
+    files.write_json(folder / "manifest.json", manifest)
+
+
+def _seconds_to_first_step(folder: Path, name: str) -> float:
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache")}
+    environment |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2", "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "sasnet_jax.train", "--epochs=1"]
+    command += [f"--corpus={folder / 'corpus'}", f"--store={folder / 'store'}"]
+    command += [f"--output={folder / name}"]
+    started = time.perf_counter()
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if loop.FIRST_STEP in line:
+                seconds = time.perf_counter() - started
+    if process.returncode:
+        raise UserError(f"train failed: {' '.join(lines)[-500:]}")
+    return seconds
+
+
+def _print(found: dict[str, Any]) -> None:
+    print(found["machine"])
+    print(f"{'paper preset':<28}{'examples/s':>12}{'ratio':>8}")
+    rates = found["examples_per_second"]
+    for name, rate in rates.items():
+        print(f"{name:<28}{rate:>12,.0f}{rates['sasnet_jax'] / rate:>8.2f}")
+    print(
+        f"{found['flops_of_an_example'] / 1e6:.0f} MFLOP an example, peak "
+        f"{found['peak_gigaflops']:,.0f} GFLOP/s: {found['of_peak']:.0%} of it\n"
+        f"set sampling: {found['share_of_sampling']:.1%} of the step\n"
+        f"3000 epochs of {_TRAIN:,} reviews: {found['hours_of_3000_epochs']:.2f} hours\n"
+        f"start of train to its first step: {json.dumps(found['seconds_to_first_step'])} s"
+    )
+
+
+def _in_turns(sides: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
+    """Median seconds of each side; the first round, which compiles, does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(rounds + 1):
+        for name, side in sides.items():
+            started = time.perf_counter()
+            side()
+            if number:
+                seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(found) for name, found in seconds.items()}
+
+
+def _machine() -> str:
+    processor = platform.processor() or platform.machine()
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            processor = line.split(":")[1].strip()
+            break
+    device = jax.devices()[0]
+    cores = len(os.sched_getaffinity(0))
+    versions = (
+        f"Python {platform.python_version()}, JAX {jax.__version__}, torch {torch.__version__}"
+    )
+    return f"{device.device_kind}, {cores} cores of {processor}, {versions}"
+
+
+if __name__ == "__main__":
+    cli.main(BenchConfig, run, "Training speed, against PyTorch and the machine's peak.")

@@ -1,0 +1,24 @@
+"""Writes a tiny random Phi-3 with a tokenizer of its own: the paper's way without its weights.
+
+    python scripts/write_tiny_phi3.py FOLDER
+    python -m embed_torch --flagfile=configs/embed_phi3_instructed.flags --dtype=float32 \\
+        --model=FOLDER --corpus=CORPUS --output=STORE
+
+64 wide, 3 layers, 512 positions: the one of the tests. It knows nothing of language.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "embed_torch"))
+from written_checkpoints import write_phi3
+from written_tokenizers import write_phi3_tokenizer
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2 or Path(sys.argv[1]).exists():
+        sys.exit("usage: python scripts/write_tiny_phi3.py FOLDER, a new one")
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True)
+    write_phi3(folder)
+    write_phi3_tokenizer(folder)
+    print(f"written: {folder}")
