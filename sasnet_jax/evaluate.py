@@ -54,6 +54,8 @@ def run(config: EvaluateConfig) -> None:
         raise UserError(f"--output={output} holds other files: choose a new folder")
     descriptions = {name: _finished(Path(name)) for name in config.run}
     about = _same(descriptions)
+    if config.truncate_histories and about["target_review"] == "include":
+        raise UserError("--truncate_histories: the runs have the target among their histories")
     made = _baselines(Path(config.baselines), about) if config.baselines else {}
     found = {}
     for name in config.run:
@@ -85,8 +87,6 @@ def run(config: EvaluateConfig) -> None:
 def evaluate(folder: Path, truncate_histories: bool = False) -> dict[str, Any]:
     """Predicts validation and test with the best parameters; returns evaluation.json."""
     config, corpus, data = run_folder.open_run(folder)
-    if truncate_histories and config.target_review == "include":
-        raise UserError(f"--truncate_histories: run {folder} has the target among its histories")
     predictor = _Predictor(folder, config, data)
     rows = np.concatenate([corpus.rows(split) for split in predictions.EVALUATED])
     probability = predictor(rows)

@@ -164,26 +164,33 @@ def test_evaluate_refuses_a_store_that_changed(world, tmp_path):
     assert_one_line_mistake(result, "config.json")
 
 
-def test_what_cannot_be_compared_is_refused(world, trained, made, tmp_path):
-    unfinished = tmp_path / "unfinished"
-    shutil.copytree(trained[0], unfinished)
-    description = json.loads((unfinished / "config.json").read_text())
-    description["config"]["epochs"] = 7
-    files.write_json(unfinished / "config.json", description)
-    with pytest.raises(UserError, match="unfinished, after 1 of at most 7 epochs"):
-        evaluate.run(evaluate.EvaluateConfig(run=(str(unfinished),)))
-    with pytest.raises(UserError, match="named twice"):
-        evaluate.EvaluateConfig(run=(trained[0], trained[0] + "/"))
-    leaky = _train(world, tmp_path / "leaky", target_review="include")
-    with pytest.raises(UserError, match="another target_review"):
-        evaluate.run(evaluate.EvaluateConfig(run=(trained[0], leaky)))
-    with pytest.raises(UserError, match="--truncate_histories"):
-        evaluate.run(evaluate.EvaluateConfig(run=(leaky,), truncate_histories=True))
-    five = _train(world, tmp_path / "five", classes=5)
-    with pytest.raises(UserError, match="another classes than the run"):
-        evaluate.run(evaluate.EvaluateConfig(run=(five,), baselines=str(made / "exclude")))
-    with pytest.raises(UserError, match="holds other files"):
-        evaluate.run(evaluate.EvaluateConfig(run=(trained[0],), output=str(made / "exclude")))
+def _changed(run, folder, **settings):
+    """A copy of a run that says of itself that it was trained otherwise."""
+    shutil.copytree(run, folder)
+    description = json.loads((folder / "config.json").read_text())
+    description["config"] |= settings
+    files.write_json(folder / "config.json", description)
+    return str(folder)
+
+
+def test_what_cannot_be_compared_is_refused(trained, made, tmp_path):
+    def refused(message, *run, **settings):
+        with pytest.raises(UserError, match=message):
+            evaluate.run(evaluate.EvaluateConfig(run=run, **settings))
+
+    run = trained[0]
+    before = {path: path.stat().st_mtime_ns for path in Path(run).rglob("*")}
+    unfinished = _changed(run, tmp_path / "unfinished", epochs=7)
+    leaky = _changed(run, tmp_path / "leaky", target_review="include")
+    five = _changed(run, tmp_path / "five", classes=5)
+    refused("unfinished, after 1 of at most 7 epochs", run, unfinished)
+    refused("named twice", run, run + "/")
+    refused("another target_review than run", run, leaky)
+    refused("--truncate_histories", leaky, truncate_histories=True)
+    refused("another classes than the run", five, baselines=str(made / "exclude"))
+    refused("another target_review than the run", run, baselines=str(made / "include"))
+    refused("holds other files", run, output=str(made / "exclude"))
+    assert before == {path: path.stat().st_mtime_ns for path in Path(run).rglob("*")}
 
 
 def test_predictions_of_other_reviews_are_not_compared(world):
