@@ -180,9 +180,13 @@ class ReviewDumps:
             yield itertools.starmap
             return
         cores = len(os.sched_getaffinity(0))
-        interrupts = (signal.SIGINT, signal.SIG_IGN)  # the parent stops its workers
+        with_one_thread: dict[str, Any] = {
+            "env": {"POLARS_MAX_THREADS": "1"},
+            "initializer": signal.signal,
+            "initargs": (signal.SIGINT, signal.SIG_IGN),  # the parent stops its workers
+        }
         try:
-            with ProcessPoolExecutor(cores, initializer=signal.signal, initargs=interrupts) as pool:
+            with ProcessPoolExecutor(cores, **with_one_thread) as pool:
                 yield functools.partial(_starmap, pool, cores * _BLOCKS_AHEAD)
         except BrokenProcessPool:
             raise UserError("a process that read the dumps was killed: out of memory?") from None
