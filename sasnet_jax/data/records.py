@@ -1,8 +1,8 @@
 """Validates the records of a block: the second step of reading a dump.
 
-In: a `Block` of `dumps.py`, in one of the FORMATS or with named columns. Out: the columns of its
-usable reviews, and for every other record the reason why it is not. Every record is checked by a
-msgspec struct; none is dropped silently.
+In: a `Block` of `dumps.py`, and what its dump calls our fields (`formats.py`). Out: the columns of
+its usable reviews, and for every other record the reason why it is not. Every record is checked by
+a msgspec struct; none is dropped silently.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import functools
 import io
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, NamedTuple
 
@@ -19,55 +19,9 @@ import polars as pl
 
 from sasnet_jax.cli import UserError
 from sasnet_jax.data import dumps
-from sasnet_jax.data.dumps import Block, Dump
+from sasnet_jax.data.dumps import Block
+from sasnet_jax.data.formats import Columns
 
-# What we call it -> what the dump calls it.
-FORMATS = {
-    "Yelp": {
-        "review_id": "review_id",
-        "user_id": "user_id",
-        "business_id": "business_id",
-        "stars": "stars",
-        "text": "text",
-        "date": "date",
-    },
-    "Amazon 2014/2018": {
-        "review_id": "review_id",
-        "user_id": "reviewerID",
-        "business_id": "asin",
-        "stars": "overall",
-        "text": "reviewText",
-        "date": "unixReviewTime",
-    },
-    "Amazon 2023": {
-        "review_id": "review_id",
-        "user_id": "user_id",
-        "business_id": "parent_asin",
-        "stars": "rating",
-        "text": "text",
-        "date": "timestamp",
-    },
-}
-BUSINESS_FORMATS = {
-    "Yelp": {
-        "business_id": "business_id",
-        "name": "name",
-        "city": "city",
-        "categories": "categories",
-    },
-    "Amazon 2018": {
-        "business_id": "asin",
-        "name": "title",
-        "city": "city",
-        "categories": "category",
-    },
-    "Amazon 2023": {
-        "business_id": "parent_asin",
-        "name": "title",
-        "city": "city",
-        "categories": "categories",
-    },
-}
 # Reasons to leave out a review that is not malformed.
 EMPTY_TEXT = "empty text"
 REPEATED_ID = "repeated id"
@@ -97,15 +51,8 @@ SCANNED: dict[str, pl.DataType] = {
     "text_length": pl.Int32(),
     "id_hash": pl.UInt64(),
 }
-_WRITTEN: dict[str, pl.DataType] = {
-    "line": pl.Int64(),
-    "user_id": pl.String(),
-    "business_id": pl.String(),
-    "stars": pl.Float32(),
-    "date": pl.String(),
-    "text_length": pl.Int32(),
-    "review_id": pl.String(),
-}
+_WRITTEN = {name: kind for name, kind in SCANNED.items() if name != "id_hash"}
+_WRITTEN |= {"date": pl.String(), "review_id": pl.String()}  # as the dump has them
 REJECTED: dict[str, pl.DataType] = {"line": pl.Int64(), "reason": pl.String()}
 BUSINESSES: dict[str, pl.DataType] = {
     "line": pl.Int64(),
@@ -118,8 +65,6 @@ _LATEST_SECONDS = 1e11  # a date is in milliseconds beyond this, the year 5138
 _PIECE_BYTES = 1 << 19  # of lines that, with all they decode to, stay in the cache: twice as fast
 _EPOCH = re.compile(r"\d{9,}(\.\d*)?")  # eight digits are YYYYMMDD
 _CONTROL_CHARACTERS = r"[\x00-\x1f\x7f]"
-
-Columns = tuple[tuple[str, str], ...]  # our name and the dump's, of every field
 
 
 class _Decoded(NamedTuple):
@@ -318,54 +263,3 @@ def _category_names(categories: str | list[str | list[str]] | None) -> list[str]
         [part] if isinstance(part, str) else part for part in categories or ()
     )
     return list(dict.fromkeys(name.strip() for name in names if name.strip()))
-
-
-def recognise_reviews(dump: Dump, given: Mapping[str, str]) -> tuple[str, Columns]:
-    """The name of a dump's format, and its column of each field.
-
-    Args:
-      dump: of reviews.
-      given: what the dump calls some fields, where no known format fits.
-
-    Raises:
-      UserError: the dump has not the columns of any format.
-    """
-    formats = {name: {**names, **given} for name, names in FORMATS.items()}
-    required = dict.fromkeys(("user_id", "business_id", "stars", "text", *given))
-    name, columns = _recognise(dump, formats, tuple(required))
-    return "named columns" if given else name, columns
-
-
-def recognise_businesses(dump: Dump) -> tuple[str, Columns]:
-    """The same for a dump of businesses."""
-    return _recognise(dump, BUSINESS_FORMATS, ("business_id",))
-
-
-def _recognise(
-    dump: Dump, formats: dict[str, dict[str, str]], required: Sequence[str]
-) -> tuple[str, Columns]:
-    present = dump.columns(_keys)
-    for name, names in formats.items():
-        if all(names[field] in present for field in required):
-            return name, tuple(names.items())
-    if not dump.head and dump.kind != "parquet":
-        return "empty file", tuple(next(iter(formats.values())).items())
-    if not present:
-        raise UserError(f"{dump.path}, line 1: neither a JSON object nor the header of a CSV file")
-    known = "; ".join(
-        f"{name}: {', '.join(names[field] for field in required)}"
-        for name, names in formats.items()
-    )
-    columns = ", ".join(name[:40] for name in sorted(present)[:20] if name.isprintable())
-    columns = columns or "no readable name: is it compressed or binary?"
-    raise UserError(
-        f"{dump.path}, line 1: malformed or of no known format ({known}); it has the columns "
-        f"{columns}: name them by --user_column, --text_column, ..."
-    )
-
-
-def _keys(line: bytes) -> set[str]:
-    try:
-        return set(msgspec.json.decode(line, type=dict[str, msgspec.Raw]))
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return set()
