@@ -9,6 +9,9 @@ workers:
 - choosing: the paper's linear programme on what is left, against its lower bound of 70,000 reviews;
 - the whole of `python -m sasnet_jax.prepare` with the paper's settings.
 
+Beside the seconds stand the core-seconds, of all processes and threads, which other work on the
+machine disturbs less.
+
     python scripts/bench_prepare.py --folder=work/bench
 
 Needs pandas (requirements-dev.txt). About ten minutes on two cores.
@@ -71,19 +74,25 @@ def run(config: BenchConfig) -> None:
     }
     files.write_json(folder / "bench_prepare.json", found)
     print(f"\n{found['machine']}; {config.reviews:,} lines, {megabytes:,.0f} MB")
-    print(f"{'':34}{'seconds':>10}{'MB/s':>8}{'peak GB':>9}")
+    print(f"{'':36}{'seconds':>8}{'core-s':>8}{'MB/s':>8}{'peak GB':>9}")
     for name, runs in reads.items():
-        peak = max(r["peak_gigabytes"] for r in runs)
-        rate = megabytes / seconds[name]
-        print(f"{'reading, ' + name:34}{seconds[name]:>10.1f}{rate:>8.0f}{peak:>9.2f}")
-    print(f"{'ratio':34}{found['ratio']:>10.1f}")
-    for name, part in (("choosing", chosen), ("whole of prepare, choosing included", whole)):
-        print(f"{name:34}{part['seconds']:>10.1f}{'':8}{part['peak_gigabytes']:>9.2f}")
+        _print_row(f"reading, {name}", runs, f"{megabytes / seconds[name]:.0f}")
+    print(f"{'ratio':36}{found['ratio']:>8.1f}")
+    _print_row("choosing", [chosen])
+    _print_row("whole of prepare, choosing included", [whole])
     report = chosen["result"]
     print(
         f"chosen from {report['from']}: {report['objective']:,} reviews, lower bound "
         f"{report['lower_bound']:,}; {report['seconds']} s after reading"
     )
+
+
+def _print_row(name: str, runs: list[dict[str, Any]], rate: str = "") -> None:
+    seconds, core_seconds = (
+        statistics.median(run[key] for run in runs) for key in ("seconds", "core_seconds")
+    )
+    peak = max(run["peak_gigabytes"] for run in runs)
+    print(f"{name:36}{seconds:>8.1f}{core_seconds:>8.1f}{rate:>8}{peak:>9.2f}")
 
 
 def _dump(folder: Path, reviews: int) -> Path:
@@ -135,7 +144,7 @@ def _prepare(folder: Path, users: int, businesses: int) -> None:
 
 
 def _measured(function: Callable, *arguments: Any) -> dict[str, Any]:
-    """Runs a function in a new process: seconds, peak memory of its tree (PSS), and its result."""
+    """Runs a function in a new process: its time, its result, the peak memory of its tree (PSS)."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_timed, args=(sender, function, *arguments))
@@ -143,16 +152,28 @@ def _measured(function: Callable, *arguments: Any) -> dict[str, Any]:
     peak = 0.0
     while not receiver.poll(0.5) and process.is_alive():
         peak = max(peak, _tree_gigabytes(process.pid))
-    seconds, result = receiver.recv()
+    found = {**receiver.recv(), "peak_gigabytes": peak}
     process.join()
-    print(f"{function.__name__.strip('_')}: {seconds:.1f} s, {peak:.2f} GB", flush=True)
-    return {"seconds": seconds, "peak_gigabytes": peak, "result": result}
+    took = f"{found['seconds']:.1f} s, {found['core_seconds']:.1f} core-s"
+    print(f"{function.__name__.strip('_')}: {took}, {peak:.2f} GB", flush=True)
+    return found
 
 
 def _timed(sender, function: Callable, *arguments: Any) -> None:
-    started = time.perf_counter()
+    started, core_started = time.perf_counter(), _core_seconds()
     result = function(*arguments)
-    sender.send((time.perf_counter() - started, result if isinstance(result, dict) else None))
+    found = {
+        "seconds": time.perf_counter() - started,
+        "core_seconds": _core_seconds() - core_started,
+        "result": result if isinstance(result, dict) else None,
+    }
+    sender.send(found)
+
+
+def _core_seconds() -> float:
+    """Of this process and of its children that have ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def _tree_gigabytes(root: int | None) -> float:

@@ -1,8 +1,8 @@
 """Validates the records of a block: the second step of reading a dump.
 
-In: a `Block` of `dumps.py`, in one of the FORMATS or with named columns. Out: the columns of its
-usable reviews, and for every other record the reason why it is not. Every record is checked by a
-msgspec struct; none is dropped silently.
+In: a `Block` of `dumps.py`, and what its dump calls our fields (`formats.py`). Out: the columns of
+its usable reviews, and for every other record the reason why it is not. Every record is checked by
+a msgspec struct; none is dropped silently.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import functools
 import io
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, NamedTuple
 
@@ -19,55 +19,9 @@ import polars as pl
 
 from sasnet_jax.cli import UserError
 from sasnet_jax.data import dumps
-from sasnet_jax.data.dumps import Block, Dump
+from sasnet_jax.data.dumps import Block
+from sasnet_jax.data.formats import Columns
 
-# What we call it -> what the dump calls it.
-FORMATS = {
-    "Yelp": {
-        "review_id": "review_id",
-        "user_id": "user_id",
-        "business_id": "business_id",
-        "stars": "stars",
-        "text": "text",
-        "date": "date",
-    },
-    "Amazon 2014/2018": {
-        "review_id": "review_id",
-        "user_id": "reviewerID",
-        "business_id": "asin",
-        "stars": "overall",
-        "text": "reviewText",
-        "date": "unixReviewTime",
-    },
-    "Amazon 2023": {
-        "review_id": "review_id",
-        "user_id": "user_id",
-        "business_id": "parent_asin",
-        "stars": "rating",
-        "text": "text",
-        "date": "timestamp",
-    },
-}
-BUSINESS_FORMATS = {
-    "Yelp": {
-        "business_id": "business_id",
-        "name": "name",
-        "city": "city",
-        "categories": "categories",
-    },
-    "Amazon 2018": {
-        "business_id": "asin",
-        "name": "title",
-        "city": "city",
-        "categories": "category",
-    },
-    "Amazon 2023": {
-        "business_id": "parent_asin",
-        "name": "title",
-        "city": "city",
-        "categories": "categories",
-    },
-}
 # Reasons to leave out a review that is not malformed.
 EMPTY_TEXT = "empty text"
 REPEATED_ID = "repeated id"
@@ -97,6 +51,8 @@ SCANNED: dict[str, pl.DataType] = {
     "text_length": pl.Int32(),
     "id_hash": pl.UInt64(),
 }
+_WRITTEN = {name: kind for name, kind in SCANNED.items() if name != "id_hash"}
+_WRITTEN |= {"date": pl.String(), "review_id": pl.String()}  # as the dump has them
 REJECTED: dict[str, pl.DataType] = {"line": pl.Int64(), "reason": pl.String()}
 BUSINESSES: dict[str, pl.DataType] = {
     "line": pl.Int64(),
@@ -106,11 +62,9 @@ BUSINESSES: dict[str, pl.DataType] = {
     "categories": pl.List(pl.String()),
 }
 _LATEST_SECONDS = 1e11  # a date is in milliseconds beyond this, the year 5138
-_PIECE_BYTES = 1 << 18  # of lines that, with all they decode to, stay in the cache: twice as fast
+_PIECE_BYTES = 1 << 19  # of lines that, with all they decode to, stay in the cache: twice as fast
 _EPOCH = re.compile(r"\d{9,}(\.\d*)?")  # eight digits are YYYYMMDD
 _CONTROL_CHARACTERS = r"[\x00-\x1f\x7f]"
-
-Columns = tuple[tuple[str, str], ...]  # our name and the dump's, of every field
 
 
 class _Decoded(NamedTuple):
@@ -182,44 +136,21 @@ def _decoder(kind: type[msgspec.Struct]) -> msgspec.json.Decoder:
 
 def scan_block(block: Block, columns: Columns) -> tuple[pl.DataFrame, pl.DataFrame, int]:
     """The usable reviews of a block (SCANNED), its rejects (REJECTED), and its newlines."""
-    newlines = 0
-    lines: list[int] = []
-    users: list[str] = []
-    businesses: list[str] = []
-    stars: list[float] = []
-    dates: list[Any] = []
-    lengths: list[int] = []
-    ids: list[str | None] = []
+    parts = [pl.DataFrame(schema=_WRITTEN)]
     rejected: list[tuple[int, str]] = []
+    newlines = 0
     for decoded in _decode(block, _struct(_REVIEW_FIELDS, columns)):
-        reviews = decoded.structs
-        texts = [review.text for review in reviews]
-        lines += decoded.lines
-        users += [review.user_id for review in reviews]
-        businesses += [review.business_id for review in reviews]
-        stars += [review.stars for review in reviews]
-        dates += [review.date for review in reviews]
-        lengths += [len(text) if text and not text.isspace() else 0 for text in texts]
-        ids += [review.review_id or None for review in reviews]
+        parts.append(_as_written(decoded))
         rejected += decoded.rejects
         newlines += decoded.newlines
-    date, unreadable = _parse_dates(dates)
-    id_series = pl.Series(ids, dtype=pl.String)
-    table = pl.DataFrame(
-        {
-            "line": lines,
-            "user_id": users,
-            "business_id": businesses,
-            "stars": stars,
-            "date": date,
-            "text_length": lengths,
-            "id_hash": id_series.hash().set(id_series.is_null(), None),
-        },
-        schema=SCANNED,
-    )
-    control_character = table["user_id"].str.contains(_CONTROL_CHARACTERS)
-    control_character |= table["business_id"].str.contains(_CONTROL_CHARACTERS)
-    empty = table["text_length"] == 0
+    written = pl.concat(parts, rechunk=True)
+    date, unreadable = _parse_dates(written["date"])
+    ids = written["review_id"]
+    table = written.with_columns(date, ids.hash().set(ids.is_null(), None).alias("id_hash"))
+    table = table.select(*SCANNED)
+    control_character = written["user_id"].str.contains(_CONTROL_CHARACTERS)
+    control_character |= written["business_id"].str.contains(_CONTROL_CHARACTERS)
+    empty = written["text_length"] == 0
     rejects = pl.DataFrame(rejected, schema=REJECTED, orient="row")
     usable = ~(unreadable | control_character | empty)
     if not usable.all():
@@ -233,6 +164,24 @@ def scan_block(block: Block, columns: Columns) -> tuple[pl.DataFrame, pl.DataFra
         found = table.select("line", reason.alias("reason")).filter(~usable)
         table, rejects = table.filter(usable), pl.concat([rejects, found]).sort("line")
     return table, rejects, newlines
+
+
+def _as_written(decoded: _Decoded) -> pl.DataFrame:
+    """The columns of consecutive records (_WRITTEN)."""
+    reviews = decoded.structs
+    texts = [review.text for review in reviews]
+    return pl.DataFrame(
+        {
+            "line": decoded.lines,
+            "user_id": [review.user_id for review in reviews],
+            "business_id": [review.business_id for review in reviews],
+            "stars": [review.stars for review in reviews],
+            "date": _date_texts([review.date for review in reviews]),
+            "text_length": [len(text) if text and not text.isspace() else 0 for text in texts],
+            "review_id": [review.review_id or None for review in reviews],
+        },
+        schema=_WRITTEN,
+    )
 
 
 def read_texts(block: Block, columns: Columns, lines: list[int]) -> pl.DataFrame:
@@ -269,26 +218,33 @@ def read_businesses(block: Block, columns: Columns) -> tuple[pl.DataFrame, pl.Da
     return businesses, pl.DataFrame(rejected, schema=REJECTED, orient="row"), newlines
 
 
-def _parse_dates(values: list[str | int | float | None]) -> tuple[pl.Series, pl.Series]:
-    """Dates in UTC, null where there is none; and which of them cannot be read."""
+def _date_texts(dates: list[str | int | float | None]) -> pl.Series:
+    """Dates as a dump would write them between quotes."""
     try:
-        texts = pl.Series(values, dtype=pl.String)
+        return pl.Series(dates, dtype=pl.String)
     except (TypeError, OverflowError):  # numbers among them
-        texts = pl.Series([v if isinstance(v, str) else None for v in values], dtype=pl.String)
+        texts = [
+            f"{date:.6f}".rstrip("0").rstrip(".") if isinstance(date, float) else date
+            for date in dates
+        ]
+        return pl.Series([None if text is None else str(text) for text in texts], dtype=pl.String)
+
+
+def _parse_dates(texts: pl.Series) -> tuple[pl.Series, pl.Series]:
+    """Dates in UTC, null where there is none; and which of them cannot be read."""
     dates = texts.str.to_datetime("%Y-%m-%d %H:%M:%S", time_unit="us", strict=False, cache=False)
     # Polars knows the years 0 and 10000, Python does not.
     dates = dates.set(~dates.is_between(datetime.min, datetime.max), None)
-    odd = [index for index in dates.is_null().arg_true() if values[index] not in (None, "")]
-    parsed = [_parse_date(values[index]) for index in odd]
-    unreadable = [index for index, date in zip(odd, parsed, strict=True) if date is None]
-    none = pl.repeat(False, len(values), eager=True)
-    return dates.scatter(odd, parsed), none.scatter(unreadable, True)
+    odd = (dates.is_null() & (texts != "")).arg_true()
+    parsed = pl.Series([_parse_date(text) for text in texts[odd]], dtype=dates.dtype)
+    none = pl.repeat(False, len(texts), eager=True)
+    return dates.scatter(odd, parsed), none.scatter(odd.filter(parsed.is_null()), True)
 
 
-def _parse_date(value: Any) -> datetime | None:
+def _parse_date(text: str) -> datetime | None:
     """A date in ISO 8601 or in (milli)seconds since 1970, as UTC; None if it is neither."""
+    text = text.strip()
     with contextlib.suppress(ValueError, OverflowError, OSError):
-        text = value.strip() if isinstance(value, str) else f"{value:.6f}".rstrip("0").rstrip(".")
         if _EPOCH.fullmatch(text):
             seconds = float(text)
             if abs(seconds) > _LATEST_SECONDS:
@@ -307,54 +263,3 @@ def _category_names(categories: str | list[str | list[str]] | None) -> list[str]
         [part] if isinstance(part, str) else part for part in categories or ()
     )
     return list(dict.fromkeys(name.strip() for name in names if name.strip()))
-
-
-def recognise_reviews(dump: Dump, given: Mapping[str, str]) -> tuple[str, Columns]:
-    """The name of a dump's format, and its column of each field.
-
-    Args:
-      dump: of reviews.
-      given: what the dump calls some fields, where no known format fits.
-
-    Raises:
-      UserError: the dump has not the columns of any format.
-    """
-    formats = {name: {**names, **given} for name, names in FORMATS.items()}
-    required = dict.fromkeys(("user_id", "business_id", "stars", "text", *given))
-    name, columns = _recognise(dump, formats, tuple(required))
-    return "named columns" if given else name, columns
-
-
-def recognise_businesses(dump: Dump) -> tuple[str, Columns]:
-    """The same for a dump of businesses."""
-    return _recognise(dump, BUSINESS_FORMATS, ("business_id",))
-
-
-def _recognise(
-    dump: Dump, formats: dict[str, dict[str, str]], required: Sequence[str]
-) -> tuple[str, Columns]:
-    present = dump.columns(_keys)
-    for name, names in formats.items():
-        if all(names[field] in present for field in required):
-            return name, tuple(names.items())
-    if not dump.head and dump.kind != "parquet":
-        return "empty file", tuple(next(iter(formats.values())).items())
-    if not present:
-        raise UserError(f"{dump.path}, line 1: neither a JSON object nor the header of a CSV file")
-    known = "; ".join(
-        f"{name}: {', '.join(names[field] for field in required)}"
-        for name, names in formats.items()
-    )
-    columns = ", ".join(name[:40] for name in sorted(present)[:20] if name.isprintable())
-    columns = columns or "no readable name: is it compressed or binary?"
-    raise UserError(
-        f"{dump.path}, line 1: malformed or of no known format ({known}); it has the columns "
-        f"{columns}: name them by --user_column, --text_column, ..."
-    )
-
-
-def _keys(line: bytes) -> set[str]:
-    try:
-        return set(msgspec.json.decode(line, type=dict[str, msgspec.Raw]))
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return set()

@@ -25,9 +25,9 @@ from loky import ProcessPoolExecutor
 from tqdm import tqdm
 
 from sasnet_jax.cli import UserError
-from sasnet_jax.data import dumps, filters, records
+from sasnet_jax.data import dumps, filters, formats, records
 from sasnet_jax.data.dumps import Block
-from sasnet_jax.data.records import Columns
+from sasnet_jax.data.formats import Columns
 
 REJECTS: dict[str, pl.DataType] = {"file": pl.String(), **records.REJECTED}
 _WORTH_PROCESSES = 32 << 20  # bytes of input from which on starting processes pays
@@ -61,7 +61,7 @@ class ReviewDumps:
 
     def __init__(self, paths: Sequence[Path], columns: Mapping[str, str]):
         self._dumps = [dumps.open_dump(path, "review") for path in paths]
-        found = [records.recognise_reviews(dump, columns) for dump in self._dumps]
+        found = [formats.recognise_reviews(dump, columns) for dump in self._dumps]
         self.formats = [name for name, _ in found]
         self._columns = [names for _, names in found]
         names = [path.name for path in paths]
@@ -180,9 +180,13 @@ class ReviewDumps:
             yield itertools.starmap
             return
         cores = len(os.sched_getaffinity(0))
-        interrupts = (signal.SIGINT, signal.SIG_IGN)  # the parent stops its workers
+        with_one_thread: dict[str, Any] = {
+            "env": {"POLARS_MAX_THREADS": "1"},
+            "initializer": signal.signal,
+            "initargs": (signal.SIGINT, signal.SIG_IGN),  # the parent stops its workers
+        }
         try:
-            with ProcessPoolExecutor(cores, initializer=signal.signal, initargs=interrupts) as pool:
+            with ProcessPoolExecutor(cores, **with_one_thread) as pool:
                 yield functools.partial(_starmap, pool, cores * _BLOCKS_AHEAD)
         except BrokenProcessPool:
             raise UserError("a process that read the dumps was killed: out of memory?") from None
@@ -198,7 +202,7 @@ def read_businesses(path: Path, max_reject_fraction: float) -> tuple[pl.DataFram
       UserError: the file is missing or damaged, or too many records are malformed.
     """
     dump = dumps.open_dump(path, "business")
-    _, columns = records.recognise_businesses(dump)
+    _, columns = formats.recognise_businesses(dump)
     businesses = [pl.DataFrame(schema=records.BUSINESSES)]
     rejects = [pl.DataFrame(schema=REJECTS)]
     before = 0

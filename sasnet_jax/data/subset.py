@@ -1,14 +1,7 @@
 """Chooses the fewest reviews that give enough users and businesses enough of them.
 
-In: who reviewed whom. Out: the reviews to keep, by the paper's linear programme (section 2.1). For
-each review e, a user u and a business v:
-
-    min sum x_e   with   sum_{e of u} x_e >= a y_u,   sum u y_u >= N,
-                         sum_{e of v} x_e >= b z_v,   sum v z_v >= M,   y and z in {0, 1}:
-
-N users have at least a of the reviews kept, and M businesses at least b. Once y and z are fixed,
-the rows are those of a bipartite graph, hence totally unimodular: the linear programme in x has a
-whole-numbered optimum, and a solver that ends in a vertex finds it.
+In: who reviewed whom. Out: the reviews to keep, by the paper's linear programme (section 2.1;
+`subset_programmes.py`).
 
 The problem is first reduced to users and businesses that overlap so much that they can supply each
 other (`_overlapping`), and to those of their reviews that can matter. Where that reaches
@@ -18,47 +11,28 @@ is always that of the full problem.
 """
 
 import dataclasses
-import math
 import time
-from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import polars as pl
-import pulp
 import scipy.sparse
 from jaxtyping import Bool, Float, Int
 from scipy.sparse.csgraph import maximum_flow
 
 from sasnet_jax.cli import UserError
+from sasnet_jax.data.subset_programmes import (
+    Demand,
+    Graph,
+    Sets,
+    choose_reviews,
+    choose_sets,
+    solver_name,
+)
 
 _KEPT_PER_DEMAND = 3  # reviews that a reduction keeps for each one that is demanded
 _SLACK = 1.2  # of the users and businesses that a large mixed problem may choose from
 _MOST_ROUNDS = 50  # of _overlapping and within it, which settle after a few
-_COST_OF_A_REVIEW = 1e3  # large beside the solver's tolerances, so that tiny discounts count
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Demand:
-    """How many users and businesses must have how many of the chosen reviews."""
-
-    users: int
-    user_reviews: int
-    businesses: int
-    business_reviews: int
-
-    @property
-    def lower_bound(self) -> int:
-        """No choice is smaller, whatever the reviews."""
-        return max(self.users * self.user_reviews, self.businesses * self.business_reviews)
-
-
-class Graph(NamedTuple):
-    """Reviews e as edges between users and businesses, both numbered from 0."""
-
-    user: Int[np.ndarray, "e"]
-    business: Int[np.ndarray, "e"]
-    length: Int[np.ndarray, "e"]  # of the text, characters
 
 
 def graph_of(reviews: pl.DataFrame) -> Graph:
@@ -117,18 +91,11 @@ def choose(
         "objective": int(keep.sum()),
         "lower_bound": bound,
         "gap": (int(keep.sum()) - bound) / bound,
-        "solver": _solver(seconds, mixed=False).name,
+        "solver": solver_name(seconds),
         "prefer": prefer,
         "seconds": round(time.monotonic() - started, 1),
     }
     return Choice(keep, report)
-
-
-class _Sets(NamedTuple):
-    """The users and businesses that shall have enough reviews: y and z."""
-
-    users: Bool[np.ndarray, "u"]
-    businesses: Bool[np.ndarray, "v"]
 
 
 def _refuse_infeasible(graph: Graph, demand: Demand) -> None:
@@ -151,7 +118,7 @@ def _choose_from_overlap(
     """The best choice for the users and businesses that overlap most; out of time, any for them."""
     sets = _overlapping(graph, demand)
     part = _reviews_that_matter(graph, sets, demand)
-    kept = _choose_reviews(_part_of(graph, part), sets, demand, prefer, deadline)
+    kept = choose_reviews(_part_of(graph, part), sets, demand, prefer, deadline)
     if kept is not None:
         return np.isin(np.arange(graph.user.size), part[kept])
     return _longest_of_each(_ranked(graph, sets), demand)
@@ -161,12 +128,12 @@ def _improve(
     graph: Graph, demand: Demand, prefer: str, deadline: float, best: Bool[np.ndarray, "e"]
 ) -> tuple[Bool[np.ndarray, "e"], int]:
     """Solves the mixed problem for a better choice than `best`; also returns a bound of all."""
-    sets, bound = _choose_sets(graph, demand, int(best.sum()), deadline)
-    kept = _choose_reviews(graph, sets, demand, prefer, deadline) if sets else None
+    sets, bound = choose_sets(graph, demand, int(best.sum()), deadline)
+    kept = choose_reviews(graph, sets, demand, prefer, deadline) if sets else None
     return (best if kept is None or kept.sum() >= best.sum() else kept), bound
 
 
-def _overlapping(graph: Graph, demand: Demand) -> _Sets:
+def _overlapping(graph: Graph, demand: Demand) -> Sets:
     """As many users and businesses as demanded, that can supply each other if possible.
 
     In turns, the users with most reviews of the chosen businesses, and the businesses with most
@@ -182,7 +149,7 @@ def _overlapping(graph: Graph, demand: Demand) -> _Sets:
         missing = short.users.sum() + short.businesses.sum()
         if missing < least:
             best, least = sets, missing
-        able = _Sets(able.users & ~short.users, able.businesses & ~short.businesses)
+        able = Sets(able.users & ~short.users, able.businesses & ~short.businesses)
         enough = able.users.sum() >= demand.users and able.businesses.sum() >= demand.businesses
         if not missing or not enough:
             break
@@ -190,14 +157,14 @@ def _overlapping(graph: Graph, demand: Demand) -> _Sets:
     return best
 
 
-def _able(graph: Graph, demand: Demand) -> _Sets:
-    return _Sets(
+def _able(graph: Graph, demand: Demand) -> Sets:
+    return Sets(
         np.bincount(graph.user) >= demand.user_reviews,
         np.bincount(graph.business) >= demand.business_reviews,
     )
 
 
-def _settled(graph: Graph, demand: Demand, able: _Sets, slack: float = 1.0) -> _Sets:
+def _settled(graph: Graph, demand: Demand, able: Sets, slack: float = 1.0) -> Sets:
     """Those of the `able` that overlap most; `slack` times as many as demanded."""
     users, businesses = np.zeros_like(able.users), able.businesses
     for _ in range(_MOST_ROUNDS):
@@ -208,7 +175,7 @@ def _settled(graph: Graph, demand: Demand, able: _Sets, slack: float = 1.0) -> _
         businesses = _largest(of_businesses, able.businesses, slack * demand.businesses)
         if (users == before).all():
             break
-    return _Sets(users, businesses)
+    return Sets(users, businesses)
 
 
 def _largest(
@@ -224,7 +191,7 @@ def _part_of(graph: Graph, rows: Int[np.ndarray, "part"]) -> Graph:
     return Graph(*(column[rows] for column in graph))
 
 
-def _going_short(graph: Graph, sets: _Sets, demand: Demand) -> _Sets:
+def _going_short(graph: Graph, sets: Sets, demand: Demand) -> Sets:
     """Which of the side that needs fewer reviews cannot have them from the other side alone.
 
     A maximum flow through the reviews that the sets have in common: each user gives up to a,
@@ -248,17 +215,17 @@ def _going_short(graph: Graph, sets: _Sets, demand: Demand) -> _Sets:
         dtype=np.int32,
     )
     flow = maximum_flow(network, source, sink).flow
-    supplied = _Sets(np.zeros_like(sets.users), np.zeros_like(sets.businesses))
+    supplied = Sets(np.zeros_like(sets.users), np.zeros_like(sets.businesses))
     given = flow[source].toarray()[0, of_users] == demand.user_reviews
     taken = -flow[sink].toarray()[0, of_businesses] == demand.business_reviews
     supplied.users[users[given]] = True
     supplied.businesses[businesses[taken]] = True
     if demand.users * demand.user_reviews >= demand.businesses * demand.business_reviews:
-        return _Sets(np.zeros_like(sets.users), sets.businesses & ~supplied.businesses)
-    return _Sets(sets.users & ~supplied.users, np.zeros_like(sets.businesses))
+        return Sets(np.zeros_like(sets.users), sets.businesses & ~supplied.businesses)
+    return Sets(sets.users & ~supplied.users, np.zeros_like(sets.businesses))
 
 
-def _reviews_that_matter(graph: Graph, sets: _Sets, demand: Demand) -> Int[np.ndarray, "part"]:
+def _reviews_that_matter(graph: Graph, sets: Sets, demand: Demand) -> Int[np.ndarray, "part"]:
     """The longest reviews that `sets` have in common, and of each entity as many as demanded."""
     ranked = _ranked(graph, sets)
     matter = ranked.user < _KEPT_PER_DEMAND * demand.user_reviews
@@ -277,7 +244,7 @@ class _Ranked(NamedTuple):
     business: Float[np.ndarray, "e"]
 
 
-def _ranked(graph: Graph, sets: _Sets) -> _Ranked:
+def _ranked(graph: Graph, sets: Sets) -> _Ranked:
     user_in, business_in = sets.users[graph.user], sets.businesses[graph.business]
     common = user_in & business_in
     of_user, of_business = (
@@ -301,121 +268,3 @@ def _rank(group: Int[np.ndarray, "e"], *keys: np.ndarray) -> Int[np.ndarray, "e"
     rank = np.empty(group.size, np.int64)
     rank[order] = np.arange(group.size) - starts[group[order]]
     return rank
-
-
-def _choose_sets(
-    graph: Graph, demand: Demand, fewer_than: int, deadline: float
-) -> tuple[_Sets | None, int]:
-    """Solves the mixed problem for a choice of fewer than so many reviews.
-
-    Returns:
-      The sets of the best one found, or None, and a lower bound of every choice.
-    """
-    problem = pulp.LpProblem("sets")
-    x = _variables(problem, "x", graph.user.size)
-    y = _meet_often(problem, x, graph.user, demand.users, demand.user_reviews)
-    z = _meet_often(problem, x, graph.business, demand.businesses, demand.business_reviews)
-    problem.setObjective(pulp.lpSum(x))
-    problem += pulp.lpSum(x) <= fewer_than - 1
-    found = _solve(problem, deadline)
-    if problem.sol_status == pulp.LpSolutionInfeasible:
-        return None, fewer_than  # proven: what is known is optimal
-    sets = _Sets(_values(y) > 0.5, _values(z) > 0.5) if found else None
-    return sets, min(_proven_bound(problem), fewer_than)
-
-
-def _choose_reviews(
-    graph: Graph, sets: _Sets, demand: Demand, prefer: str, deadline: float
-) -> Bool[np.ndarray, "e"] | None:
-    """Solves the linear programme that is left once the sets are fixed; None: out of time.
-
-    Preference enters the cost as so small a discount that it can never outweigh one review.
-    """
-    problem = pulp.LpProblem("reviews")
-    x = _variables(problem, "x", graph.user.size)
-    _meet_always(problem, x, graph.user, sets.users, demand.user_reviews)
-    _meet_always(problem, x, graph.business, sets.businesses, demand.business_reviews)
-    most = sets.users.sum() * demand.user_reviews + sets.businesses.sum() * demand.business_reviews
-    discount = graph.length / (2 * most * graph.length.max()) if prefer == "longer" else 0
-    cost = _COST_OF_A_REVIEW * (1 - np.broadcast_to(discount, graph.user.shape))
-    problem.setObjective(pulp.lpDot(cost.tolist(), x))
-    if not _solve(problem, deadline):
-        return None
-    keep = _values(x) > 0.5
-    users = np.bincount(graph.user[keep], minlength=sets.users.size)
-    businesses = np.bincount(graph.business[keep], minlength=sets.businesses.size)
-    enough = (users >= demand.user_reviews).sum() >= demand.users
-    enough &= (businesses >= demand.business_reviews).sum() >= demand.businesses
-    return keep if enough else None
-
-
-def _variables(
-    problem: pulp.LpProblem, name: str, count: int, category: str = pulp.LpContinuous
-) -> list[pulp.LpVariable]:
-    return [problem.add_variable(f"{name}{i}", 0, 1, category) for i in range(count)]
-
-
-def _reviews_of_each(
-    x: list[pulp.LpVariable], entity: Int[np.ndarray, "e"]
-) -> Iterator[list[tuple[pulp.LpVariable, int]]]:
-    """For each entity the terms of its sum of x."""
-    order = np.argsort(entity, kind="stable")
-    for edges in np.split(order, np.cumsum(np.bincount(entity))[:-1]):
-        yield [(x[edge], 1) for edge in edges]
-
-
-def _meet_often(problem, x, entity: Int[np.ndarray, "e"], wanted: int, each: int):
-    """Demands `each` reviews of at least `wanted` entities; returns the entities' variables."""
-    count = int(entity.max()) + 1
-    chosen = _variables(problem, f"entity{problem.numConstraints()}_", count, pulp.LpBinary)
-    for variable, terms in zip(chosen, _reviews_of_each(x, entity), strict=True):
-        if len(terms) < each:
-            variable.upBound = 0
-        else:
-            expression = pulp.LpAffineExpression([*terms, (variable, -each)])
-            problem.addConstraint(pulp.LpConstraint(expression, pulp.LpConstraintGE, rhs=0))
-    problem += pulp.lpSum(chosen) >= wanted
-    return chosen
-
-
-def _meet_always(problem, x, entity: Int[np.ndarray, "e"], chosen, each: int) -> None:
-    """Demands `each` reviews of every chosen entity."""
-    for required, terms in zip(chosen, _reviews_of_each(x, entity), strict=False):
-        if required:
-            expression = pulp.LpAffineExpression(terms)
-            problem.addConstraint(pulp.LpConstraint(expression, pulp.LpConstraintGE, rhs=each))
-
-
-def _values(variables: list[pulp.LpVariable]) -> Float[np.ndarray, "n"]:
-    return np.array([variable.varValue for variable in variables], float)
-
-
-def _solver(seconds: float, mixed: bool) -> pulp.LpSolver:
-    """HiGHS, or the CBC that PuLP ships where HiGHS is not installed."""
-    # Interior points, then crossover to a vertex: 17 s where the simplex method needs minutes.
-    options = {"gapRel": 0, "gapAbs": 0.5} if mixed else {"solver": "ipm"}
-    highs = pulp.HiGHS(msg=False, timeLimit=seconds, **options)
-    if highs.available():
-        return highs
-    shipped = pulp.PULP_CBC_CMD.pulp_cbc_path
-    return pulp.COIN_CMD(msg=False, timeLimit=seconds, gapRel=0, gapAbs=0.5, path=shipped)
-
-
-def _solve(problem: pulp.LpProblem, deadline: float) -> bool:
-    """Whether a solution was found before the deadline, though not always the best one."""
-    seconds = max(deadline - time.monotonic(), 1.0)
-    try:
-        problem.solve(_solver(seconds, mixed=bool(problem.isMIP())))
-    except IndexError:  # PuLP reads HiGHS's solution without asking whether there is one
-        return False
-    return problem.sol_status in (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible)
-
-
-def _proven_bound(problem: pulp.LpProblem) -> int:
-    """A lower bound of the whole-numbered optimum, from the solver's own proof."""
-    highs = problem.solverModel
-    if highs is not None:
-        bound = highs.getInfo().mip_dual_bound
-        return math.ceil(bound - 1e-6) if math.isfinite(bound) else 0
-    optimal = problem.sol_status == pulp.LpSolutionOptimal
-    return round(pulp.value(problem.objective)) if optimal else 0

@@ -215,6 +215,7 @@ def test_dates_in_every_shape_are_read_as_utc(tmp_path, suffix):
     same += ["2018-07-08T03:39:11+05:30", "2018-07-07 17:09:11-05:00", 1000 * seconds]
     dates = dict.fromkeys([*same, str(seconds), f"{seconds}000"], moment) | {
         "2018-07-07T22:09:11.250Z": moment.replace(microsecond=250_000),
+        seconds + 0.5: moment.replace(microsecond=500_000),
         "2018-07-07": datetime(2018, 7, 7),
         "": None,
     }
