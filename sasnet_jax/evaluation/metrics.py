@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, Int8
-from sklearn.metrics import confusion_matrix
 
 from sasnet_jax.data.corpus import CLASS_NAMES
 
@@ -35,9 +34,8 @@ def summarize(
     """
     classes = probability.shape[1]
     predicted = probability.argmax(axis=1)
-    confusion = np.zeros((classes, classes), int)
-    if label.size:
-        confusion = confusion_matrix(label, predicted, labels=np.arange(classes))
+    pairs = np.bincount(classes * label.astype(int) + predicted, minlength=classes**2)
+    confusion = pairs.reshape(classes, classes)
     per_class = _per_class(confusion)
     support, f1, recall = (
         np.array([one[name] or 0.0 for one in per_class.values()])

@@ -3,11 +3,11 @@
 import json
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
 
 def learning_curve(run: Path) -> None:
     """Draws training loss and validation log-loss (nats), and validation accuracy, by epoch."""
+    from matplotlib.figure import Figure  # here, as it takes a second that no start should wait for
+
     lines = (run / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     epochs = [record["epoch"] for record in records]
