@@ -56,6 +56,7 @@ def test_every_model_is_shown_with_the_target_out_and_in(world, runs, tmp_path, 
 
 def test_the_sentence_is_arithmetic():
     numbers = {"majority": (0.4, 0.4), "weak": (0.4, 0.5), "good": (0.5, 0.7), "oracle": (0.8, 0.8)}
+    numbers |= {"bias": (0.5, 0.9), "good_stars": (0.5, 0.9)}  # there the leak is the label
     rows = [
         {
             "reading": "all",
