@@ -62,7 +62,10 @@ BUSINESSES: dict[str, pl.DataType] = {
     "categories": pl.List(pl.String()),
 }
 _LATEST_SECONDS = 1e11  # a date is in milliseconds beyond this, the year 5138
-_PIECE_BYTES = 1 << 19  # of lines that, with all they decode to, stay in the cache: twice as fast
+# Lines that are decoded together, and rows that become columns together: while they wait, they stay
+# in the cache.
+_PIECE_BYTES = 1 << 17
+_FRAME_ROWS = 1000
 _EPOCH = re.compile(r"\d{9,}(\.\d*)?")  # eight digits are YYYYMMDD
 _CONTROL_CHARACTERS = r"[\x00-\x1f\x7f]"
 
@@ -136,14 +139,19 @@ def _decoder(kind: type[msgspec.Struct]) -> msgspec.json.Decoder:
 
 def scan_block(block: Block, columns: Columns) -> tuple[pl.DataFrame, pl.DataFrame, int]:
     """The usable reviews of a block (SCANNED), its rejects (REJECTED), and its newlines."""
-    parts = [pl.DataFrame(schema=_WRITTEN)]
+    parts: list[pl.DataFrame] = []
+    rows: dict[str, list[Any]] = {name: [] for name in _WRITTEN}
     rejected: list[tuple[int, str]] = []
     newlines = 0
     for decoded in _decode(block, _struct(_REVIEW_FIELDS, columns)):
-        parts.append(_as_written(decoded))
+        for name, values in _as_written(decoded).items():
+            rows[name] += values
+        if len(rows["line"]) >= _FRAME_ROWS:
+            parts.append(_frame(rows))
+            rows = {name: [] for name in _WRITTEN}
         rejected += decoded.rejects
         newlines += decoded.newlines
-    written = pl.concat(parts, rechunk=True)
+    written = pl.concat([*parts, _frame(rows)], rechunk=True)
     date, unreadable = _parse_dates(written["date"])
     ids = written["review_id"]
     table = written.with_columns(date, ids.hash().set(ids.is_null(), None).alias("id_hash"))
@@ -166,22 +174,23 @@ def scan_block(block: Block, columns: Columns) -> tuple[pl.DataFrame, pl.DataFra
     return table, rejects, newlines
 
 
-def _as_written(decoded: _Decoded) -> pl.DataFrame:
+def _as_written(decoded: _Decoded) -> dict[str, Sequence[Any]]:
     """The columns of consecutive records (_WRITTEN)."""
     reviews = decoded.structs
     texts = [review.text for review in reviews]
-    return pl.DataFrame(
-        {
-            "line": decoded.lines,
-            "user_id": [review.user_id for review in reviews],
-            "business_id": [review.business_id for review in reviews],
-            "stars": [review.stars for review in reviews],
-            "date": _date_texts([review.date for review in reviews]),
-            "text_length": [len(text) if text and not text.isspace() else 0 for text in texts],
-            "review_id": [review.review_id or None for review in reviews],
-        },
-        schema=_WRITTEN,
-    )
+    return {
+        "line": decoded.lines,
+        "user_id": [review.user_id for review in reviews],
+        "business_id": [review.business_id for review in reviews],
+        "stars": [review.stars for review in reviews],
+        "date": [review.date for review in reviews],
+        "text_length": [len(text) if text and not text.isspace() else 0 for text in texts],
+        "review_id": [review.review_id or None for review in reviews],
+    }
+
+
+def _frame(rows: dict[str, list[Any]]) -> pl.DataFrame:
+    return pl.DataFrame({**rows, "date": _date_texts(rows["date"])}, schema=_WRITTEN)
 
 
 def read_texts(block: Block, columns: Columns, lines: list[int]) -> pl.DataFrame:
