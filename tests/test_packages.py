@@ -13,9 +13,14 @@ from embed_torch.config import EmbedConfig
 from sasnet_jax.baselines import BaselinesConfig
 from sasnet_jax.evaluate import EvaluateConfig
 from sasnet_jax.prepare import PrepareConfig
+from sasnet_jax.runs import RunsConfig
+from sasnet_jax.sweep import SweepConfig
 from sasnet_jax.training.config import TrainConfig
 
-CONFIGS = (EmbedConfig, PrepareConfig, TrainConfig, EvaluateConfig, BaselinesConfig)
+CONFIGS = (
+    *(EmbedConfig, PrepareConfig, TrainConfig, EvaluateConfig, BaselinesConfig),
+    *(RunsConfig, SweepConfig),
+)
 
 
 def _modules(package) -> list[str]:
