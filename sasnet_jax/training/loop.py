@@ -22,7 +22,7 @@ from sasnet_jax.cli import Preempted, UserError
 from sasnet_jax.data.corpus import Corpus
 from sasnet_jax.evaluation import metrics, predictions
 from sasnet_jax.files import sole_writer
-from sasnet_jax.training import batches, devices, plots, run_folder, step
+from sasnet_jax.training import batches, devices, run_folder, step
 from sasnet_jax.training.batches import Data
 from sasnet_jax.training.checkpoint import Checkpoints, Progress
 from sasnet_jax.training.config import TrainConfig
@@ -34,16 +34,21 @@ FIRST_STEP = "first step done"  # of this process; scripts/bench_train.py waits 
 Watch: TypeAlias = Callable[[dict[str, Any]], bool]
 
 
+class NotTrainable(UserError):
+    """These settings cannot be trained: the loss is not finite, or the device is too small."""
+
+
 def train(config: TrainConfig, watch: Watch = lambda record: False) -> None:
     """Trains, or resumes, the run in `config.output`.
 
     Args:
       config: the settings.
-      watch: is shown each epoch's line of metrics.jsonl, and ends the training by returning True.
+      watch: is shown each epoch's line of metrics.jsonl (of a resumed run first the last one that
+        is there), and ends the training by returning True.
 
     Raises:
-      UserError: inputs that do not fit, a folder in use, a loss that is not finite, or too little
-        memory on the device.
+      UserError: inputs that do not fit, or a folder in use.
+      NotTrainable: a loss that is not finite, or too little memory on the device.
       Preempted: SIGTERM came, and everything is saved.
     """
     devices.join(config.coordinator, config.processes, config.process)
@@ -68,6 +73,8 @@ def train(config: TrainConfig, watch: Watch = lambda record: False) -> None:
                 loop.run()
             finally:
                 signal.signal(signal.SIGTERM, handler)
+            if loop.stop_requested:  # too late for this run, but not for a caller with more to do
+                raise Preempted(f"{run} is complete")
 
 
 def predict(
@@ -113,7 +120,7 @@ def _enough_memory(config: TrainConfig, data: Data) -> Iterator[None]:
         reason = re.search(r"allocat\w* ([\d.]+ ?\w*)", str(error))
         tables = sum(table.nbytes for table in data.tables) / 1e9
         less = {"device": "sharded or host", "sharded": "host"}.get(config.table)
-        raise UserError(
+        raise NotTrainable(
             f"the device has too little memory ({reason[1] if reason else 'no'} more were asked "
             f"for; the tables take {tables:.1f} GB): "
             + (f"use --table={less}, or " if less else "")
@@ -158,6 +165,8 @@ class _Loop:
             print(f"run {self.run_folder} is already complete: best epoch {self._best()}")
             return
         first = self._epochs()
+        # Whatever `watch` said of the last epoch may have been lost with the process.
+        ended = any(map(self.watch, run_folder.read_metrics(self.run_folder)[-1:]))
         scalars = Scalars(self.run_folder, first + 1) if devices.is_writer() else None
         bar = tqdm(
             total=self.config.epochs,
@@ -168,7 +177,6 @@ class _Loop:
         )
         try:
             with jax.transfer_guard("disallow"), bar:
-                ended = False
                 while not ended and not self._finished():
                     self._train_epoch()
                     record = self._evaluate()
@@ -185,6 +193,8 @@ class _Loop:
             if scalars is not None:
                 scalars.close()
         if devices.is_writer():
+            from sasnet_jax.training import plots  # here: no start should wait for matplotlib
+
             plots.learning_curve(self.run_folder)
             print(f"{self.title}: best epoch {self._best()} -> {self.run_folder}")
 
@@ -221,7 +231,7 @@ class _Loop:
             self.state, bad = self.functions.train_chunk(self.state, self.data, order, *bounds)
             bad_step = int(jax.device_get(bad))
             if bad_step >= 0:
-                raise UserError(
+                raise NotTrainable(
                     f"the loss is not finite from step {bad_step} on (epoch {epoch + 1}): "
                     "lower --learning_rate, or look at the store for extreme values"
                 )
@@ -277,8 +287,7 @@ class _Loop:
         )
 
     def _finished(self) -> bool:
-        waited = self._epochs() - self.progress["best_epoch"]
-        return self._epochs() >= self.config.epochs or waited >= self.config.patience
+        return self.config.ends(self._epochs(), self.progress["best_epoch"])
 
     def _epochs(self) -> int:
         return self.progress["epochs_evaluated"]

@@ -1,15 +1,23 @@
-"""Pictures of a run: `plots/learning_curve.png` from its metrics.jsonl."""
+"""Pictures of runs: learning curves from their metrics.jsonl."""
 
-import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+
+from sasnet_jax.files import replacing
+from sasnet_jax.training import run_folder
 
 
 def learning_curve(run: Path) -> None:
-    """Draws training loss and validation log-loss (nats), and validation accuracy, by epoch."""
-    from matplotlib.figure import Figure  # here, as it takes a second that no start should wait for
+    """Draws training loss and validation log-loss (nats), and validation accuracy, by epoch.
 
-    lines = (run / "metrics.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
+    Writes `plots/learning_curve.png` into the run.
+    """
+    records = run_folder.read_metrics(run)
     epochs = [record["epoch"] for record in records]
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     losses, accuracies = figure.subplots(1, 2)
@@ -27,3 +35,29 @@ def learning_curve(run: Path) -> None:
     figure.suptitle(run.resolve().name + (", target included (leaky)" if leaky else ""))
     (run / "plots").mkdir(exist_ok=True)
     figure.savefig(run / "plots" / "learning_curve.png", dpi=120)
+
+
+def learning_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
+    """Draws validation log-loss (nats) and accuracy of several runs by epoch, into one PNG file.
+
+    Args:
+      runs: for each label the records of a metrics.jsonl.
+      path: the file to write, atomically.
+    """
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    few = len(runs) <= 10
+    colours = (
+        colormaps["tab10"](range(10)) if few else colormaps["turbo"](np.linspace(0, 1, len(runs)))
+    )
+    names = ("validation_log_loss", "validation_accuracy")
+    for axes, name in zip(figure.subplots(1, 2), names, strict=True):
+        axes.set_prop_cycle(color=colours)
+        for label, records in runs.items():
+            epochs = [record["epoch"] for record in records]
+            axes.plot(epochs, [record[name] for record in records], ".-", ms=3, label=label)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(name.replace("_", " "))
+    labels = axes.get_legend_handles_labels()
+    figure.legend(*labels, loc="outside right center", frameon=False, fontsize="small")
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=120)

@@ -168,6 +168,20 @@ def cut_metrics(run: Path, epochs: int) -> None:
         file.writelines(lines[:epochs])
 
 
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, one an epoch; a last one that is being written is left out.
+
+    Raises:
+      UserError: it is damaged.
+    """
+    path = run / "metrics.jsonl"
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError:
+        raise UserError(f"{path} is damaged: train again into a new folder") from None
+
+
 def append_metrics(run: Path, record: dict[str, Any]) -> None:
     """Adds one line to metrics.jsonl."""
     with (run / "metrics.jsonl").open("a") as file:
