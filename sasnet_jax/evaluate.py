@@ -103,7 +103,7 @@ class _Predictor:
     """The best parameters of a run, compiled once."""
 
     def __init__(self, folder: Path, config: TrainConfig, data: Data):
-        self.config, self.mesh = config, devices.mesh_for(config.batch_size)
+        self.config, self.mesh = config, devices.mesh_of_all()
         self.functions = step.build(config, self.mesh, data.embedding_dim, total_steps=1)
         checkpoints = Checkpoints(folder, read_only=True)
         params = checkpoints.restore_best(jax.device_get(self.functions.init().params))

@@ -19,9 +19,10 @@ def dropout(x: Float[Array, "..."], rate: float, key: Key[Array, ""] | None) -> 
     dropped = round(rate * 256)
     if key is None or dropped == 0:
         return x
-    words = jax.random.bits(key, (-(-x.size // 4),), jnp.uint32)
-    octets = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(-1)[: x.size].reshape(x.shape)
-    return jnp.where(octets >= dropped, x * (256 / (256 - dropped)), 0)
+    rows, size = x.shape[0], x[0].size
+    words = jax.random.bits(key, (rows, -(-size // 4)), jnp.uint32)  # by rows, as devices share x
+    octets = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(rows, -1)[:, :size]
+    return jnp.where(octets.reshape(x.shape) >= dropped, x * (256 / (256 - dropped)), 0)
 
 
 def masked_mean(x: Float[Array, "b s d"], mask: Bool[Array, "b s"]) -> Float[Array, "b d"]:

@@ -44,6 +44,10 @@ class SASNet(nnx.Module):
     reviews a logistic regression on these few numbers beats every text model tried, so a network
     without them starts behind it (docs/findings.md).
 
+    `rate_reviews=True` adds a head that reads each review's own rating from its projected embedding
+    (`ratings`), for `--review_loss`: it teaches the projection what to look for, and plays no part
+    in a prediction (docs/findings.md).
+
     `encoder=False` is the DeepSets ablation (Zaheer et al. 2017): no attention anywhere, each side
     is the mean of its projected reviews.
 

@@ -6,6 +6,7 @@ damaged afterwards is set aside when a run goes on, and the one before it is tak
 """
 
 import logging
+import shutil
 import sys
 from pathlib import Path
 from typing import Any, TypedDict
@@ -15,6 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from sasnet_jax.cli import UserError
+from sasnet_jax.training import devices
 
 
 class Progress(TypedDict):
@@ -104,8 +106,11 @@ class Checkpoints:
         if not numbers:
             return
         self.close()
-        for number in numbers:
-            (self._folder / str(number)).rename(self._folder / f"damaged-{number}")
+        for number in numbers if devices.is_writer() else ():
+            aside = self._folder / f"damaged-{number}"
+            shutil.rmtree(aside, ignore_errors=True)
+            (self._folder / str(number)).rename(aside)
+        devices.wait_for_all("damaged checkpoints are set aside")
         self._open()
 
     def _restore(self, number: int, items: dict[str, Any]) -> Any:

@@ -115,6 +115,10 @@ class TrainConfig:
         for name in _NOT_NEGATIVE:
             if not 0 <= getattr(self, name) < math.inf:
                 raise UserError(f"--{name}={getattr(self, name)} must not be negative")
+        if self.dropout > 0.99:
+            raise UserError(f"--dropout={self.dropout} leaves nothing: at most 0.99")
+        if self.review_loss and self.target_review == "include":
+            raise UserError("--review_loss with --target_review=include learns held-out ratings")
         if not 0 <= self.seed < 2**31:
             raise UserError(f"--seed={self.seed} is not in [0, 2^31)")
         if self.classes not in CLASS_NAMES:

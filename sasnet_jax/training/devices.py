@@ -40,18 +40,21 @@ def is_writer() -> bool:
     return jax.process_index() == 0
 
 
+def mesh_of_all() -> Mesh:
+    """All devices of all processes."""
+    return Mesh(np.array(jax.devices()), (AXIS,))
+
+
 def mesh_for(batch_size: int) -> Mesh:
-    """All devices of all processes.
+    """All devices of all processes, to train on.
 
     Raises:
       UserError: a batch cannot be split over them evenly.
     """
-    devices = np.array(jax.devices())
-    if batch_size % devices.size:
-        raise UserError(
-            f"--batch_size={batch_size} is not a multiple of the {devices.size} devices"
-        )
-    return Mesh(devices, (AXIS,))
+    mesh = mesh_of_all()
+    if batch_size % mesh.size:
+        raise UserError(f"--batch_size={batch_size} is not a multiple of the {mesh.size} devices")
+    return mesh
 
 
 def place(mesh: Mesh, tree: Any, spec: PartitionSpec = EVERYWHERE) -> Any:
@@ -104,15 +107,15 @@ def constrain(mesh: Mesh, tree: Any, spec: PartitionSpec) -> Any:
     return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, spec))
 
 
-def agree(mine: bool, writers: int) -> tuple[bool, int]:
-    """What all processes go by: whether any says True, and the writer's number."""
+def from_every_process(*mine: int) -> np.ndarray:
+    """These numbers of every process, the writer's first: [processes, n]."""
     if jax.process_count() == 1:
-        return mine, writers
+        return np.array([mine])
     with jax.transfer_guard("allow"):
-        every = multihost_utils.process_allgather(np.array([mine, writers]))
-    return bool(every[:, 0].any()), int(every[0, 1])
+        return multihost_utils.process_allgather(np.array(mine))
 
 
 def wait_for_all(name: str) -> None:
     """Returns once every process is here."""
-    multihost_utils.sync_global_devices(name)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)

@@ -56,6 +56,8 @@ def train(config: TrainConfig, watch: Watch = lambda record: False) -> None:
     corpus, stores, data = run_folder.load_data(config)
     run = Path(config.output)
     corpus.refuse_missing_class(config.classes)
+    if not corpus.rows("validation").size:
+        raise UserError(f"corpus {corpus.folder} has no validation review to stop by")
     run_folder.refuse_foreign(run)
     with sole_writer(run) if devices.is_writer() else contextlib.nullcontext():
         description = run_folder.describe(run, config, corpus, stores)
@@ -117,12 +119,14 @@ def _enough_memory(config: TrainConfig, data: Data) -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        reason = re.search(r"allocat\w* ([\d.]+ ?\w*)", str(error))
+        asked = re.search(r"[\d.]+ ?(?:[KMGT]i?B|bytes)", str(error))
+        limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+        has = f"it has {limit / 1e9:.1f} GB, " if limit else ""
         tables = sum(table.nbytes for table in data.tables) / 1e9
         less = {"device": "sharded or host", "sharded": "host"}.get(config.table)
         raise NotTrainable(
-            f"the device has too little memory ({reason[1] if reason else 'no'} more were asked "
-            f"for; the tables take {tables:.1f} GB): "
+            f"the device has too little memory ({has}{asked[0] if asked else 'more'} more were "
+            f"asked for; the tables take {tables:.1f} GB): "
             + (f"use --table={less}, or " if less else "")
             + f"a smaller --batch_size than {config.batch_size}"
         ) from None
@@ -155,48 +159,58 @@ class _Loop:
         self.steps_per_chunk = 1
         self.rate = 0.0  # examples a second in the last chunk
         self.saved_at = time.monotonic()
-        self.saved_epochs = 0
+        self.saved_number = -1  # of steps and evaluations together
+        self.shown = ""  # of the last evaluation
         leaky = config.target_review == "include"
         self.title = f"training, {predictions.LEAKY}" if leaky else "training"
 
     def run(self) -> None:
         """Goes on until the last epoch, or until patience ends."""
-        if self._finished():
-            print(f"run {self.run_folder} is already complete: best epoch {self._best()}")
-            return
-        first = self._epochs()
-        # Whatever `watch` said of the last epoch may have been lost with the process.
-        ended = any(map(self.watch, run_folder.read_metrics(self.run_folder)[-1:]))
-        scalars = Scalars(self.run_folder, first + 1) if devices.is_writer() else None
-        bar = tqdm(
-            total=self.config.epochs,
-            initial=first,
-            desc=self.title,
-            unit="epoch",
-            disable=not devices.is_writer(),
-        )
         try:
-            with jax.transfer_guard("disallow"), bar:
-                while not ended and not self._finished():
-                    self._train_epoch()
-                    record = self._evaluate()
-                    if scalars is not None:
-                        self._show(record, scalars, bar)
-                    overdue = time.monotonic() - self.saved_at > self.config.checkpoint_seconds
-                    if devices.agree(overdue and devices.is_writer(), 0)[0]:
-                        self._save()
-                    ended = self.watch(record)
-            if self.saved_epochs < self._epochs():
-                self._save()
+            complete = self._finished()
+            if not complete:
+                self._train()
         finally:
             self.checkpoints.close()
-            if scalars is not None:
-                scalars.close()
         if devices.is_writer():
             from sasnet_jax.training import plots  # here: no start should wait for matplotlib
 
             plots.learning_curve(self.run_folder)
-            print(f"{self.title}: best epoch {self._best()} -> {self.run_folder}")
+            what = "already complete" if complete else self.title
+            print(f"{what}: best epoch {self._best()} -> {self.run_folder}")
+
+    def _train(self) -> None:
+        first = self._epochs()
+        # Whatever `watch` said of the last epoch may have been lost with the process.
+        ended = self._watched(run_folder.read_metrics(self.run_folder)[-1:])
+        scalars = Scalars(self.run_folder, first + 1) if devices.is_writer() else None
+        try:
+            with (
+                jax.transfer_guard("disallow"),
+                tqdm(
+                    total=self.config.epochs,
+                    initial=first,
+                    desc=self.title,
+                    unit="epoch",
+                    disable=not devices.is_writer(),
+                ) as bar,
+            ):
+                while not ended and not self._finished():
+                    self._train_epoch(bar)
+                    record = self._evaluate()
+                    if scalars is not None:
+                        self._show(record, scalars, bar)
+                    self._agree()
+                    ended = self._watched([record])
+            self._save()
+        finally:
+            if scalars is not None:
+                scalars.close()
+
+    def _watched(self, records: list[dict[str, Any]]) -> bool:
+        """Whether `watch` ends the training, in the writer's opinion."""
+        ended = any(self.watch(record) for record in records)
+        return bool(devices.from_every_process(ended)[0, 0])
 
     def restore(self) -> None:
         """Takes up the latest checkpoint, or the start.
@@ -212,13 +226,13 @@ class _Loop:
         state, self.best_params, self.progress = found
         self.step = int(state.step)
         self.state = devices.place(self.mesh, state)
-        self.saved_epochs = self._epochs()
+        self.saved_number = self.step + self._epochs()
         if devices.is_writer():
             if self.step:
                 print(f"resumed at step {self.step}")
             run_folder.cut_metrics(self.run_folder, self._epochs())
 
-    def _train_epoch(self) -> None:
+    def _train_epoch(self, bar: tqdm) -> None:
         """Steps to the end of the epoch, a chunk at a time."""
         epoch = self._epochs()
         number = devices.place(self.mesh, np.int32(epoch))
@@ -244,6 +258,9 @@ class _Loop:
             wanted = max(1, int(_CHUNK_SECONDS / per_step))
             self.steps_per_chunk = min(wanted, 4 * self.steps_per_chunk)
             index = last
+            share = index / self.steps_per_epoch
+            bar.set_postfix_str(f"{self.rate:,.0f} examples/s, {share:.0%}{self.shown}", False)
+            bar.update(0)
             self._agree()
 
     def _evaluate(self) -> dict[str, Any]:
@@ -256,6 +273,10 @@ class _Loop:
             self.validation_rows,
             self._agree,
         )
+        if not np.isfinite(probability).all():
+            raise NotTrainable(
+                f"the predictions are not finite after step {self.step}: lower --learning_rate"
+            )
         found = metrics.summarize(self.validation_labels, probability)
         epoch = self._epochs() + 1
         best = self.progress["best_log_loss"]
@@ -279,12 +300,13 @@ class _Loop:
         run_folder.append_metrics(self.run_folder, record)
         shown = ("train_loss", "validation_log_loss", "validation_accuracy")
         scalars.write(record["epoch"], {name: record[name] for name in shown})
-        bar.update()
-        bar.set_postfix_str(
-            f"{self.rate:,.0f} examples/s, loss {record['train_loss']:.3f}, "
+        self.shown = (
+            f" of the epoch, loss {record['train_loss']:.3f}, "
             f"validation {record['validation_log_loss']:.3f} / "
             f"{record['validation_accuracy']:.3f}, best epoch {record['best_epoch']}"
         )
+        bar.update()
+        bar.set_postfix_str(f"{self.rate:,.0f} examples/s, 100%{self.shown}")
 
     def _finished(self) -> bool:
         return self.config.ends(self._epochs(), self.progress["best_epoch"])
@@ -297,19 +319,25 @@ class _Loop:
         return f"{self.progress['best_epoch']}, validation log-loss {loss:.4f}"
 
     def _save(self) -> None:
+        number = self.step + self._epochs()
+        if number == self.saved_number:
+            return
         self.checkpoints.save(
             self.step, jax.device_get(self.state), self.best_params, self.progress.copy()
         )
-        self.saved_at = time.monotonic()
-        self.saved_epochs = self._epochs()
+        self.saved_at, self.saved_number = time.monotonic(), number
 
     def request_stop(self, *_: Any) -> None:
         """The handler of SIGTERM: stops at the next look."""
         self.stop_requested = True
 
     def _agree(self) -> None:
-        """All processes go on with the writer's chunk length, or save and stop together."""
-        stop, self.steps_per_chunk = devices.agree(self.stop_requested, self.steps_per_chunk)
-        if stop:
+        """All processes save, stop, or go on with the writer's chunk length, together."""
+        overdue = time.monotonic() - self.saved_at > self.config.checkpoint_seconds
+        every = devices.from_every_process(self.stop_requested, overdue, self.steps_per_chunk)
+        _, overdue, self.steps_per_chunk = every[0].tolist()
+        if overdue:
+            self._save()
+        if every[:, 0].any():
             self._save()
             raise Preempted(f"saved at step {self.step}; run the same command to go on")

@@ -74,7 +74,8 @@ def describe(
         "corpus_sha256": corpus.sha256,
         "stores": [store.identity for store in stores],
     }
-    if (run / "config.json").exists():
+    # Before its first checkpoint a run has nothing to lose: a mistake may be mended in its place.
+    if any((run / "checkpoints").glob("[0-9]*")):
         before = read_description(run)
         settings, now = before["config"], description["config"]
         resumable = set(RESUMABLE)

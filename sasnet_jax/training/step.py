@@ -109,11 +109,6 @@ class _Steps:
         opt_state = self.optimizer.init(params)
         return TrainState(jnp.int32(0), params, opt_state, average, jnp.float32(0))
 
-    def draw(self, data: Data, epoch: Epoch, index: Any, step: Any) -> Draw:
-        """The sets of batch `index`."""
-        targets = devices.constrain(self.mesh, epoch.targets[index], devices.BY_ROWS)
-        return batches.draw_training(self.config, data, targets, step)
-
     def update(
         self, state: TrainState, data: Data, draw: Draw, values: Values, epoch: Epoch, index: Any
     ) -> tuple[TrainState, Bool[Array, ""]]:
@@ -131,7 +126,8 @@ class _Steps:
             total = (losses * real).sum()
             loss = total / real.sum()
             if self.config.review_loss:
-                loss += self.config.review_loss * self._review_loss(network, sides, data, draw)
+                read = self._review_loss(network, sides, data, draw, real)
+                loss += self.config.review_loss * read
             return loss, total
 
         gradients, total = jax.grad(loss_of, has_aux=True)(state.params)
@@ -144,14 +140,17 @@ class _Steps:
             average = optax.incremental_update(params, average, 1 - decay)
         epoch_loss = jnp.where(index == 0, 0.0, state.epoch_loss) + total
         after = TrainState(state.step + 1, params, opt_state, average, epoch_loss)
-        return after, jnp.isfinite(total)
+        return after, jnp.isfinite(total) & jnp.isfinite(optax.global_norm(gradients))
 
-    def _review_loss(self, network: SASNet, sides: Any, data: Data, draw: Draw) -> Array:
+    def _review_loss(
+        self, network: SASNet, sides: Any, data: Data, draw: Draw, real: Array
+    ) -> Array:
         """Cross-entropy of each sampled review's own rating, read from its embedding."""
         logits = jnp.stack([network.ratings(side) for side in sides])
         label = data.label[draw.rows].astype(jnp.int32)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, label)
-        return (losses * draw.mask).sum() / jnp.maximum(draw.mask.sum(), 1)
+        counted = draw.mask & real[None, :, None]
+        return (losses * counted).sum() / jnp.maximum(counted.sum(), 1)
 
     def probability(self, params: Any, data: Data, draw: Draw, values: Values) -> Array:
         """What the network says of one draw: [b, c]."""
@@ -181,7 +180,8 @@ def _with_table_on_devices(config: TrainConfig, mesh: Mesh, steps: _Steps) -> Fu
     def train_chunk(state, data, epoch, first, last):
         def body(index, carry):
             state, bad_step = carry
-            draw = steps.draw(data, epoch, index, state.step)
+            targets = devices.constrain(mesh, epoch.targets[index], devices.BY_ROWS)
+            draw = batches.draw_training(config, data, targets, state.step)
             after, finite = steps.update(state, data, draw, read(data, draw), epoch, index)
             return after, _first_bad(bad_step, finite, state.step)
 
@@ -202,15 +202,19 @@ def _with_table_on_devices(config: TrainConfig, mesh: Mesh, steps: _Steps) -> Fu
 
 
 def _with_table_on_host(config: TrainConfig, mesh: Mesh, steps: _Steps) -> Functions:
-    """The same draws, made ahead, and gathered from the memory map by a thread."""
+    """The same draws, made ahead, and gathered from the memory map by a thread.
+
+    Each device draws the whole batch: split over devices, the draws would have to be exchanged, and
+    a thread that exchanges beside the training does so in no fixed order.
+    """
 
     @jax.jit
     def draw_training(data, epoch, index, step):
-        return _everywhere(mesh, steps.draw(data, epoch, index, step))
+        return batches.draw_training(config, data, epoch.targets[index], step)
 
     @jax.jit
     def draw_evaluation(data, targets, number):
-        return _everywhere(mesh, batches.draw_evaluation(config, data, targets, number))
+        return batches.draw_evaluation(config, data, targets, number)
 
     @jax.jit(donate_argnums=0)
     def update(carry, data, draw, values, epoch, index):

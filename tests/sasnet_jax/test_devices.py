@@ -101,13 +101,30 @@ def _train_together(world, run, **settings) -> list[subprocess.Popen]:
     ]
 
 
+def _finish(processes: list[subprocess.Popen]) -> list[str]:
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    return outputs
+
+
+@pytest.mark.parametrize("table", ["sharded", "host"])
+def test_two_processes_share_a_table(world, tmp_path, one_device, table):
+    _finish(_train_together(world, tmp_path / "run", table=table))
+    _assert_close(_state(tmp_path / "run"), one_device)
+
+
 def test_two_processes_train_one_run_and_resume_as_one(world, tmp_path, one_device):
+    """The second time from a damaged checkpoint: from the one before, both of them."""
     run, whole = tmp_path / "run", tmp_path / "whole"
-    for folder, epochs in ((run, 1), (run, 2), (whole, 2)):
-        processes = _train_together(world, folder, epochs=epochs)
-        outputs = [process.communicate(timeout=300)[0] for process in processes]
-        assert [process.returncode for process in processes] == [0, 0], outputs
-    assert "resumed at step" not in outputs[0]
+    _finish(_train_together(world, run, epochs=1, checkpoint_seconds=0))
+    latest = max(int(path.name) for path in (run / "checkpoints").iterdir())
+    for path in (run / "checkpoints" / str(latest)).rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    outputs = _finish(_train_together(world, run))
+    assert "resumed at step" in outputs[0]
+    assert (run / "checkpoints" / f"damaged-{latest}").is_dir()
+    _finish(_train_together(world, whole))
     _assert_close(_state(run), one_device)
     resumed, uninterrupted = _state(run), _state(whole)
     assert resumed[1] == uninterrupted[1]

@@ -149,6 +149,21 @@ def test_padding_of_the_last_batch_has_no_weight(world, tmp_path):
     assert float(state.epoch_loss) == pytest.approx(expected, rel=1e-4)
 
 
+def test_rows_that_fill_up_a_batch_do_not_matter(world, tmp_path):
+    config = _config(world, tmp_path / "run", review_loss=0.5, dropout=0.0)
+    corpus, _, data = run_folder.load_data(config)
+    rows = corpus.rows("train")
+    functions = _build(config, data)
+    real = np.arange(config.batch_size) < 5
+    states = []
+    for filling in (rows[5], rows[60]):
+        targets = np.where(real, rows[: config.batch_size], filling)
+        epoch = batches.Epoch(targets[None].astype(np.int32), real[None])
+        bounds = (np.int32(0), np.int32(1))
+        states.append(functions.train_chunk(functions.init(), data, epoch, *bounds)[0])
+    jax.tree.map(np.testing.assert_array_equal, *jax.device_get(states))
+
+
 def test_zscore_equals_numpy_in_float64():
     rng = np.random.default_rng(0)
     table = (rng.normal(size=(9000, 5)) * [1, 1e-9, 30, 1, 0] + [0, 3, 500, 1e-3, 7]).astype("f4")
@@ -266,12 +281,23 @@ def test_a_killed_run_ends_where_an_uninterrupted_one_ends(
     assert _result(run) == uninterrupted
 
 
+EVERY_OPTION = {
+    "plain": {},
+    "host": {"table": "host"},
+    "average": {"average_decay": 0.9, "schedule": "cosine"},
+    "counts": {"bias_term": True, "review_loss": 0.5},
+}
+
+
+@pytest.mark.parametrize("options", EVERY_OPTION.values(), ids=EVERY_OPTION.keys())
 def test_a_run_stopped_inside_an_epoch_ends_where_an_uninterrupted_one_ends(
-    world, tmp_path, uninterrupted, monkeypatch, capsys
+    world, tmp_path, monkeypatch, capsys, options
 ):
     """A real SIGTERM during the 17th chunk of one step each."""
     run = tmp_path / "run"
-    config = _config(world, run, **KILLED)
+    config = _config(world, run, **KILLED | {"epochs": 3} | options)
+    loop.train(dataclasses.replace(config, output=str(tmp_path / "uninterrupted")))
+    uninterrupted = _result(tmp_path / "uninterrupted")
     build = step.build
 
     def build_and_stop(*arguments):
@@ -519,6 +545,10 @@ def _damage(case, world, run, store):
         files.write_json(store / "manifest.json", {"name": "an app"})
     elif case == "bad rate":
         return {"learning_rate": "nan"}
+    elif case == "bad dropout":
+        return {"dropout": 0.999}
+    elif case == "learns held-out ratings":
+        return {"review_loss": 0.5, "target_review": "include"}
     elif case == "bad seed":
         return {"seed": 10**20}
     elif case == "bad heads":
@@ -549,6 +579,8 @@ def _damage(case, world, run, store):
         ("bad heads", ("--heads=3",)),
         ("bad rate", ("--learning_rate=nan",)),
         ("bad seed", ("--seed",)),
+        ("bad dropout", ("--dropout=0.999",)),
+        ("learns held-out ratings", ("--review_loss", "--target_review=include")),
         ("re-embedded", ("other store",)),
         ("foreign manifest", ("manifest.json", "lacks")),
         ("no corpus", ("corpus.json",)),
