@@ -217,7 +217,9 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
 def _cell(name: str, value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:.4f}" if name.startswith(("val_", "test_")) else str(value)
+    if name.startswith(("val_", "test_")):
+        return f"{value:.4f}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":
