@@ -140,7 +140,7 @@ class _Steps:
             average = optax.incremental_update(params, average, 1 - decay)
         epoch_loss = jnp.where(index == 0, 0.0, state.epoch_loss) + total
         after = TrainState(state.step + 1, params, opt_state, average, epoch_loss)
-        return after, jnp.isfinite(total) & jnp.isfinite(optax.global_norm(gradients))
+        return after, jnp.isfinite(total) & jnp.isfinite(optax.tree.norm(gradients))
 
     def _review_loss(
         self, network: SASNet, sides: Any, data: Data, draw: Draw, real: Array
