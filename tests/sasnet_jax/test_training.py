@@ -284,8 +284,7 @@ def test_a_killed_run_ends_where_an_uninterrupted_one_ends(
 EVERY_OPTION = {
     "plain": {},
     "host": {"table": "host"},
-    "average": {"average_decay": 0.9, "schedule": "cosine"},
-    "counts": {"bias_term": True, "review_loss": 0.5},
+    "all": {"average_decay": 0.9, "schedule": "cosine", "bias_term": True, "review_loss": 0.5},
 }
 
 
