@@ -91,7 +91,7 @@ class TrainConfig:
         extra=True,
     )
     table: Literal["device", "sharded", "host"] = setting(
-        "device", help="embeddings on each device, split over them, or on disk", topic="training"
+        "device", help="where the embeddings lie", topic="training"
     )
     checkpoint_seconds: float = setting(
         60.0, help="seconds between checkpoints", topic="training", extra=True
