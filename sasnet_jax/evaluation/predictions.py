@@ -2,18 +2,27 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
 from jaxtyping import Float, Int32
 
-from sasnet_jax.data.corpus import CLASSES, Corpus
+from sasnet_jax.cli import UserError
+from sasnet_jax.data import interactions
+from sasnet_jax.data.corpus import CLASS_NAMES, Corpus
 from sasnet_jax.evaluation import metrics
 from sasnet_jax.files import replacing
 
 EVALUATED = ("validation", "test")
 LEAKY = "target included (leaky)"
+
+
+class Predictions(NamedTuple):
+    """What was predicted of which reviews."""
+
+    rows: Int32[np.ndarray, "n"]
+    probability: Float[np.ndarray, "n c"]
 
 
 def write(
@@ -22,22 +31,56 @@ def write(
     rows: Int32[np.ndarray, "n"],
     probability: Float[np.ndarray, "n c"],
 ) -> None:
-    """Writes `row, split, label, p_bad, p_good, p_excellent` as Parquet, atomically."""
-    columns = {"row": rows, "split": corpus.split[rows].tolist(), "label": corpus.label[rows]}
-    columns |= {f"p_{name}": probability[:, i] for i, name in enumerate(CLASSES)}
+    """Writes `row, split, label` and a probability a class (`_columns`) as Parquet, atomically."""
+    classes = probability.shape[1]
+    columns = {
+        "row": rows,
+        "split": corpus.split[rows].tolist(),
+        "label": corpus.labels(classes)[rows],
+    }
+    columns |= {name: probability[:, i] for i, name in enumerate(_columns(classes))}
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         pl.DataFrame(columns).write_parquet(file)
 
 
+def read(path: Path, corpus: Corpus) -> Predictions:
+    """Reads what `write` wrote.
+
+    Raises:
+      UserError: it is absent, damaged, or of another corpus or split.
+    """
+    try:
+        table = pl.read_parquet(path, glob=False)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise UserError(f"{path} cannot be read ({error}): predict again") from None
+    classes = next((c for c in CLASS_NAMES if {*_columns(c)} <= {*table.columns}), 0)
+    if not classes or not {"row", "split", "label"} <= {*table.columns}:
+        raise UserError(f"{path} does not hold predictions: {', '.join(table.columns)}")
+    rows = table["row"].to_numpy().astype(np.int32)
+    fits = rows.size > 0 and rows.min() >= 0 and rows.max() < corpus.user.size
+    fits = fits and table["split"].to_list() == corpus.split[rows].tolist()
+    if not fits or (table["label"].to_numpy() != corpus.labels(classes)[rows]).any():
+        raise UserError(f"{path} predicts another corpus or split than {corpus.folder}")
+    return Predictions(rows, table.select(_columns(classes)).to_numpy())
+
+
 def summarize(
     corpus: Corpus, rows: Int32[np.ndarray, "n"], probability: Float[np.ndarray, "n c"]
 ) -> dict[str, Any]:
-    """Metrics by split, over the evaluated ones."""
+    """Metrics by split, over the evaluated ones; in each, by the user's number of other reviews.
+
+    Those are the reviews that may be seen with the target excluded, whatever the protocol, so that
+    a review is in the same group in every table.
+    """
+    label = corpus.labels(probability.shape[1])
+    history = np.asarray(interactions.contexts_of(corpus, "exclude").user.size)
     found = {}
     for split in EVALUATED:
         here = corpus.split[rows] == split
-        found[split] = metrics.summarize(corpus.label[rows[here]], probability[here])
+        one = label[rows[here]], probability[here]
+        found[split] = metrics.summarize(*one)
+        found[split]["by_history"] = metrics.by_history(*one, history[rows[here]])
     return found
 
 
@@ -48,15 +91,25 @@ def table(models: Mapping[str, Mapping[str, Any]], target_review: str) -> str:
     lines = [f"test split, {reviews:,} reviews, {note}"]
     lines.append(f"  {'model':<24}{'accuracy':>10}{'macro F1':>10}{'log-loss':>10}")
     for name, splits in models.items():
-        test = splits["test"]
-        numbers = (test["accuracy"], test["macro_f1"], test["log_loss"])
-        lines.append(f"  {name:<24}" + "".join(f"{number:>10.3f}" for number in numbers))
+        shown = [number(splits["test"][key]) for key in ("accuracy", "macro_f1", "log_loss")]
+        lines.append(f"  {name:<24}" + "".join(f"{one:>10}" for one in shown))
     return "\n".join(lines)
+
+
+def number(value: float | None) -> str:
+    """Three digits; a dash for what is undefined."""
+    return "-" if value is None else f"{value:.3f}"
 
 
 def confusion(matrix: list[list[int]]) -> str:
     """A confusion matrix in words: rows are the true classes."""
-    lines = [f"  {'true / predicted':<24}" + "".join(f"{name:>10}" for name in CLASSES)]
-    for name, row in zip(CLASSES, matrix, strict=True):
+    names = CLASS_NAMES[len(matrix)]
+    lines = [f"  {'true / predicted':<24}" + "".join(f"{name:>10}" for name in names)]
+    for name, row in zip(names, matrix, strict=True):
         lines.append(f"  {name:<24}" + "".join(f"{count:>10,}" for count in row))
     return "\n".join(lines)
+
+
+def _columns(classes: int) -> list[str]:
+    """p_bad, p_good, p_excellent, or p_1 to p_5."""
+    return [f"p_{name}" for name in CLASS_NAMES[classes]]

@@ -5,7 +5,6 @@ import numpy as np
 import polars as pl
 import pytest
 from conftest import assert_one_line_mistake, run_command, write_store
-from sklearn import metrics as reference
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.svm import SVC
 
@@ -13,7 +12,7 @@ from sasnet_jax import baselines, evaluate
 from sasnet_jax.baselines import BaselinesConfig
 from sasnet_jax.data import embeddings, interactions
 from sasnet_jax.data.corpus import CLASSES
-from sasnet_jax.evaluation import metrics, svm
+from sasnet_jax.evaluation import svm
 from sasnet_jax.training import loop
 from sasnet_jax.training.config import TrainConfig
 
@@ -25,24 +24,6 @@ def _run(world, output, **settings):
     )
     baselines.run(config)
     return json.loads((output / "baselines.json").read_text())
-
-
-def test_metrics_equal_definitions():
-    rng = np.random.default_rng(0)
-    label = rng.integers(0, 3, 200).astype(np.int8)
-    probability = rng.dirichlet([1, 1, 1], 200)
-    found = metrics.summarize(label, probability)
-    predicted = probability.argmax(axis=1)
-    confusion = np.array(
-        [[((label == i) & (predicted == j)).sum() for j in range(3)] for i in range(3)]
-    )
-    assert found["confusion"] == confusion.tolist()
-    assert found["accuracy"] == pytest.approx(np.trace(confusion) / 200)
-    f1 = [2 * confusion[i, i] / (confusion[i].sum() + confusion[:, i].sum()) for i in range(3)]
-    assert found["macro_f1"] == pytest.approx(np.mean(f1))
-    assert found["weighted_f1"] == pytest.approx(f1 @ confusion.sum(axis=1) / 200)
-    assert found["micro_f1"] == pytest.approx(found["accuracy"])
-    assert found["log_loss"] == pytest.approx(reference.log_loss(label, probability))
 
 
 def test_majority_is_the_most_frequent_training_class(world, tmp_path):
