@@ -14,6 +14,7 @@ from sasnet_jax.baselines import BaselinesConfig
 from sasnet_jax.embedding_quality import EmbeddingQualityConfig
 from sasnet_jax.evaluate import EvaluateConfig
 from sasnet_jax.prepare import PrepareConfig
+from sasnet_jax.report import ReportConfig
 from sasnet_jax.training.config import TrainConfig
 
 CONFIGS = (
@@ -23,6 +24,7 @@ CONFIGS = (
     EvaluateConfig,
     BaselinesConfig,
     EmbeddingQualityConfig,
+    ReportConfig,
 )
 
 

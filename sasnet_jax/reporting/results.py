@@ -1,0 +1,210 @@
+"""Pictures of runs and baselines: curves, confusion, calibration, history, leakage."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from sasnet_jax.data.corpus import CLASS_NAMES, Corpus
+from sasnet_jax.evaluation import metrics, predictions
+from sasnet_jax.evaluation.predictions import LEAKY
+from sasnet_jax.reporting import charts, models
+from sasnet_jax.reporting.charts import PALETTE, Bar, Bars, Chart, Series
+from sasnet_jax.reporting.models import Group, Model
+from sasnet_jax.reporting.sources import Run
+
+_MOST_RUNS = 4  # groups of runs in a picture; the tables hold all
+_FEWEST_IN_BIN = 10  # reviews; the accuracy of fewer says nothing
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Curves:
+    """The learning curves of one run."""
+
+    name: str
+    note: str
+    charts: tuple[Chart, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Cell:
+    """One number of a confusion matrix."""
+
+    count: int
+    share: float  # of the true class
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Confusion:
+    """A confusion matrix of the test split; of several seeds their sum."""
+
+    name: str
+    protocol: str
+    leaky: bool
+    classes: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+    @property
+    def by_class(self) -> list[tuple[str, tuple[Cell, ...]]]:
+        """The rows with the names of their classes."""
+        return list(zip(self.classes, self.rows, strict=True))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Histories:
+    """Accuracy of the test split by the user's number of other reviews."""
+
+    picture: Chart
+    names: tuple[str, ...]  # of the groups of reviews
+    reviews: tuple[int, ...]
+    rows: tuple[tuple[str, str, tuple[str, ...]], ...]  # model, protocol, accuracies
+
+
+def shown(groups: Sequence[Group]) -> list[Group]:
+    """What the pictures compare: the first runs, and the best baseline."""
+    runs = [group for group in groups if group.first.is_run][:_MOST_RUNS]
+    best = models.best_baseline(groups)
+    return [*runs, *([best] if best else [])]
+
+
+def curves(run: Run) -> Curves:
+    """Loss and accuracy by epoch."""
+    epochs = [line["epoch"] for line in run.curve]
+    best = run.curve[-1]["best_epoch"] if run.curve else None
+
+    def drawn(title: str, y_label: str, names: dict[str, str]) -> Chart:
+        lines = [
+            Series(said, [*zip(epochs, (line[key] for line in run.curve), strict=True)], colour)
+            for (key, said), colour in zip(names.items(), PALETTE, strict=False)
+        ]
+        return charts.chart(title, lines, "epoch", y_label, mark=best)
+
+    losses = {"train_loss": "training", "validation_log_loss": "validation"}
+    rates = {"validation_accuracy": "accuracy", "validation_macro_f1": "macro F1"}
+    pictures = (
+        drawn("Loss", "nats", losses),
+        drawn("On validation", "share", rates),
+    )
+    said = [LEAKY] if run.settings["target_review"] == "include" else []
+    said += [run.state] if run.state else []
+    said += [f"best epoch {best:,} of {epochs[-1]:,}"] if run.curve else []
+    return Curves(run.name, "; ".join(said), pictures if run.curve else ())
+
+
+def confusion(group: Group) -> Confusion:
+    """The matrix of a model, rows the true classes."""
+    matrix = np.sum([model.test["confusion"] for model in group.models], axis=0)
+    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    return Confusion(
+        group.name,
+        group.first.protocol,
+        group.first.leaky,
+        CLASS_NAMES[len(matrix)],
+        tuple(
+            tuple(Cell(int(n), float(s)) for n, s in zip(*line, strict=True))
+            for line in zip(matrix, share, strict=True)
+        ),
+    )
+
+
+def reliability(groups: Sequence[Group], corpus: Corpus) -> Chart | None:
+    """How often a model is right, by how sure it is; None without predictions."""
+    lines = []
+    for group, colour in zip(groups, PALETTE, strict=False):
+        bins = sum(_bins(model, corpus) for model in group.models if model.predictions.is_file())
+        if isinstance(bins, int):
+            continue
+        bins = bins[bins[:, 0] >= _FEWEST_IN_BIN]
+        points = [(confidence / n, right / n) for n, confidence, right in bins.tolist()]
+        notes = [
+            f"{n:,.0f} reviews, {right / n:.2f} of them right" for n, _, right in bins.tolist()
+        ]
+        lines.append(Series(_legend(group), points, colour, dots=True, notes=notes))
+    if not lines:
+        return None
+    diagonal = Series("as sure as right", [(0, 0), (1, 1)], "muted", dashed=True)
+    return charts.chart(
+        "Reliability",
+        [diagonal, *lines],
+        "probability of the predicted class",
+        "share predicted rightly",
+        x_range=(0.2, 1),
+        y_range=(0, 1),
+        note=f"test split; bins of at least {_FEWEST_IN_BIN} reviews. Under the dashed line a "
+        "model is surer than it is right.",
+        height=320,
+    )
+
+
+def _bins(model: Model, corpus: Corpus) -> np.ndarray:
+    rows, probability = predictions.read(model.predictions, corpus)
+    test = corpus.split[rows] == "test"
+    label = corpus.labels(probability.shape[1])[rows[test]]
+    return metrics.reliability(label, probability[test])
+
+
+def histories(groups: Sequence[Group]) -> Histories | None:
+    """Accuracy by the length of the user's history; None where no model recorded it."""
+    known = [group for group in groups if all(m.test.get("by_history") for m in group.models)]
+    if not known:
+        return None
+    slices = known[0].first.test["by_history"]
+    lines = [
+        Series(
+            _legend(group),
+            [*enumerate(_mean_by_history(group, slices))],
+            colour,
+            dots=True,
+            dashed=group.first.leaky,
+        )
+        for group, colour in zip(shown(known), PALETTE, strict=False)
+    ]
+    rows = [
+        (
+            models.label(group.name),
+            group.first.protocol,
+            tuple(group.value("by_history", name, "accuracy") for name in slices),
+        )
+        for group in known
+    ]
+    picture = charts.chart(
+        "Accuracy by length of history",
+        lines,
+        "the user's other reviews",
+        "accuracy",
+        x_names=list(slices),
+        note="test split; 0 is a cold start",
+    )
+    reviews = tuple(one["reviews"] for one in slices.values())
+    return Histories(picture, tuple(slices), reviews, tuple(rows))
+
+
+def _mean_by_history(group: Group, slices: dict[str, Any]) -> list[float]:
+    """The mean over seeds; NaN of a slice without reviews."""
+    table = [[m.test["by_history"][name]["accuracy"] for name in slices] for m in group.models]
+    return np.array(table, dtype=np.float64).mean(axis=0).tolist()
+
+
+def leakage(groups: Sequence[Group]) -> Bars | None:
+    """Every model that was tried with and without the target; None where there is none."""
+    honest = {g.first.alike: g for g in groups if not g.first.leaky and not g.first.is_ceiling}
+    pairs = [
+        (honest[g.first.alike], g) for g in groups if g.first.leaky and g.first.alike in honest
+    ]
+    rows = []
+    for excluded, included in pairs:
+        name = models.label(excluded.name) + (
+            f", {excluded.first.scope}" * bool(excluded.first.scope)
+        )
+        rows.append(
+            Bar(f"{name}, {models.EXCLUDED}", excluded.accuracy, excluded.value("accuracy"))
+        )
+        text = f"{included.value('accuracy')} ({included.accuracy - excluded.accuracy:+.3f})"
+        rows.append(Bar(f"{name}, {LEAKY}", included.accuracy, text, "leaky", leaky=True))
+    return charts.bars("Test accuracy", rows, longest=1.0) if rows else None
+
+
+def _legend(group: Group) -> str:
+    name = models.label(group.name)
+    return f"{name}, {group.first.protocol}" if group.first.leaky else name
