@@ -1,14 +1,15 @@
 """How an entity's other reviews were rated: class counts of contexts (DESIGN section 4).
 
 In: contexts and labels. Out: counts [reviews, 2, c] (user, business), and the features made of
-them: smoothed log class frequencies and log(1 + n), for the "bias" baseline and SASNet's bias term.
+them: smoothed log class frequencies and log(1 + n). The "bias" baseline and SASNet's bias term
+share them.
 """
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int8, Int32
+from jaxtyping import Array, Float, Int, Int8, Int32
 
-from sasnet_jax.data.interactions import Context, Contexts, HostOrDevice
+from sasnet_jax.data.interactions import Context, Contexts, HostOrDevice, restrict
 
 SMOOTHING = 5.0  # alpha: the weight, in reviews, of the class shares of the training split
 
@@ -38,6 +39,24 @@ def _side_counts(
     return counts.astype(np.int32)
 
 
+def out_of_fold_counts(
+    contexts: Contexts,
+    label: Int8[np.ndarray, "reviews"],
+    classes: int,
+    fold: Int[np.ndarray, "reviews"],
+) -> Int32[np.ndarray, "reviews 2 c"]:
+    """`context_counts` over the reviews of other folds than the target's.
+
+    Training on exact counts of all reviews but the target, a model that knows an entity's totals
+    reads the label from what is missing; these counts miss more than the target.
+    """
+    counts = np.zeros((label.size, 2, classes), np.int32)
+    for one in np.unique(fold):
+        others = context_counts(restrict(contexts, fold != one), label, classes)
+        counts[fold == one] = others[fold == one]
+    return counts
+
+
 def class_shares(label: Int8[np.ndarray, "n"], classes: int) -> Float[np.ndarray, "c"]:
     """The share of each class among training labels: what counts are smoothed towards.
 
@@ -50,9 +69,10 @@ def class_shares(label: Int8[np.ndarray, "n"], classes: int) -> Float[np.ndarray
 def bias_features(
     counts: Float[HostOrDevice, "b 2 c"] | Int32[HostOrDevice, "b 2 c"],
     shares: Float[HostOrDevice, "c"],
+    smoothing: float = SMOOTHING,
 ) -> Float[Array, "b f"]:
     """log((n_c + alpha p_c) / (n + alpha)) of both sides, then log(1 + n): f = 2c + 2."""
     total = counts.sum(axis=-1, keepdims=True)  # [b, 2, 1]
-    smoothed = (counts + SMOOTHING * shares[None, None]) / (total + SMOOTHING)
+    smoothed = (counts + smoothing * shares[None, None]) / (total + smoothing)
     features = jnp.concatenate([jnp.log(smoothed), jnp.log1p(total)], axis=-1)
     return features.reshape(counts.shape[0], -1)

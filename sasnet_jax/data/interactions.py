@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import jax
 import numpy as np
 import scipy.sparse
-from jaxtyping import Int, Int32, Int64
+from jaxtyping import Bool, Int, Int32, Int64
 
 from sasnet_jax.cli import UserError
 from sasnet_jax.data.corpus import Corpus
@@ -151,6 +151,35 @@ def _earlier(
     earlier = np.empty_like(first_of_moment)
     earlier[grouped.rows] = first_of_moment
     return earlier - start
+
+
+def restrict(contexts: Contexts, kept: Bool[np.ndarray, "reviews"]) -> Contexts:
+    """The contexts that remain when no other reviews than the `kept` ones may be seen."""
+    return Contexts(*(_restrict(context, kept) for context in contexts))
+
+
+def _restrict(context: Context, kept: Bool[np.ndarray, "reviews"]) -> Context:
+    rows = np.asarray(context.rows)
+    before = np.concatenate([[0], np.cumsum(kept[rows])])  # kept ones before a position
+    start, size, skip = (np.asarray(x, np.int64) for x in context[1:])
+    inside = skip < size  # past its size, a skip changes nothing
+    end, place = start + size + inside, start + np.where(inside, skip, 0)
+    skipped = inside & kept[rows[place.clip(max=rows.size - 1)]]
+    left = before[end] - before[start] - skipped
+    skip = np.where(skipped, before[place] - before[start], left)
+    numbers = (before[start], left, np.minimum(skip, left))
+    return Context(rows[kept[rows]], *(array.astype(np.int32) for array in numbers))
+
+
+def truncate_histories(contexts: Contexts, reviews: int) -> Contexts:
+    """The contexts of users who have written no more than the first so many reviews.
+
+    First in the order of `Grouped`: split, then date. The business's side stays.
+    """
+    user = contexts.user
+    size = np.minimum(np.asarray(user.size), np.int32(reviews))
+    skip = np.minimum(np.asarray(user.skip), size)
+    return contexts._replace(user=user._replace(size=size, skip=skip))
 
 
 def averaging_matrix(context: Context, targets: Int32[np.ndarray, "n"]) -> scipy.sparse.csr_matrix:

@@ -24,7 +24,7 @@ class ReviewSet(NamedTuple):
     """Sets of reviews. Where `mask` is False the content does not matter, but must be finite."""
 
     embeddings: Float[Array, "b s e"]
-    stars: Float[Array, "b s"]
+    stars: Float[Array, "b s"] | None
     mask: Bool[Array, "b s"]
 
 
@@ -67,8 +67,11 @@ class SASNet(nnx.Module):
         cross_attention: CrossAttention,
         review_features: ReviewFeatures,
         bias_term: bool,
+        product: bool,
+        rate_reviews: bool,
         rngs: nnx.Rngs,
     ):
+        self.product = product
         self.cross_attention = cross_attention
         self.dropout = dropout
         self.project = nnx.Linear(embedding_dim, width, rngs=rngs)
@@ -82,7 +85,8 @@ class SASNet(nnx.Module):
         self.encoder = nnx.List([block() for _ in range(depth if encoder else 0)])
         self.cross = block() if encoder else None
         bias_features = 2 * (classes + 1) if bias_term else 0
-        self.hidden = nnx.Linear(2 * width + bias_features, width, rngs=rngs)
+        self.hidden = nnx.Linear((2 + product) * width + bias_features, width, rngs=rngs)
+        self.rate = nnx.Linear(width, classes, rngs=rngs) if rate_reviews else None
         self.bias = (
             nnx.Linear(bias_features, classes, kernel_init=_mean_log, rngs=rngs)
             if bias_term
@@ -110,12 +114,19 @@ class SASNet(nnx.Module):
         if self.cross is not None:
             users = self.cross(users, businesses, business_mask, keys[-2])
         pair = [masked_mean(users, user_mask), masked_mean(businesses, business_mask)]
+        if self.product:
+            pair.append(pair[0] * pair[1])
         if self.bias is not None:
             assert bias is not None, "a network with a bias term needs its features"
             pair.append(bias)
         hidden = jax.nn.gelu(self.hidden(jnp.concatenate(pair, axis=-1)))
         logits = self.classify(dropout(hidden, self.dropout, keys[-1]))
         return logits if self.bias is None else logits + self.bias(pair[-1])
+
+    def ratings(self, reviews: ReviewSet) -> Float[Array, "b s c"]:
+        """What each review by itself says of its own stars: logits, for `rate_reviews`."""
+        assert self.rate is not None
+        return self.rate(self._tokens(reviews._replace(stars=None)))
 
     def _encode(
         self, user: ReviewSet, business: ReviewSet, keys: list
@@ -136,7 +147,11 @@ class SASNet(nnx.Module):
 
     def _tokens(self, reviews: ReviewSet) -> Float[Array, "b s d"]:
         tokens = jax.nn.gelu(self.project(reviews.embeddings))
-        return tokens if self.stars is None else tokens + self.stars(star_index(reviews.stars))
+        return (
+            tokens
+            if self.stars is None or reviews.stars is None
+            else tokens + self.stars(star_index(reviews.stars))
+        )
 
 
 def _mean_log(key: Key[Array, ""], shape: tuple[int, int], dtype: DTypeLike) -> Float[Array, "f c"]:

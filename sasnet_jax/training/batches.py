@@ -128,7 +128,7 @@ def gather(
     placing: str,
     tables: tuple[Any, ...],
     rows: Int32[Array, "2 b s"],
-) -> tuple[Float[Array, "2 b s e"], ...]:
+) -> tuple[Float[Array, "2 b s _"], ...]:
     """Reads reviews from tables on the devices."""
     if placing == "device":
         return tuple(table[rows] for table in tables)
@@ -156,7 +156,7 @@ def _gather_split(
 
 
 def sides_of(
-    data: Data, draw: Draw, values: tuple[Float[Array, "2 b s e"], ...]
+    data: Data, draw: Draw, values: tuple[Float[Array, "2 b s _"], ...]
 ) -> tuple[ReviewSet, ReviewSet]:
     """The two sets of every target: embeddings as stored, standardised, side by side."""
     standardised = [

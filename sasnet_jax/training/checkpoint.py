@@ -30,7 +30,7 @@ class Checkpoints:
 
     def __init__(self, run: Path, *, keep: int = 1, read_only: bool = False):
         """Opens them: to write, keeping the last `keep`, or to read beside a writer."""
-        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every step of every save
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # errors are raised too
         self._folder = run / "checkpoints"
         if read_only and not self._folder.is_dir():
             raise UserError(f"{self._folder} does not exist: run train again")

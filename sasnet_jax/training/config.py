@@ -20,7 +20,13 @@ _POSITIVE = (
     *("set_size", "eval_sets", "width", "depth", "heads", "feed_forward", "batch_size", "epochs"),
     *("patience", "learning_rate", "clip_norm", "keep", "processes"),
 )
-_NOT_NEGATIVE = ("eval_set_size", "warmup_steps", "weight_decay", "checkpoint_seconds")
+_NOT_NEGATIVE = (
+    "review_loss",
+    "eval_set_size",
+    "warmup_steps",
+    "weight_decay",
+    "checkpoint_seconds",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,6 +62,12 @@ class TrainConfig:
     )
     bias_term: bool = setting(
         False, help="also see how the other reviews were rated", topic="network"
+    )
+    product: bool = setting(
+        False, help="the classifier also sees user times business", topic="network", extra=True
+    )
+    review_loss: float = setting(
+        0.0, help="weight of reading each review's own rating", topic="training", extra=True
     )
     encoder: bool = setting(
         True, help="attention; without it, the DeepSets ablation", topic="network", extra=True

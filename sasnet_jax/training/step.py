@@ -26,7 +26,7 @@ from sasnet_jax.training.config import TrainConfig
 
 _BATCHES_AHEAD = 2  # gathered on the host while the devices work
 Made = TypeVar("Made")
-Values = tuple[Float[Array, "2 b s e"], ...]
+Values = tuple[Float[Array, "2 b s _"], ...]  # one a store, of widths of their own
 
 
 class TrainState(NamedTuple):
@@ -98,6 +98,8 @@ class _Steps:
             cross_attention=config.cross_attention,
             review_features=config.review_features,
             bias_term=config.bias_term,
+            product=config.product,
+            rate_reviews=config.review_loss > 0,
             rngs=nnx.Rngs(params=sampling.stream(config.seed, "init")),
         )
 
@@ -122,12 +124,16 @@ class _Steps:
         key = jax.random.fold_in(sampling.stream(self.config.seed, "dropout"), state.step)
 
         def loss_of(params):
-            logits = nnx.merge(self.graphdef, params)(*sides, draw.bias, key)
+            network = nnx.merge(self.graphdef, params)
+            logits = network(*sides, draw.bias, key)
             losses = optax.softmax_cross_entropy_with_integer_labels(
                 logits, data.label[targets].astype(jnp.int32)
             )
             total = (losses * real).sum()
-            return total / real.sum(), total
+            loss = total / real.sum()
+            if self.config.review_loss:
+                loss += self.config.review_loss * self._review_loss(network, sides, data, draw)
+            return loss, total
 
         gradients, total = jax.grad(loss_of, has_aux=True)(state.params)
         updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.params)
@@ -140,6 +146,13 @@ class _Steps:
         epoch_loss = jnp.where(index == 0, 0.0, state.epoch_loss) + total
         after = TrainState(state.step + 1, params, opt_state, average, epoch_loss)
         return after, jnp.isfinite(total)
+
+    def _review_loss(self, network: SASNet, sides: Any, data: Data, draw: Draw) -> Array:
+        """Cross-entropy of each sampled review's own rating, read from its embedding."""
+        logits = jnp.stack([network.ratings(side) for side in sides])
+        label = data.label[draw.rows].astype(jnp.int32)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, label)
+        return (losses * draw.mask).sum() / jnp.maximum(draw.mask.sum(), 1)
 
     def probability(self, params: Any, data: Data, draw: Draw, values: Values) -> Array:
         """What the network says of one draw: [b, c]."""

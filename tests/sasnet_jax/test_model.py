@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from scipy.special import erf
 
-from sasnet_jax.models.layers import Attention, AttentionBlock, dropout, masked_mean
+from sasnet_jax.models.layers import AttentionBlock, dropout, masked_mean
 from sasnet_jax.models.sasnet import ReviewSet, SASNet, star_index
 
 WIDTH, EMBEDDING, SET = 16, 12, 5
@@ -17,18 +17,17 @@ EVERY_NETWORK = pytest.mark.parametrize(
 )
 
 
-def _network(cross_attention="set", review_features="text+stars", **sizes) -> SASNet:
-    sizes = {"width": WIDTH, "depth": 2, "heads": 4, "feed_forward": 32} | sizes
-    embedding = sizes.pop("embedding", EMBEDDING)
+def _network(
+    cross_attention="set", review_features="text+stars", embedding=EMBEDDING, **options
+) -> SASNet:
+    small = {"width": WIDTH, "depth": 2, "heads": 4, "feed_forward": 32, "classes": 3}
+    plain = {"encoder": True, "bias_term": False, "product": False, "rate_reviews": False}
     return SASNet(
         embedding,
-        **sizes,
-        classes=3,
+        **small | plain | options,
         dropout=0.2,
-        encoder=True,
         cross_attention=cross_attention,
         review_features=review_features,
-        bias_term=False,
         rngs=nnx.Rngs(0),
     )
 
@@ -50,12 +49,12 @@ def _sets(batch=6, size=SET, seed=0) -> tuple[ReviewSet, ReviewSet]:
 
 
 @jax.jit(static_argnums=0)
-def _run(graphdef, params, user, business):
-    return nnx.merge(graphdef, params)(user, business)
+def _run(graphdef, params, user, business, bias):
+    return nnx.merge(graphdef, params)(user, business, bias)
 
 
-def _logits(network: SASNet, user: ReviewSet, business: ReviewSet) -> np.ndarray:
-    return np.asarray(_run(*nnx.split(network, nnx.Param), user, business))
+def _logits(network: SASNet, user: ReviewSet, business: ReviewSet, bias=None) -> np.ndarray:
+    return np.asarray(_run(*nnx.split(network, nnx.Param), user, business, bias))
 
 
 def _close(a, b):
@@ -163,64 +162,121 @@ def test_paper_preset_has_the_papers_parameter_count():
     assert 3.25e6 <= count <= 3.35e6
 
 
-def _numpy_attention(layer, queries, keys, mask):
-    """float64, one query and one head at a time."""
+def _linear(part, x):
+    return x @ np.float64(part.kernel[...]) + np.float64(part.bias[...])
 
-    def linear(part, x):
-        return x @ np.float64(part.kernel[...]) + np.float64(part.bias[...])
 
-    out = np.zeros(queries.shape)
-    width = queries.shape[-1] // layer.heads
-    for b in range(queries.shape[0]):
-        q, k, v = (
-            linear(layer.query, queries[b]),
-            linear(layer.key, keys[b]),
-            linear(layer.value, keys[b]),
-        )
-        mixed = np.zeros(queries.shape[1:])
-        for head in range(layer.heads):
-            part = slice(head * width, (head + 1) * width)
-            for i in range(queries.shape[1]):
-                scores = [np.exp(q[i, part] @ k[j, part] / np.sqrt(width)) for j in mask[b]]
-                mixed[i, part] = sum(
-                    s * v[j, part] for s, j in zip(scores, mask[b], strict=True)
-                ) / sum(scores)
-        out[b] = linear(layer.out, mixed)
-    return out
+def _norm(part, x):
+    centred = x - x.mean(axis=-1, keepdims=True)
+    scaled = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-6)
+    return scaled * np.float64(part.scale[...]) + np.float64(part.bias[...])
+
+
+def _gelu(x):
+    """The tanh form, as `jax.nn.gelu`; it differs from the exact one by less than 1e-3."""
+    found = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    assert (np.abs(found - 0.5 * x * (1 + erf(x / np.sqrt(2)))) < 1e-3).all()
+    return found
+
+
+def _numpy_attention(layer, queries, keys):
+    """float64, one query and one head at a time, of one set: [q, d], [k, d] -> [q, d]."""
+    q, k, v = (
+        _linear(part, x)
+        for part, x in ((layer.query, queries), (layer.key, keys), (layer.value, keys))
+    )
+    mixed, width = np.zeros(queries.shape), queries.shape[-1] // layer.heads
+    for head in range(layer.heads):
+        part = slice(head * width, (head + 1) * width)
+        for i in range(len(queries)):
+            scores = [np.exp(q[i, part] @ k[j, part] / np.sqrt(width)) for j in range(len(keys))]
+            terms = [score * v[j, part] for j, score in enumerate(scores)]
+            mixed[i, part] = sum(terms) / sum(scores)
+    return _linear(layer.out, mixed)
+
+
+def _numpy_block(block, queries, keys):
+    norm = block.attention_norm
+    x = queries + _numpy_attention(block.attention, _norm(norm, queries), _norm(norm, keys))
+    return x + _linear(
+        block.contract, _gelu(_linear(block.expand, _norm(block.feed_forward_norm, x)))
+    )
+
+
+def _numpy_logits(network, user, business, bias):
+    """The whole network in float64, one target at a time, without padding."""
+    logits = []
+    for row in range(len(user.mask)):
+        sides = []
+        for reviews in (user, business):
+            kept = np.flatnonzero(reviews.mask[row])
+            tokens = _gelu(_linear(network.project, np.float64(reviews.embeddings[row])[kept]))
+            if network.stars is not None:
+                grid = np.float64(network.stars.embedding[...])
+                tokens += grid[(2 * np.asarray(reviews.stars)[row, kept]).astype(int)]
+            if not kept.size:
+                tokens = np.float64(network.no_reviews[...])[None]
+            for block in network.encoder:
+                tokens = _numpy_block(block, tokens, tokens)
+            sides.append(tokens)
+        if network.cross_attention == "pooled":
+            sides = [tokens.mean(axis=0, keepdims=True) for tokens in sides]
+        if network.cross is not None:
+            sides[0] = _numpy_block(network.cross, *sides)
+        pair = np.concatenate([tokens.mean(axis=0) for tokens in sides])
+        if network.bias is not None:
+            pair = np.concatenate([pair, np.float64(bias[row])])
+        found = _linear(network.classify, _gelu(_linear(network.hidden, pair)))
+        if network.bias is not None:
+            found += _linear(network.bias, np.float64(bias[row]))
+        logits.append(found)
+    return np.array(logits)
 
 
 def test_attention_and_block_equal_a_loop_in_float64():
     rng = np.random.default_rng(2)
     block = AttentionBlock(WIDTH, 4, 32, 0.0, rngs=nnx.Rngs(3))
-    for leaf in jax.tree.leaves(nnx.state(block, nnx.Param)):
-        assert np.isfinite(leaf).all()
     queries = rng.normal(size=(3, 4, WIDTH)).astype(np.float32)
     keys = rng.normal(size=(3, 6, WIDTH)).astype(np.float32)
     mask = rng.random((3, 6)) < 0.6
     mask[:, 0] = True
-    kept = [np.flatnonzero(row) for row in mask]
-    attention: Attention = block.attention
-    found = attention(jnp.asarray(queries), jnp.asarray(keys), jnp.asarray(mask))
-    expected = _numpy_attention(attention, np.float64(queries), np.float64(keys), kept)
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    inputs = (jnp.asarray(queries), jnp.asarray(keys), jnp.asarray(mask))
+    attended, found = block.attention(*inputs), block(*inputs, None)
+    for row in range(3):
+        q, k = np.float64(queries[row]), np.float64(keys[row][mask[row]])
+        expected = _numpy_attention(block.attention, q, k)
+        np.testing.assert_allclose(attended[row], expected, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(found[row], _numpy_block(block, q, k), rtol=1e-5, atol=1e-5)
 
-    def norm(part, x):
-        centred = x - x.mean(axis=-1, keepdims=True)
-        scaled = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-6)
-        return scaled * np.float64(part.scale[...]) + np.float64(part.bias[...])
 
-    x, y = np.float64(queries), np.float64(keys)
-    part = block.attention_norm
-    x = x + _numpy_attention(attention, norm(part, x), norm(part, y), kept)
-    hidden = norm(block.feed_forward_norm, x) @ np.float64(block.expand.kernel[...])
-    hidden += np.float64(block.expand.bias[...])
-    # jax.nn.gelu is the tanh form; it differs from the exact one by less than 1e-3.
-    tanh_gelu = 0.5 * hidden * (1 + np.tanh(np.sqrt(2 / np.pi) * (hidden + 0.044715 * hidden**3)))
-    assert np.abs(tanh_gelu - 0.5 * hidden * (1 + erf(hidden / np.sqrt(2)))).max() < 1e-3
-    x = x + tanh_gelu @ np.float64(block.contract.kernel[...])
-    x += np.float64(block.contract.bias[...])
-    found = block(jnp.asarray(queries), jnp.asarray(keys), jnp.asarray(mask), None)
-    np.testing.assert_allclose(found, x, rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("bias_term", [False, True])
+@pytest.mark.parametrize("encoder", [False, True])
+@EVERY_NETWORK
+def test_the_network_equals_a_loop_in_float64(cross_attention, review_features, encoder, bias_term):
+    network = _network(cross_attention, review_features, encoder=encoder, bias_term=bias_term)
+    user, business = _sets()
+    bias = jnp.asarray(np.random.default_rng(5).normal(size=(6, 8)), jnp.float32)
+    bias = bias if bias_term else None
+    expected = _numpy_logits(network, user, business, bias)
+    found = _logits(network, user, business, bias)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_without_an_encoder_there_is_no_attention():
+    network = _network(encoder=False)
+    names = nnx.to_pure_dict(nnx.state(network, nnx.Param))
+    assert not names["encoder"] if "encoder" in names else True
+    assert "cross" not in names
+
+
+def test_stores_side_by_side_are_their_projections_added_up():
+    network = _network(review_features="text")
+    user, _ = _sets()
+    kernel = network.project.kernel[...]
+    parts = jnp.split(user.embeddings, [5], axis=-1)
+    added = sum(part @ k for part, k in zip(parts, jnp.split(kernel, [5]), strict=True))
+    expected = jax.nn.gelu(added + network.project.bias[...][None, None])
+    _close(network._tokens(user), expected)
 
 
 def test_masked_mean_equals_a_loop():

@@ -11,6 +11,7 @@ import sys
 import time
 
 import jax
+import matplotlib.image
 import numpy as np
 import polars as pl
 import pytest
@@ -18,7 +19,7 @@ from conftest import ROOT, assert_one_line_mistake, run_command, write_store
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sasnet_jax import evaluate, files
-from sasnet_jax.cli import Preempted
+from sasnet_jax.cli import Preempted, UserError
 from sasnet_jax.data import interactions
 from sasnet_jax.data.embeddings import fit_zscore
 from sasnet_jax.training import batches, devices, loop, run_folder, step
@@ -310,6 +311,174 @@ def test_sigterm_saves_and_exits_75(world, tmp_path, uninterrupted):
     assert result.returncode == 0, result.stderr
     assert f"resumed at step {saved}\n" in result.stdout
     assert _result(run) == uninterrupted
+
+
+def _damage_latest(run, how) -> int:
+    """Damages every file of the latest checkpoint; returns its number."""
+    number = max(int(path.name) for path in (run / "checkpoints").iterdir())
+    for path in (run / "checkpoints" / str(number)).rglob("*"):
+        if path.is_file() and how == "zero bytes":
+            path.write_bytes(b"")
+        elif path.is_file() and how == "cut short":
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return number
+
+
+@pytest.mark.parametrize("how", ["zero bytes", "cut short"])
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(
+    world, tmp_path, uninterrupted, how, capsys
+):
+    run = tmp_path / "run"
+    config = _config(world, run, **(KILLED | {"checkpoint_seconds": 0.0}))
+    loop.train(dataclasses.replace(config, epochs=6))
+    number = _damage_latest(run, how)
+    with pytest.raises(UserError, match=f"{number} does not fit this run's network or is damaged"):
+        evaluate.evaluate(run)
+    loop.train(config)
+    assert f"{number} does not fit" in capsys.readouterr().err
+    assert (run / "checkpoints" / f"damaged-{number}").is_dir()
+    assert _result(run) == uninterrupted
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_refused(world, tmp_path):
+    config = _config(world, tmp_path / "run", epochs=1)
+    loop.train(config)
+    _damage_latest(tmp_path / "run", "zero bytes")
+    result = run_command("sasnet_jax.train", *_arguments(dataclasses.replace(config, epochs=2)))
+    assert_one_line_mistake(result, "checkpoints", "damaged")
+
+
+def test_a_run_keeps_the_last_checkpoints_and_the_best_parameters(world, tmp_path):
+    run = tmp_path / "run"
+    loop.train(_config(world, run, epochs=5, keep=3, checkpoint_seconds=0.0))
+    assert len(list((run / "checkpoints").iterdir())) == 3
+
+
+def test_epochs_may_grow_under_a_constant_rate_only(world, tmp_path):
+    run = tmp_path / "run"
+    loop.train(_config(world, run, epochs=1, schedule="cosine"))
+    longer = _config(world, run, epochs=2, schedule="cosine")
+    assert_one_line_mistake(run_command("sasnet_jax.train", *_arguments(longer)), "--epochs")
+
+
+def test_a_cosine_rate_falls_to_nothing(world, tmp_path):
+    config = _config(world, tmp_path / "run", schedule="cosine", warmup_steps=5)
+    optimizer = step._optimizer(config, total_steps=50)
+    params = {"w": np.float32(0)}
+    state, moved = optimizer.init(params), []
+    for _ in range(50):
+        updates, state = optimizer.update({"w": np.float32(1)}, state, params)
+        moved.append(-float(updates["w"]) / config.learning_rate)
+    done = np.clip((np.arange(1, 51) - 5) / 45, 0, 1)
+    expected = np.where(np.arange(1, 51) < 5, np.arange(1, 51) / 5, (1 + np.cos(np.pi * done)) / 2)
+    np.testing.assert_allclose(moved, expected, atol=1e-3)
+
+
+def test_the_average_of_the_weights_is_what_predicts(world, tmp_path):
+    """Against a loop over the parameters after each step."""
+    config = _config(world, tmp_path / "run", average_decay=0.7)
+    corpus, _, data = run_folder.load_data(config)
+    functions = _build(config, data)
+    rows = jax.device_put(corpus.rows("train"))
+    order = batches.shuffle(rows, np.int32(0), config.batch_size, config.seed)
+    state = functions.init()
+    expected = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(state.params)]
+    for index in range(6):
+        bounds = (np.int32(index), np.int32(index + 1))
+        state, _ = functions.train_chunk(state, data, order, *bounds)
+        decay = min(0.7, (1 + index) / (10 + index))
+        params = jax.tree.leaves(jax.device_get(state.params))
+        expected = [decay * e + (1 - decay) * p for e, p in zip(expected, params, strict=True)]
+    assert state.evaluated is state.average
+    for have, want in zip(jax.tree.leaves(state.evaluated), expected, strict=True):
+        np.testing.assert_allclose(have, want, rtol=1e-4, atol=1e-6)
+
+
+def test_five_classes_predict_stars(world, tmp_path):
+    config = _config(world, tmp_path / "run", classes=5, bias_term=True, epochs=2)
+    loop.train(config)
+    found = evaluate.evaluate(tmp_path / "run")
+    table = pl.read_parquet(tmp_path / "run" / "predictions.parquet")
+    probability = table.select(f"p_{star}" for star in range(1, 6)).to_numpy()
+    corpus = world.corpus
+    stars = np.ceil(corpus.stars[table["row"].to_numpy()])
+    np.testing.assert_array_equal(table["label"], stars - 1)
+    test = (table["split"] == "test").to_numpy()
+    error = probability[test] @ np.arange(1, 6) - stars[test]
+    assert found["test"]["stars_rmse"] == pytest.approx(np.sqrt((error**2).mean()), rel=1e-5)
+
+
+def test_a_class_without_training_reviews_is_refused(world, tmp_path):
+    folder = shutil.copytree(world.corpus_folder, tmp_path / "corpus")
+    reviews = pl.read_parquet(folder / "reviews.parquet")
+    label = pl.when(pl.col("split") == "train").then(pl.min_horizontal("label", 1))
+    changed = reviews.with_columns(label.otherwise("label").cast(pl.Int8).alias("label"))
+    changed.write_parquet(folder / "reviews.parquet")
+    config = dataclasses.replace(_config(world, tmp_path / "run"), corpus=str(folder))
+    assert_one_line_mistake(run_command("sasnet_jax.train", *_arguments(config)), "excellent")
+
+
+def test_sets_larger_than_any_list_change_nothing(world, tmp_path):
+    """Whole contexts padded to 90 or to 120: the same predictions."""
+    found = []
+    for size in (90, 120):
+        config = _config(world, tmp_path / "run", set_size=size)
+        corpus, _, data = run_folder.load_data(config)
+        assert max(context.size.max() for context in data.contexts) < 90
+        functions = _build(config, data)
+        rows = corpus.rows("test")
+        found.append(np.asarray(functions.predict(functions.init().params, data, rows)))
+    np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-6)
+
+
+def test_several_stores_train_as_their_concatenation(world, tmp_path):
+    table = np.load(world.store_folder / "mean.npy")
+    first = write_store(tmp_path / "first", world.corpus, table[:, :5])
+    second = write_store(tmp_path / "second", world.corpus, table[:, 5:])
+    one = _config(world, tmp_path / "one", epochs=2)
+    two = dataclasses.replace(one, store=(str(first), str(second)), output=str(tmp_path / "two"))
+    for config in (one, two):
+        loop.train(config)
+    expected, found = (
+        (tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("one", "two")
+    )
+    assert found == expected
+
+
+def test_a_float16_table_trains_as_well_as_a_float32_one(world, tmp_path):
+    """To less than the difference between two seeds."""
+    table = np.load(world.store_folder / "mean.npy").astype(np.float32)
+    table += np.random.default_rng(0).normal(scale=1e-5, size=table.shape).astype(np.float32)
+    losses = {}
+    for dtype, seed in ((np.float32, 0), (np.float16, 0), (np.float32, 1)):
+        name = f"{np.dtype(dtype)}-{seed}"
+        store = write_store(tmp_path / name, world.corpus, table.astype(dtype))
+        config = _config(world, tmp_path / f"run-{name}", epochs=3, seed=seed)
+        loop.train(dataclasses.replace(config, store=(str(store),)))
+        last = (tmp_path / f"run-{name}" / "metrics.jsonl").read_text().splitlines()[-1]
+        losses[name] = json.loads(last)["validation_log_loss"]
+    rounding = abs(losses["float16-0"] - losses["float32-0"])
+    assert 0 < rounding < abs(losses["float32-1"] - losses["float32-0"]) / 10
+
+
+def test_64_examples_are_learned_by_heart(world, tmp_path):
+    quiet = {"dropout": 0.0, "empty_side": 0.0, "set_size": 90, "batch_size": 64, "width": 32}
+    config = _config(world, tmp_path / "run", **quiet, learning_rate=3e-3)
+    corpus, _, data = run_folder.load_data(config)
+    functions = _build(config, data)
+    rows = corpus.rows("train")[:64]
+    order = batches.shuffle(jax.device_put(rows), np.int32(0), 64, config.seed)
+    state = functions.init()
+    for _ in range(400):
+        state, _ = functions.train_chunk(state, data, order, np.int32(0), np.int32(1))
+    predicted = np.asarray(functions.predict(state.params, data, rows)).argmax(axis=1)
+    np.testing.assert_array_equal(predicted, corpus.label[rows])
+
+
+def test_a_learning_curve_is_drawn(world, tmp_path):
+    loop.train(_config(world, tmp_path / "run", epochs=2))
+    picture = matplotlib.image.imread(tmp_path / "run" / "plots" / "learning_curve.png")
+    assert picture.shape[1] > 600 and picture[..., :3].std() > 0.05
 
 
 def test_epochs_may_grow(world, tmp_path):

@@ -1,0 +1,139 @@
+"""One training, wherever the table lies and however many devices and processes share the work."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT, assert_one_line_mistake, run_command
+
+from sasnet_jax.cli import UserError
+from sasnet_jax.training import devices, loop, run_folder, step
+
+SETTINGS = {
+    "set_size": 3,
+    "eval_sets": 2,
+    "width": 16,
+    "depth": 1,
+    "feed_forward": 16,
+    "batch_size": 64,
+    "learning_rate": 1e-3,
+    "review_features": "text+stars",
+    "cross_attention": "set",
+    "bias_term": True,
+    "average_decay": 0.9,
+    "review_loss": 0.5,
+}
+
+
+def _arguments(world, run, **settings) -> list[str]:
+    settings = SETTINGS | {"output": run, "epochs": 2} | settings
+    settings |= {"corpus": world.corpus_folder, "store": world.store_folder}
+    return [f"--{name}={value}" for name, value in settings.items()]
+
+
+def _environment(count: int) -> dict[str, str]:
+    return os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
+
+
+def _state(run):
+    """State and best parameters of the last checkpoint, and the epochs' losses."""
+    config = run_folder.config_of(run_folder.read_description(run))
+    _, _, data = run_folder.load_data(config)
+    mesh = devices.mesh_for(config.batch_size)
+    state = jax.device_get(step.build(config, mesh, data.embedding_dim, 100).init())
+    checkpoints = loop.Checkpoints(run, read_only=True)
+    restored, best, _ = checkpoints.restore(state, state.params)
+    checkpoints.close()
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = [[r["train_loss"], r["validation_log_loss"]] for r in records]
+    return jax.tree.leaves((restored, best)), losses
+
+
+def _assert_close(found, expected):
+    for have, want in zip(found[0], expected[0], strict=True):
+        np.testing.assert_allclose(have, want, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found[1], expected[1], rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def one_device(world, tmp_path_factory):
+    run = tmp_path_factory.mktemp("one_device") / "run"
+    result = run_command("sasnet_jax.train", *_arguments(world, run))
+    assert result.returncode == 0, result.stderr
+    return _state(run)
+
+
+@pytest.mark.parametrize(
+    ("count", "table"), [(1, "host"), (4, "device"), (4, "sharded"), (4, "host")]
+)
+def test_neither_devices_nor_the_place_of_the_table_change_the_training(
+    world, tmp_path, one_device, count, table
+):
+    run = tmp_path / "run"
+    arguments = _arguments(world, run, table=table)
+    result = run_command("sasnet_jax.train", *arguments, env=_environment(count))
+    assert result.returncode == 0, result.stderr
+    _assert_close(_state(run), one_device)
+
+
+def _train_together(world, run, **settings) -> list[subprocess.Popen]:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    together = {"coordinator": f"localhost:{port}", "processes": 2}
+    return [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-m", "sasnet_jax.train"),
+                *_arguments(world, run, **settings, **together, process=process),
+            ],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for process in range(2)
+    ]
+
+
+def test_two_processes_train_one_run_and_resume_as_one(world, tmp_path, one_device):
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    for folder, epochs in ((run, 1), (run, 2), (whole, 2)):
+        processes = _train_together(world, folder, epochs=epochs)
+        outputs = [process.communicate(timeout=300)[0] for process in processes]
+        assert [process.returncode for process in processes] == [0, 0], outputs
+    assert "resumed at step" not in outputs[0]
+    _assert_close(_state(run), one_device)
+    resumed, uninterrupted = _state(run), _state(whole)
+    assert resumed[1] == uninterrupted[1]
+    for have, want in zip(resumed[0], uninterrupted[0], strict=True):
+        np.testing.assert_array_equal(have, want)
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_batch_that_devices_cannot_share_is_refused(world, tmp_path):
+    arguments = _arguments(world, tmp_path / "run", batch_size=30)
+    result = run_command("sasnet_jax.train", *arguments, env=_environment(4))
+    assert_one_line_mistake(result, "--batch_size=30", "4 devices")
+
+
+def test_too_little_memory_says_how_much_and_which_flag_helps(world, tmp_path):
+    config = run_folder.TrainConfig(
+        corpus=str(world.corpus_folder), store=(str(world.store_folder),), output=str(tmp_path)
+    )
+    _, _, data = run_folder.load_data(config)
+
+    def allocate():
+        jax.device_put(np.zeros(1, np.float32)).block_until_ready()
+        jax.jit(lambda: jax.numpy.zeros((1 << 44,), "float32"))().block_until_ready()
+
+    with (
+        pytest.raises(UserError, match=r"too little memory.*GB\): use --table=sharded or host"),
+        loop._enough_memory(config, data),
+    ):
+        allocate()
