@@ -22,10 +22,13 @@ class ReportConfig:
         (), help="run folder, finished or not; repeatable", topic="files"
     )
     baselines: tuple[str, ...] = setting((), help="output of baselines; repeatable", topic="files")
+    comparison: tuple[str, ...] = setting(
+        (), help="output of evaluate --output; repeatable", topic="files"
+    )
     quality: tuple[str, ...] = setting(
         (), help="output of embedding_quality; repeatable", topic="files"
     )
-    leakage: str = setting("", help="output of leakage", topic="files")
+    leakage: tuple[str, ...] = setting((), help="output of leakage; repeatable", topic="files")
     output: str = setting(
         "", help=f"page to write (.html), or a folder for {_NAME}", topic="files", required=True
     )
@@ -54,6 +57,7 @@ def run(config: ReportConfig) -> None:
         stores=config.store,
         runs=config.run,
         baselines=config.baselines,
+        comparisons=config.comparison,
         quality=config.quality,
         leakage=config.leakage,
     )

@@ -18,7 +18,7 @@ WIDTH, HEIGHT, MARGIN = 640, 480, 10
 _OTHER = "other"
 _MOST_CATEGORIES = len(PALETTE) - 1
 _EXCERPT = 200  # characters
-_FAR = 0.01  # quantile; what lies beyond would leave little room for the others
+_FAR = 0.005  # quantile; what lies beyond would leave little room for the others
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import numpy as np
 
 from sasnet_jax.evaluation import paper
 from sasnet_jax.evaluation.predictions import LEAKY
-from sasnet_jax.reporting.sources import Baselines, Run, Sources
+from sasnet_jax.reporting.sources import Output, Run, Sources
 from sasnet_jax.training import run_folder
 from sasnet_jax.training.config import RESUMABLE
 
@@ -87,13 +87,17 @@ class Group:
         return self.models[0]
 
     @property
-    def name(self) -> str:
-        """The common beginning of the runs' names, and how many there are."""
+    def stem(self) -> str:
+        """The name; of several runs the common beginning of theirs."""
         if len(self.models) == 1:
             return self.first.name
         common = os.path.commonprefix([model.name for model in self.models]).rstrip("_-. ")
-        stem = common.removesuffix("seed").rstrip("_-. ") or self.first.name
-        return f"{stem} ({len(self.models)} seeds)"
+        return common.removesuffix("seed").rstrip("_-. ") or self.first.name
+
+    @property
+    def name(self) -> str:
+        """The name, and of how many seeds."""
+        return self.stem if len(self.models) == 1 else f"{self.stem} ({len(self.models)} seeds)"
 
     @property
     def accuracy(self) -> float:
@@ -192,7 +196,7 @@ def _of_run(run: Run) -> Model:
     )
 
 
-def _of_baselines(baselines: Baselines) -> list[Model]:
+def _of_baselines(baselines: Output) -> list[Model]:
     found, stores = baselines.found, baselines.found.get("stores", {})
     parts = []
     if subset := found.get("subset"):

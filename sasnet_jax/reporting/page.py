@@ -89,7 +89,12 @@ def _contents(sources: Sources, sample: int, seed: int, show_texts: bool) -> dic
         "confusions": [results.confusion(group) for group in shown],
         "reliability": results.reliability(shown, corpus),
         "histories": results.histories(groups),
+        "cut_histories": results.cut_histories(groups),
+        "comparisons": [results.comparison(one) for one in sources.comparisons],
         "leakage": results.leakage(groups),
+        "leak_sentences": [
+            one.found["sentence"] for one in sources.leakage if "sentence" in one.found
+        ],
         "map": embedding_map.map_of(
             corpus, sources.stores, sample, seed, texts if show_texts else None
         ),

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,12 +10,14 @@ import numpy as np
 from sasnet_jax.data.corpus import CLASS_NAMES, Corpus
 from sasnet_jax.evaluation import metrics, predictions
 from sasnet_jax.evaluation.predictions import LEAKY
+from sasnet_jax.evaluation.quality_tables import Table
 from sasnet_jax.reporting import charts, models
 from sasnet_jax.reporting.charts import PALETTE, Bar, Bars, Chart, Series
 from sasnet_jax.reporting.models import Group, Model
-from sasnet_jax.reporting.sources import Run
+from sasnet_jax.reporting.sources import Output, Run
 
 _MOST_RUNS = 4  # groups of runs in a picture; the tables hold all
+_LEAST_SURE = 0.2  # the largest of five probabilities is no smaller
 _FEWEST_IN_BIN = 10  # reviews; the accuracy of fewer says nothing
 
 
@@ -58,7 +61,7 @@ class Histories:
     picture: Chart
     names: tuple[str, ...]  # of the groups of reviews
     reviews: tuple[int, ...]
-    rows: tuple[tuple[str, str, tuple[str, ...]], ...]  # model, protocol, accuracies
+    groups: tuple[Group, ...]
 
 
 def shown(groups: Sequence[Group]) -> list[Group]:
@@ -123,13 +126,15 @@ def reliability(groups: Sequence[Group], corpus: Corpus) -> Chart | None:
         lines.append(Series(_legend(group), points, colour, dots=True, notes=notes))
     if not lines:
         return None
-    diagonal = Series("as sure as right", [(0, 0), (1, 1)], "muted", dashed=True)
+    diagonal = Series(
+        "as sure as right", [(_LEAST_SURE, _LEAST_SURE), (1, 1)], "muted", dashed=True
+    )
     return charts.chart(
         "Reliability",
         [diagonal, *lines],
         "probability of the predicted class",
         "share predicted rightly",
-        x_range=(0.2, 1),
+        x_range=(_LEAST_SURE, 1),
         y_range=(0, 1),
         note=f"test split; bins of at least {_FEWEST_IN_BIN} reviews. Under the dashed line a "
         "model is surer than it is right.",
@@ -160,30 +165,77 @@ def histories(groups: Sequence[Group]) -> Histories | None:
         )
         for group, colour in zip(shown(known), PALETTE, strict=False)
     ]
-    rows = [
-        (
-            models.label(group.name),
-            group.first.protocol,
-            tuple(group.value("by_history", name, "accuracy") for name in slices),
-        )
-        for group in known
-    ]
+    reviews = tuple(one["reviews"] for one in slices.values())
     picture = charts.chart(
         "Accuracy by length of history",
         lines,
         "the user's other reviews",
         "accuracy",
         x_names=list(slices),
-        note="test split; 0 is a cold start",
+        note="test split; 0 is a cold start. Reviews: "
+        + ", ".join(f"{n:,} with {name}" for name, n in zip(slices, reviews, strict=True)),
     )
-    reviews = tuple(one["reviews"] for one in slices.values())
-    return Histories(picture, tuple(slices), reviews, tuple(rows))
+    return Histories(picture, tuple(slices), reviews, tuple(known))
 
 
 def _mean_by_history(group: Group, slices: dict[str, Any]) -> list[float]:
     """The mean over seeds; NaN of a slice without reviews."""
     table = [[m.test["by_history"][name]["accuracy"] for name in slices] for m in group.models]
     return np.array(table, dtype=np.float64).mean(axis=0).tolist()
+
+
+def cut_histories(groups: Sequence[Group]) -> Chart | None:
+    """Accuracy where only the first reviews of each user are seen; None if not measured."""
+    known = [g for g in groups if all(m.found.get("truncated_histories") for m in g.models)]
+    if not known:
+        return None
+    names = list(known[0].first.found["truncated_histories"])
+    lines = []
+    for group, colour in zip(known, PALETTE, strict=False):
+        cut = [model.found["truncated_histories"] for model in group.models]
+        table = [[one[name]["every_user"]["accuracy"] for name in names] for one in cut]
+        means = np.array(table, dtype=np.float64).mean(axis=0).tolist()
+        lines.append(Series(_legend(group), [*enumerate(means)], colour, dots=True))
+    return charts.chart(
+        "Accuracy when histories are cut",
+        lines,
+        "reviews of the user that are seen",
+        "accuracy",
+        x_names=names,
+        note="test split, the same reviews at every point",
+    )
+
+
+def comparison(compared: Output) -> Table:
+    """Paired differences to each baseline; of several seeds only their mean and ensemble."""
+    found = compared.found
+    seeds = [one["runs"] for one in found["groups"].values() if len(one["runs"]) > 1]
+    inside = {run for runs in seeds for run in runs}
+    rows = []
+    for one in found["comparisons"]:
+        if one["model"] not in inside:
+            low, high = one["interval"]
+            rows.append(
+                [
+                    Path(one["model"]).name,
+                    models.label(one["baseline"]),
+                    f"{one['difference']:+.3f}",
+                    f"[{low:+.3f}, {high:+.3f}]",
+                    "–" if one.get("holm_p") is None else f"{one['holm_p']:.2g}",
+                    "yes" if one["at_least_level"] else "no",
+                ]
+            )
+    protocol = LEAKY if found["target_review"] == "include" else models.EXCLUDED
+    return Table(
+        f"Difference in test accuracy, {protocol}",
+        ["model", "baseline", "difference", "95 % interval", "p", "at least level"],
+        rows,
+        [
+            f"{found['test_reviews']:,} reviews of {found['test_users']:,} users. The intervals "
+            "are by bootstrap over users; p is McNemar's, Holm-corrected over the baselines. At "
+            "least level: the interval lies above -0.02."
+        ],
+    )
 
 
 def leakage(groups: Sequence[Group]) -> Bars | None:
@@ -194,14 +246,12 @@ def leakage(groups: Sequence[Group]) -> Bars | None:
     ]
     rows = []
     for excluded, included in pairs:
-        name = models.label(excluded.name) + (
-            f", {excluded.first.scope}" * bool(excluded.first.scope)
-        )
-        rows.append(
-            Bar(f"{name}, {models.EXCLUDED}", excluded.accuracy, excluded.value("accuracy"))
-        )
-        text = f"{included.value('accuracy')} ({included.accuracy - excluded.accuracy:+.3f})"
-        rows.append(Bar(f"{name}, {LEAKY}", included.accuracy, text, "leaky", leaky=True))
+        scope = f", {excluded.first.scope}" if excluded.first.scope else ""
+        name = models.label(excluded.stem) + scope
+        without, within = excluded.accuracy, included.accuracy
+        text = f"{included.value('accuracy')} ({within - without:+.3f})"
+        rows.append(Bar(f"{name}, {models.EXCLUDED}", without, excluded.value("accuracy")))
+        rows.append(Bar(f"{name}, {LEAKY}", within, text, "leaky", leaky=True))
     return charts.bars("Test accuracy", rows, longest=1.0) if rows else None
 
 

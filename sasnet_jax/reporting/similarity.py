@@ -11,7 +11,7 @@ from sasnet_jax.evaluation import quality_tables
 from sasnet_jax.evaluation.quality_tables import Table
 from sasnet_jax.reporting import charts
 from sasnet_jax.reporting.charts import Chart, Series
-from sasnet_jax.reporting.sources import Quality
+from sasnet_jax.reporting.sources import Output
 
 _MOST_PAIRS = 500  # drawn; the numbers are over all pairs
 _BESIDE = ("TF-IDF", "Gaussian noise 1")
@@ -27,13 +27,13 @@ class Similarity:
     pictures: tuple[Chart, ...]
 
 
-def similarity(quality: Quality, seed: int) -> Similarity:
+def similarity(quality: Output, seed: int) -> Similarity:
     """Tables 1 and 3, and a picture of the best method, of TF-IDF and of noise."""
     tables = quality_tables.table_1(quality.found), quality_tables.table_3(quality.found)
     return Similarity(quality.name, tables, _pictures(quality, seed))
 
 
-def _pictures(quality: Quality, seed: int) -> tuple[Chart, ...]:
+def _pictures(quality: Output, seed: int) -> tuple[Chart, ...]:
     path = quality.folder / "category_pairs.parquet"
     if not path.is_file():
         return ()

@@ -18,9 +18,13 @@ from sasnet_jax.evaluation import predictions
 from sasnet_jax.evaluation.predictions import Predictions
 from sasnet_jax.training import run_folder
 
-_BASELINES = "python -m sasnet_jax.baselines"
-_QUALITY = "python -m sasnet_jax.embedding_quality"
-_LEAKAGE = "python -m sasnet_jax.leakage"
+# KIND.json -> the command that writes it, and the keys that every version has.
+_OUTPUTS = {
+    "baselines": ("baselines", ("models", "target_review")),
+    "comparison": ("evaluate --output", ("comparisons", "groups", "target_review")),
+    "embedding_quality": ("embedding_quality", ("methods", "compared")),
+    "leakage": ("leakage", ()),
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -62,24 +66,11 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Baselines:
-    """An output of `baselines`."""
+class Output:
+    """The folder of another command, and the JSON that describes it."""
 
     folder: Path
-    found: dict[str, Any]  # baselines.json
-
-    @property
-    def name(self) -> str:
-        """The folder's name."""
-        return self.folder.resolve().name
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Quality:
-    """An output of `embedding_quality`."""
-
-    folder: Path
-    found: dict[str, Any]  # embedding_quality.json
+    found: dict[str, Any]
 
     @property
     def name(self) -> str:
@@ -95,9 +86,10 @@ class Sources:
     description: dict[str, Any]  # corpus.json
     stores: tuple[Store, ...]
     runs: tuple[Run, ...]
-    baselines: tuple[Baselines, ...]
-    quality: tuple[Quality, ...]
-    leakage: dict[str, Any] | None  # leakage.json
+    baselines: tuple[Output, ...]  # baselines.json
+    comparisons: tuple[Output, ...]  # comparison.json
+    quality: tuple[Output, ...]  # embedding_quality.json
+    leakage: tuple[Output, ...]  # leakage.json
 
 
 def open_sources(
@@ -106,8 +98,9 @@ def open_sources(
     stores: tuple[str, ...],
     runs: tuple[str, ...],
     baselines: tuple[str, ...],
+    comparisons: tuple[str, ...],
     quality: tuple[str, ...],
-    leakage: str,
+    leakage: tuple[str, ...],
 ) -> Sources:
     """Opens the folders.
 
@@ -120,9 +113,15 @@ def open_sources(
         files.read_json(corpus / "corpus.json", "python -m sasnet_jax.prepare"),
         tuple(embeddings.open_store(Path(name), opened) for name in stores),
         tuple(_run(Path(name), opened) for name in runs),
-        tuple(_baselines(Path(name), opened) for name in baselines),
-        tuple(_quality(Path(name), opened) for name in quality),
-        _leakage(Path(leakage), opened) if leakage else None,
+        *(
+            tuple(_output(Path(name), kind, opened) for name in folders)
+            for kind, folders in (
+                ("baselines", baselines),
+                ("comparison", comparisons),
+                ("embedding_quality", quality),
+                ("leakage", leakage),
+            )
+        ),
     )
 
 
@@ -154,25 +153,12 @@ def _curve(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _baselines(folder: Path, corpus: Corpus) -> Baselines:
-    path = folder / "baselines.json"
-    found = files.read_json(path, _BASELINES, ("models", "target_review", "corpus_sha256"))
+def _output(folder: Path, kind: str, corpus: Corpus) -> Output:
+    made_by, keys = _OUTPUTS[kind]
+    path = folder / f"{kind}.json"
+    found = files.read_json(path, f"python -m sasnet_jax.{made_by}", (*keys, "corpus_sha256"))
     _refuse_foreign(path, found, corpus)
-    return Baselines(folder, found)
-
-
-def _quality(folder: Path, corpus: Corpus) -> Quality:
-    path = folder / "embedding_quality.json"
-    found = files.read_json(path, _QUALITY, ("methods", "corpus_sha256"))
-    _refuse_foreign(path, found, corpus)
-    return Quality(folder, found)
-
-
-def _leakage(folder: Path, corpus: Corpus) -> dict[str, Any]:
-    path = folder / "leakage.json" if folder.is_dir() else folder
-    found = files.read_json(path, _LEAKAGE)
-    _refuse_foreign(path, found, corpus)
-    return found
+    return Output(folder, found)
 
 
 def _refuse_foreign(path: Path, found: dict[str, Any], corpus: Corpus) -> None:
