@@ -13,6 +13,7 @@ from embed_torch.config import EmbedConfig
 from sasnet_jax.baselines import BaselinesConfig
 from sasnet_jax.embedding_quality import EmbeddingQualityConfig
 from sasnet_jax.evaluate import EvaluateConfig
+from sasnet_jax.leakage import LeakageConfig
 from sasnet_jax.prepare import PrepareConfig
 from sasnet_jax.report import ReportConfig
 from sasnet_jax.training.config import TrainConfig
@@ -24,6 +25,7 @@ CONFIGS = (
     EvaluateConfig,
     BaselinesConfig,
     EmbeddingQualityConfig,
+    LeakageConfig,
     ReportConfig,
 )
 

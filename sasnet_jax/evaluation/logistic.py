@@ -26,7 +26,7 @@ class _Choice(NamedTuple):
 
 def fit(
     candidates: Sequence[Candidate],
-    label: dict[str, Int8[np.ndarray, "n"]],
+    label: dict[str, Int8[np.ndarray, "_"]],
     seed: int,
     name: str = "logistic regression",
 ) -> tuple[int, LogisticRegression, dict[str, Any]]:

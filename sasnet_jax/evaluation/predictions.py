@@ -1,6 +1,6 @@
 """Predictions on disk and in a table: shared by `evaluate` and `baselines` (docs/formats.md)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,11 +88,39 @@ def table(models: Mapping[str, Mapping[str, Any]], target_review: str) -> str:
     """One line a model, of the test split."""
     reviews = next(iter(models.values()))["test"]["reviews"]
     note = LEAKY if target_review == "include" else "target excluded"
+    width = _width(models)
     lines = [f"test split, {reviews:,} reviews, {note}"]
-    lines.append(f"  {'model':<24}{'accuracy':>10}{'macro F1':>10}{'log-loss':>10}")
+    lines.append(f"  {'model':<{width}}{'accuracy':>10}{'macro F1':>10}{'log-loss':>10}")
     for name, splits in models.items():
         shown = [number(splits["test"][key]) for key in ("accuracy", "macro_f1", "log_loss")]
-        lines.append(f"  {name:<24}" + "".join(f"{one:>10}" for one in shown))
+        lines.append(f"  {name:<{width}}" + "".join(f"{one:>10}" for one in shown))
+    return "\n".join(lines)
+
+
+def history_table(models: Mapping[str, Mapping[str, Any]]) -> str:
+    """One line a model: test accuracy by the user's number of other reviews."""
+    first = next(iter(models.values()))["test"]["by_history"]
+    width = _width(models)
+    lines = ["test accuracy by the user's number of other reviews"]
+    lines.append(f"  {'':<{width}}" + "".join(f"{name:>10}" for name in first))
+    counts = "".join(f"{one['reviews']:>10,}" for one in first.values())
+    lines.append(f"  {'reviews':<{width}}{counts}")
+    for name, splits in models.items():
+        slices = splits["test"]["by_history"].values()
+        shown = "".join(f"{number(one['accuracy']):>10}" for one in slices)
+        lines.append(f"  {name:<{width}}{shown}")
+    return "\n".join(lines)
+
+
+def truncated_table(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """Test accuracy and log-loss by how much of the users' histories was seen."""
+    lines = ["test reviews predicted from the user's first reviews only"]
+    for key in ("every_user", "long_histories"):
+        reviews = found["all"][key]["reviews"]
+        lines.append(f"  {key.replace('_', ' ')}, {reviews:,} reviews")
+        for name in ("accuracy", "log_loss"):
+            shown = [f"{kept}: {number(one[key][name])}" for kept, one in found.items()]
+            lines.append(f"    {name.replace('_', '-'):<10}" + "  ".join(shown))
     return "\n".join(lines)
 
 
@@ -108,6 +136,10 @@ def confusion(matrix: list[list[int]]) -> str:
     for name, row in zip(names, matrix, strict=True):
         lines.append(f"  {name:<24}" + "".join(f"{count:>10,}" for count in row))
     return "\n".join(lines)
+
+
+def _width(names: Iterable[str]) -> int:
+    return max([24, *(len(name) + 2 for name in names)])
 
 
 def _columns(classes: int) -> list[str]:

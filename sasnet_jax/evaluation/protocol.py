@@ -21,7 +21,7 @@ from sasnet_jax.data.splits import SPLITS
 AveragesOver = Literal["corpus", "subset"]
 Counts = Literal["all_others", "out_of_fold"]
 Features: TypeAlias = np.ndarray | scipy.sparse.csr_matrix  # [reviews, f]
-Inputs: TypeAlias = dict[str, Float32[np.ndarray, "n f"]]  # of each split's targets
+Inputs: TypeAlias = dict[str, Float32[np.ndarray, "_ _"]]  # of each split's targets
 # What a classifier may be given: blocks of columns (`scaled`) side by side, each times its weight.
 Candidate: TypeAlias = Sequence[tuple[float, Inputs]]
 
@@ -33,7 +33,7 @@ _FOLDS = 5
 class Protocol:
     """The reviews of each split, and what may be seen of each as a target."""
 
-    rows: dict[str, Int32[np.ndarray, "n"]]  # of each split, ascending
+    rows: dict[str, Int32[np.ndarray, "_"]]  # of each split, ascending
     label: Int8[np.ndarray, "reviews"]
     classes: int
     contexts: Contexts

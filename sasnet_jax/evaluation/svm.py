@@ -104,7 +104,7 @@ class _Choice(NamedTuple):
 
 def fit(
     candidates: Sequence[Candidate],
-    label: dict[str, Int8[np.ndarray, "n"]],
+    label: dict[str, Int8[np.ndarray, "_"]],
     seed: int,
     name: str = "SVM",
 ) -> tuple[int, FittedSVM, dict[str, Any]]:
@@ -137,7 +137,7 @@ def fit(
 
 
 def _tune(
-    candidates: Sequence[Candidate], label: dict[str, Int8[np.ndarray, "n"]], seed: int, name: str
+    candidates: Sequence[Candidate], label: dict[str, Int8[np.ndarray, "_"]], seed: int, name: str
 ) -> dict[_Choice, float]:
     """Validation accuracy of every choice.
 

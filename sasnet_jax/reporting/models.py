@@ -6,20 +6,19 @@ models that differ in nothing but their seed.
 
 import dataclasses
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sasnet_jax.evaluation import paper
+from sasnet_jax.evaluation import comparison, paper
+from sasnet_jax.evaluation.baseline_models import ORACLE
 from sasnet_jax.evaluation.predictions import LEAKY
 from sasnet_jax.reporting.sources import Output, Run, Sources
 from sasnet_jax.training import run_folder
-from sasnet_jax.training.config import RESUMABLE
 
-MAJORITY, ORACLE = "majority", "oracle"
+MAJORITY = "majority"
 EXCLUDED = "target excluded"
 # Of the metrics of a split, those that the table of models shows, and what it calls them.
 METRICS = {
@@ -79,20 +78,13 @@ class Model:
 class Group:
     """A model, or runs that differ in their seed only."""
 
+    stem: str  # without the number of seeds
     models: tuple[Model, ...]
 
     @property
     def first(self) -> Model:
         """Speaks for what all have in common."""
         return self.models[0]
-
-    @property
-    def stem(self) -> str:
-        """The name; of several runs the common beginning of theirs."""
-        if len(self.models) == 1:
-            return self.first.name
-        common = os.path.commonprefix([model.name for model in self.models]).rstrip("_-. ")
-        return common.removesuffix("seed").rstrip("_-. ") or self.first.name
 
     @property
     def name(self) -> str:
@@ -110,24 +102,26 @@ class Group:
         return spread(values)
 
 
-def models_of(sources: Sources) -> list[Model]:
-    """Every evaluated run and every baseline."""
-    found = [_of_run(run) for run in sources.runs if run.evaluation]
-    return found + [one for baselines in sources.baselines for one in _of_baselines(baselines)]
-
-
-def groups_of(models: Sequence[Model]) -> list[Group]:
-    """Runs of several seeds together.
+def groups_of(sources: Sources) -> list[Group]:
+    """Every evaluated run, those of several seeds together, and every baseline.
 
     Honest ones first, those of the whole corpus before those of a subset, then by accuracy.
     """
-    together: dict[Any, list[Model]] = {}
-    for number, model in enumerate(models):
-        key = (model.alike, model.target_review) if model.is_run else number
-        together.setdefault(key, []).append(model)
-    groups = [Group(tuple(members)) for members in together.values()]
+    runs = {str(run.folder): run for run in sources.runs if run.evaluation}
+    descriptions = {name: run.description for name, run in runs.items()}
+    alike = {
+        name: group.name
+        for group in comparison.groups_of(descriptions, free=("seed", "target_review"))
+        for name in group.runs
+    }
+    found = [
+        Group(group.name, tuple(_of_run(runs[name], alike[name]) for name in group.runs))
+        for group in comparison.groups_of(descriptions)
+    ]
+    for baselines in sources.baselines:
+        found += [Group(model.name, (model,)) for model in _of_baselines(baselines)]
     return sorted(
-        groups, key=lambda g: (g.first.leaky, g.first.is_ceiling, g.first.scope, -g.accuracy)
+        found, key=lambda g: (g.first.leaky, g.first.is_ceiling, g.first.scope, -g.accuracy)
     )
 
 
@@ -176,19 +170,16 @@ def _look_up(found: Any, keys: Sequence[str]) -> float | None:
     return found
 
 
-def _of_run(run: Run) -> Model:
+def _of_run(run: Run, alike: str) -> Model:
     assert run.evaluation is not None
     config = run_folder.config_of(run.description)
-    ignored = {*RESUMABLE, "seed", "target_review"}
-    same = {k: v for k, v in run.settings.items() if k not in ignored}
-    stores = run.description.get("stores")
     scope = "five classes" if config.classes == 5 else ""
     return Model(
         name=run.name,
         inputs="text+stars" if config.sees_stars else "text",
         target_review=config.target_review,
         scope=scope,
-        alike=json.dumps([same, stores], sort_keys=True),
+        alike=f"run {alike}",
         found=run.evaluation,
         predictions=run.folder / "predictions.parquet",
         paper=None if config.sees_stars or scope else paper.TABLE_2["sasnet"],
@@ -210,7 +201,7 @@ def _of_baselines(baselines: Output) -> list[Model]:
             inputs=_inputs(name),
             target_review=found["target_review"],
             scope=scope,
-            alike=json.dumps([name, scope, _store_of(name, stores)], sort_keys=True),
+            alike=json.dumps(["baseline", name, scope, _store_of(name, stores)], sort_keys=True),
             found=splits,
             predictions=baselines.folder / "predictions" / f"{name}.parquet",
             paper=_papers(name, stores),

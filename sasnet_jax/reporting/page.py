@@ -67,7 +67,7 @@ def render(sources: Sources, *, title: str, sample: int, seed: int, show_texts: 
 def _contents(sources: Sources, sample: int, seed: int, show_texts: bool) -> dict[str, Any]:
     """What the template shows; what is absent is empty."""
     corpus, texts = sources.corpus, sources.corpus.texts()
-    groups = models.groups_of(models.models_of(sources))
+    groups = models.groups_of(sources)
     shown = results.shown(groups)
     return {
         "classes": CLASSES,
@@ -91,10 +91,8 @@ def _contents(sources: Sources, sample: int, seed: int, show_texts: bool) -> dic
         "histories": results.histories(groups),
         "cut_histories": results.cut_histories(groups),
         "comparisons": [results.comparison(one) for one in sources.comparisons],
-        "leakage": results.leakage(groups),
-        "leak_sentences": [
-            one.found["sentence"] for one in sources.leakage if "sentence" in one.found
-        ],
+        "leakage": results.leakage(groups, sources.leakage),
+        "leak_sentences": [one.found["sentence"] for one in sources.leakage],
         "map": embedding_map.map_of(
             corpus, sources.stores, sample, seed, texts if show_texts else None
         ),

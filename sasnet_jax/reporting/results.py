@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from sasnet_jax.data.corpus import CLASS_NAMES, Corpus
-from sasnet_jax.evaluation import metrics, predictions
+from sasnet_jax.evaluation import metrics, paired, predictions
+from sasnet_jax.evaluation.baseline_models import ORACLE
 from sasnet_jax.evaluation.predictions import LEAKY
 from sasnet_jax.evaluation.quality_tables import Table
 from sasnet_jax.reporting import charts, models
@@ -17,6 +18,7 @@ from sasnet_jax.reporting.models import Group, Model
 from sasnet_jax.reporting.sources import Output, Run
 
 _MOST_RUNS = 4  # groups of runs in a picture; the tables hold all
+_NOT_READING = (models.MAJORITY, ORACLE)  # their contexts
 _LEAST_SURE = 0.2  # the largest of five probabilities is no smaller
 _FEWEST_IN_BIN = 10  # reviews; the accuracy of fewer says nothing
 
@@ -233,26 +235,41 @@ def comparison(compared: Output) -> Table:
         [
             f"{found['test_reviews']:,} reviews of {found['test_users']:,} users. The intervals "
             "are by bootstrap over users; p is McNemar's, Holm-corrected over the baselines. At "
-            "least level: the interval lies above -0.02."
+            f"least level: the interval lies above -{paired.MARGIN}."
         ],
     )
 
 
-def leakage(groups: Sequence[Group]) -> Bars | None:
-    """Every model that was tried with and without the target; None where there is none."""
-    honest = {g.first.alike: g for g in groups if not g.first.leaky and not g.first.is_ceiling}
-    pairs = [
-        (honest[g.first.alike], g) for g in groups if g.first.leaky and g.first.alike in honest
+def leakage(groups: Sequence[Group], measured: Sequence[Output]) -> list[Bars]:
+    """Models that were tried with and without the target, a picture for each reading.
+
+    Those of the outputs of `leakage`, and where there is none, those among `groups`.
+    """
+    pictures: dict[str, list[Bar]] = {}
+    for output in measured:
+        for row in output.found["accuracy"]:
+            if row["model"] not in _NOT_READING and row["leak"] is not None:
+                bars = _pair(models.label(row["model"]), row["exclude"], row["include"])
+                pictures.setdefault(output.found["readings"][row["reading"]], []).extend(bars)
+    if not measured:
+        honest = {g.first.alike: g for g in groups if not g.first.leaky}
+        for group in groups:
+            other = honest.get(group.first.alike)
+            if group.first.leaky and other and group.first.name not in _NOT_READING:
+                bars = _pair(models.label(other.stem), other.accuracy, group.accuracy)
+                title = group.first.scope or "all reviews"
+                pictures.setdefault(title, []).extend(bars)
+    return [
+        charts.bars(f"Test accuracy, {title}", rows, longest=1) for title, rows in pictures.items()
     ]
-    rows = []
-    for excluded, included in pairs:
-        scope = f", {excluded.first.scope}" if excluded.first.scope else ""
-        name = models.label(excluded.stem) + scope
-        without, within = excluded.accuracy, included.accuracy
-        text = f"{included.value('accuracy')} ({within - without:+.3f})"
-        rows.append(Bar(f"{name}, {models.EXCLUDED}", without, excluded.value("accuracy")))
-        rows.append(Bar(f"{name}, {LEAKY}", within, text, "leaky", leaky=True))
-    return charts.bars("Test accuracy", rows, longest=1.0) if rows else None
+
+
+def _pair(name: str, exclude: float, include: float) -> list[Bar]:
+    leak = f"{include:.3f} ({include - exclude:+.3f})"
+    return [
+        Bar(f"{name}, {models.EXCLUDED}", exclude, f"{exclude:.3f}"),
+        Bar(LEAKY, include, leak, "leaky", leaky=True),
+    ]
 
 
 def _legend(group: Group) -> str:

@@ -23,7 +23,7 @@ _OUTPUTS = {
     "baselines": ("baselines", ("models", "target_review")),
     "comparison": ("evaluate --output", ("comparisons", "groups", "target_review")),
     "embedding_quality": ("embedding_quality", ("methods", "compared")),
-    "leakage": ("leakage", ()),
+    "leakage": ("leakage", ("accuracy", "readings", "sentence")),
 }
 
 

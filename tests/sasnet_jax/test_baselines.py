@@ -1,20 +1,22 @@
+import dataclasses
 import json
 import shutil
 
 import numpy as np
 import polars as pl
 import pytest
-from conftest import assert_one_line_mistake, run_command, write_store
-from sklearn.feature_extraction.text import TfidfVectorizer
+from conftest import write_store
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
 from sklearn.svm import SVC
 
-from sasnet_jax import baselines, evaluate
+from sasnet_jax import baselines, files
 from sasnet_jax.baselines import BaselinesConfig
-from sasnet_jax.data import embeddings, interactions
-from sasnet_jax.data.corpus import CLASSES
-from sasnet_jax.evaluation import svm
-from sasnet_jax.training import loop
-from sasnet_jax.training.config import TrainConfig
+from sasnet_jax.cli import UserError
+from sasnet_jax.data import interactions
+from sasnet_jax.data.corpus import CLASSES, read_corpus
+from sasnet_jax.data.splits import SPLITS
+from sasnet_jax.evaluation import baseline_models, logistic, protocol, svm
 
 
 def _run(world, output, **settings):
@@ -26,113 +28,229 @@ def _run(world, output, **settings):
     return json.loads((output / "baselines.json").read_text())
 
 
-def test_majority_is_the_most_frequent_training_class(world, tmp_path):
-    found = _run(world, tmp_path / "out")["models"]["majority"]["test"]
+@pytest.fixture(scope="module")
+def made(world, tmp_path_factory):
+    """Folders of the world's baselines, by target_review."""
+    folder = tmp_path_factory.mktemp("made")
+    for target_review in ("exclude", "include"):
+        _run(world, folder / target_review, target_review=target_review)
+    return folder
+
+
+def _models(folder):
+    return json.loads((folder / "baselines.json").read_text())["models"]
+
+
+def test_majority_is_the_most_frequent_training_class(world, made):
+    found = _models(made / "exclude")["majority"]["test"]
     corpus = world.corpus
     most = np.bincount(corpus.label[corpus.rows("train")]).argmax()
     assert found["accuracy"] == (corpus.label[corpus.rows("test")] == most).mean()
 
 
-def test_svm_is_scikit_learns_and_its_probabilities_keep_its_choice():
-    rng = np.random.default_rng(1)
-    centres = rng.normal(size=(3, 6))
-    label = rng.integers(0, 3, 400).astype(np.int8)
-    pairs = (centres[label] + rng.normal(size=(400, 6))).astype(np.float32)
-    model = svm.fit(pairs[:300], label[:300], pairs[300:], label[300:], seed=0)
-    expected = SVC(C=model.penalty).fit(pairs[:300], label[:300]).predict(pairs[300:])
-    probability = model.predict(pairs[300:])
+def _candidate(seed, n=400, width=6):
+    """One block of inputs, as `protocol.scaled` makes them, and labels, of each split."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(3, width))
+    sizes = {"train": n, "validation": 120, "test": 120}
+    label = {split: rng.integers(0, 3, size).astype(np.int8) for split, size in sizes.items()}
+    inputs = {
+        split: (centres[one] + 1.5 * rng.normal(size=(one.size, width))).astype(np.float32)
+        for split, one in label.items()
+    }
+    return [(1.0, protocol.scaled(inputs))], label
+
+
+@pytest.mark.parametrize("kernel", ["rbf", "linear"])
+def test_svm_is_scikit_learns_and_its_probabilities_keep_its_choice(monkeypatch, kernel):
+    monkeypatch.setattr(svm, "KERNELS", (kernel,))
+    candidate, label = _candidate(1)
+    _, model, chosen = svm.fit([candidate], label, seed=0)
+    train, test = (protocol.joined(candidate, split) for split in ("train", "test"))
+    reference = SVC(C=chosen["C"], kernel=kernel, gamma=1.0).fit(train, label["train"])
+    probability = model.predict(test)
     np.testing.assert_allclose(probability.sum(axis=1), 1, rtol=1e-6)
-    assert (probability.argmax(axis=1) == expected).mean() >= 0.99  # near ties may differ
+    same = probability.argmax(axis=1) == reference.predict(test)
+    assert same.mean() >= 0.99  # near ties may differ
 
 
-def test_scores_are_those_of_scikit_learn_and_do_not_depend_on_the_batch():
-    rng = np.random.default_rng(3)
-    label = np.repeat([0, 0, 0, 1, 2, 2], 80).astype(np.int8)
-    pairs = (rng.normal(size=(480, 8)) + 0.3 * label[:, None]).astype(np.float32)
-    model = svm.fit(pairs[:400], label[:400], pairs[400:], label[400:], seed=0)
-    reference = SVC(C=model.penalty).fit(pairs[:400].astype(np.float64), label[:400])
-    scores = svm.class_scores(model.model, pairs)
-    expected = reference.decision_function(pairs.astype(np.float64))
+@pytest.mark.parametrize("kernel", ["rbf", "linear"])
+def test_scores_are_those_of_scikit_learn_and_do_not_depend_on_the_batch(monkeypatch, kernel):
+    monkeypatch.setattr(svm, "KERNELS", (kernel,))
+    candidate, label = _candidate(3, width=8)
+    _, model, chosen = svm.fit([candidate], label, seed=0)
+    train, test = (protocol.joined(candidate, split) for split in ("train", "test"))
+    reference = SVC(C=chosen["C"], kernel=kernel, gamma=1.0, tol=1e-5)
+    expected = reference.fit(train, label["train"]).decision_function(test)
+    scores = model.scores(test)
     same_votes = np.round(scores) == np.round(expected)  # a margin of 0 may fall either way
-    assert same_votes.mean() > 0.99
-    np.testing.assert_allclose(scores[same_votes], expected[same_votes], atol=2e-3)
-    alone = np.concatenate(
-        [svm.class_scores(model.model, pairs[row : row + 1]) for row in range(90)]
-    )
+    assert same_votes.mean() > 0.98
+    np.testing.assert_allclose(scores[same_votes], expected[same_votes], atol=5e-3)
+    alone = np.concatenate([model.scores(test[row : row + 1]) for row in range(90)])
     np.testing.assert_allclose(alone, scores[:90], atol=1e-5)
 
 
-@pytest.mark.parametrize("target_review", ["exclude", "include"])
-def test_baselines_ignore_the_target_review(world, tmp_path, target_review):
-    """The leak test: one test target's embedding becomes noise; what is fitted is held, because
-    z-score and SVM are fitted on training rows."""
+def test_svm_settings_are_the_best_on_validation_by_brute_force():
+    candidate, label = _candidate(5, n=200)
+    noise = protocol.scaled(_candidate(6, n=200)[0][0][1])
+    candidates = [candidate, [candidate[0], (2.0, noise)]]
+    index, _, chosen = svm.fit(candidates, label, seed=0)
+    accuracy = {}
+    for i, one in enumerate(candidates):
+        train, validation = (protocol.joined(one, split) for split in ("train", "validation"))
+        gamma = 1 / train.var(axis=0).sum()
+        for kernel in svm.KERNELS:
+            for penalty in svm.PENALTIES:
+                scaled = penalty if kernel == "rbf" else penalty * gamma
+                model = SVC(C=scaled, kernel=kernel, gamma=gamma).fit(train, label["train"])
+                accuracy[i, kernel, penalty] = model.score(validation, label["validation"])
+    best = max(accuracy.values())
+    assert chosen["tuned_accuracy"] == pytest.approx(best, abs=1.01 / 120)
+    found = [
+        v for (i, kernel, _), v in accuracy.items() if (i, kernel) == (index, chosen["kernel"])
+    ]
+    assert max(found) == pytest.approx(best, abs=1.01 / 120)
+
+
+def test_logistic_regression_has_the_best_penalty_of_the_grid():
+    candidate, label = _candidate(2, n=200)
+    _, model, chosen = logistic.fit([candidate], label, seed=0)
+    train, validation = (protocol.joined(candidate, split) for split in ("train", "validation"))
+    losses = {}
+    for penalty in logistic.PENALTIES:
+        one = LogisticRegression(C=penalty).fit(train, label["train"])
+        losses[penalty] = log_loss(label["validation"], one.predict_proba(validation))
+    assert chosen["C"] == min(losses, key=losses.get)
+    expected = LogisticRegression(C=chosen["C"]).fit(train, label["train"])
+    np.testing.assert_allclose(model.coef_, expected.coef_, atol=1e-3)
+
+
+def test_scaled_blocks_have_unit_variance_and_keep_the_held_out_on_their_scale():
+    rng = np.random.default_rng(0)
+    inputs = {split: rng.normal(3, 5, (50, 4)).astype(np.float32) for split in ("train", "test")}
+    found = protocol.scaled(inputs)
+    assert found["train"].var(axis=0).sum() == pytest.approx(1, rel=1e-5)
+    np.testing.assert_allclose(found["train"].mean(axis=0), 0, atol=1e-6)
+    factor = np.sqrt(inputs["train"].var(axis=0).sum())
+    expected = (inputs["test"] - inputs["train"].mean(axis=0)) / factor
+    np.testing.assert_allclose(found["test"], expected, rtol=1e-4, atol=1e-6)
+    constant = {"train": np.ones((3, 2), np.float32)}
+    assert not protocol.scaled(constant)["train"].any()
+
+
+@pytest.mark.parametrize("averages_over", ["corpus", "subset"])
+def test_a_subset_is_learned_from_alone_and_averages_are_over_what_was_asked(world, averages_over):
     corpus = world.corpus
-    before = _run(world, tmp_path / "before", target_review=target_review)
-    table = np.load(world.store_folder / "mean.npy")
-    row = int(corpus.rows("test")[3])
-    table[row] = np.random.default_rng(0).normal(size=table.shape[1]) * 20
-    store = write_store(tmp_path / "store", corpus, table)
-    after = _run(world, tmp_path / "after", target_review=target_review, store=(str(store),))
-    assert before["target_review"] == after["target_review"] == target_review
+    asked = protocol.protocol_of(corpus, "exclude", subset=200, averages_over=averages_over, seed=1)
+    assert [asked.rows[split].size for split in SPLITS] == [160, 20, 20]
+    chosen = set(np.concatenate(list(asked.rows.values())).tolist())
+    features = np.random.default_rng(0).normal(size=(corpus.user.size, 3)).astype(np.float32)
+    found = protocol.averages(asked, features)
+    for split in SPLITS:
+        assert (corpus.split[asked.rows[split]] == split).all()
+        for i, target in enumerate(asked.rows[split]):
+            for side, entity in enumerate((corpus.user, corpus.business)):
+                seen = (entity == entity[target]) & (np.arange(corpus.user.size) != target)
+                seen &= corpus.split == (split if side == 0 else "train")
+                if averages_over == "subset":
+                    seen &= np.isin(np.arange(corpus.user.size), list(chosen))
+                expected = features[seen].mean(axis=0) if seen.any() else np.zeros(3)
+                found_here = found[split][i, 3 * side : 3 * side + 3]
+                np.testing.assert_allclose(found_here, expected, rtol=1e-4, atol=1e-5)
 
-    def predicted(folder):
-        path = tmp_path / folder / "predictions" / "store_svm.parquet"
-        names = [f"p_{name}" for name in CLASSES]
-        return pl.read_parquet(path).filter(pl.col("row") == row).select(names).row(0)
 
-    assert (predicted("before") == predicted("after")) == (target_review == "exclude")
+def _with_noise(world, folder, row):
+    """The world where one review has another text, embedding and stars."""
+    corpus_folder = shutil.copytree(world.corpus_folder, folder / "corpus")
+    path = corpus_folder / "reviews.parquet"
+    table = pl.read_parquet(path)
+    label = (table["label"][row] + 1) % 3
+    here = pl.int_range(pl.len()) == row
+    noise = {"text": "zebra good awful", "stars": (2.0, 4.0, 5.0)[label], "label": label}
+    table.with_columns(
+        pl.when(here).then(pl.lit(value).cast(table.schema[name])).otherwise(name).alias(name)
+        for name, value in noise.items()
+    ).write_parquet(path)
+    description = json.loads((corpus_folder / "corpus.json").read_text())
+    texts = pl.read_parquet(path)["text"]
+    files.write_json(
+        corpus_folder / "corpus.json", description | {"texts_sha256": files.texts_sha256(texts)}
+    )
+    embedded = np.load(world.store_folder / "mean.npy")
+    embedded[row] = np.random.default_rng(0).normal(size=embedded.shape[1]) * 20
+    write_store(folder / "store", read_corpus(corpus_folder), embedded)
+    return dataclasses.replace(world, corpus_folder=corpus_folder, store_folder=folder / "store")
 
 
 @pytest.mark.parametrize("target_review", ["exclude", "include"])
-def test_what_every_svm_sees_ignores_the_target_review(world, target_review):
-    """Text and embedding of several held-out targets become noise, vectorizer and z-score held."""
+def test_every_baseline_ignores_the_target_review(world, made, tmp_path, target_review):
+    """The leak test, of the whole command: a test target's text, embedding and stars become noise.
+
+    What is fitted is held, because everything is fitted on training and chosen on validation.
+    """
     corpus = world.corpus
-    stores = [embeddings.open_store(world.store_folder, corpus)]
-    contexts = interactions.contexts_of(corpus, target_review)
-    tfidf = TfidfVectorizer(dtype=np.float32).fit(corpus.texts()).transform(corpus.texts())
-    zscored = embeddings.fit_zscore(stores[0].table, corpus.rows("train"))(stores[0].table)
-    for features in (tfidf.toarray(), zscored):
-        for row in corpus.rows("test")[:5]:
-            noisy = features.copy()
-            noisy[row] = np.random.default_rng(0).normal(size=features.shape[1])
-            pairs = [svm.pair_averages(x, contexts, np.array([row])) for x in (features, noisy)]
-            assert np.array_equal(*pairs) == (target_review == "exclude")
+    test = corpus.rows("test")
+    user, business = interactions.contexts_of(corpus, "exclude")
+    row = int(test[(user.size[test] > 0) & (business.size[test] > 0)][3])
+    noisy = _with_noise(world, tmp_path, row)
+    after = _run(noisy, tmp_path / "after", target_review=target_review)
+    assert after["target_review"] == target_review
+    names = [f"p_{name}" for name in CLASSES]
+
+    def predicted(folder, model):
+        table = pl.read_parquet(folder / "predictions" / f"{model}.parquet")
+        return table.filter(pl.col("row") == row).select(names).row(0)
+
+    assert list(after["models"]) == baseline_models.names(["tfidf", "store"])
+    for model in after["models"]:
+        before = predicted(made / target_review, model)
+        same = before == predicted(tmp_path / "after", model)
+        if model == "majority":
+            assert same
+        else:  # with the target included the same change must be seen; the oracle always sees it
+            assert same == (target_review == "exclude" and model != "oracle"), model
 
 
-def test_evaluate_shows_baselines_of_the_same_protocol_only(world, tmp_path, capsys):
-    small = {"width": 16, "depth": 1, "feed_forward": 16, "epochs": 1, "eval_sets": 1}
-    loop.train(
-        TrainConfig(
-            corpus=str(world.corpus_folder),
-            store=(str(world.store_folder),),
-            output=str(tmp_path / "run"),
-            **small,
-        )
-    )
-    _run(world, tmp_path / "excluded")
-    _run(world, tmp_path / "included", target_review="include")
-    assert "target included (leaky)" in capsys.readouterr().out
-    run = str(tmp_path / "run")
-    evaluate.run(evaluate.EvaluateConfig(run=(run,), baselines=str(tmp_path / "excluded")))
-    table = capsys.readouterr().out
-    assert "target excluded" in table
-    for name in ("majority", "tfidf_svm", "store_svm", "sasnet"):
-        assert name in table
-    result = run_command(
-        "sasnet_jax.evaluate", f"--run={run}", f"--baselines={tmp_path / 'included'}"
-    )
-    assert_one_line_mistake(result, "target_review")
+def test_oracle_reads_the_target_and_knows_more(world, made):
+    """Texts and embeddings of the world tell the stars of their own review."""
+    models = _models(made / "exclude")
+    assert "own text" in models["oracle"]["chosen"]["reads"]
+    others = [one["test"]["accuracy"] for name, one in models.items() if name != "oracle"]
+    assert models["oracle"]["test"]["accuracy"] > max(others)
 
 
-def test_evaluate_refuses_a_store_that_changed(world, tmp_path):
-    store = shutil.copytree(world.store_folder, tmp_path / "store")
-    small = {"width": 16, "depth": 1, "feed_forward": 16, "epochs": 1, "eval_sets": 1}
-    paths = {"corpus": str(world.corpus_folder), "store": (str(store),)}
-    loop.train(TrainConfig(**paths, output=str(tmp_path / "run"), **small))
-    manifest = json.loads((store / "manifest.json").read_text())
-    manifest["weights_sha256"] = "1" * 64
-    (store / "manifest.json").write_text(json.dumps(manifest))
-    result = run_command("sasnet_jax.evaluate", f"--run={tmp_path / 'run'}")
-    assert_one_line_mistake(result, "store", "not the one")
-    result = run_command("sasnet_jax.evaluate", f"--run={tmp_path / 'nowhere'}")
-    assert_one_line_mistake(result, "config.json")
+def test_the_same_baselines_are_not_made_again_and_others_do_not_replace_them(world, made, capsys):
+    before = (made / "exclude" / "baselines.json").read_bytes()
+    _run(world, made / "exclude")
+    assert "already complete" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"made otherwise \(classes\)"):
+        _run(world, made / "exclude", classes=5)
+    assert (made / "exclude" / "baselines.json").read_bytes() == before
+
+
+def test_five_classes_are_predicted(world, tmp_path):
+    found = _run(world, tmp_path / "out", classes=5, store=())["models"]
+    assert len(found["bias"]["test"]["confusion"]) == 5
+    assert found["bias"]["test"]["stars_rmse"] < found["majority"]["test"]["stars_rmse"] + 0.1
+    table = pl.read_parquet(tmp_path / "out" / "predictions" / "bias.parquet")
+    assert table.columns[3:] == ["p_1", "p_2", "p_3", "p_4", "p_5"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"subset": 10**6}, "--subset=1000000 needs 800000 train reviews"),
+        ({"subset": 2}, "--subset=2 needs 0 validation"),
+    ],
+)
+def test_a_subset_that_cannot_be_drawn_is_refused(world, tmp_path, settings, message):
+    with pytest.raises(UserError, match=message):
+        _run(world, tmp_path / "out", **settings)
+    assert not (tmp_path / "out").exists()
+
+
+def test_settings_that_cannot_be_meant_are_refused():
+    paths = {"corpus": "c", "output": "o"}
+    for settings in ({"averages_over": "subset"}, {"classes": 4}, {"subset": -1}, {"seed": -1}):
+        with pytest.raises(UserError, match=f"--{next(iter(settings))}="):
+            BaselinesConfig(**paths, **settings)

@@ -3,9 +3,15 @@ import pytest
 
 from sasnet_jax import prepare
 from sasnet_jax.cli import UserError
-from sasnet_jax.data import synthetic
+from sasnet_jax.data import frequencies, synthetic
 from sasnet_jax.data.corpus import read_corpus
-from sasnet_jax.data.interactions import averaging_matrix, contexts_of, read_grouped
+from sasnet_jax.data.interactions import (
+    averaging_matrix,
+    contexts_of,
+    read_grouped,
+    restrict,
+    truncate_histories,
+)
 
 SCHEMES = ("by_user", "by_review", "within_user", "by_time")
 
@@ -77,6 +83,42 @@ def test_averages_equal_a_loop(corpus, target_review):
                 expected[i] = features[rows].mean(axis=0)
         found = averaging_matrix(context, targets) @ features
         np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("target_review", ["exclude", "include"])
+def test_restricted_contexts_hold_what_is_kept_and_no_more(corpus, target_review):
+    kept = np.random.default_rng(0).random(corpus.user.size) < 0.4
+    whole = contexts_of(corpus, target_review)
+    for before, after in zip(whole, restrict(whole, kept), strict=True):
+        for target in range(corpus.user.size):
+            expected = [row for row in _members(before, target) if kept[row]]
+            assert _members(after, target) == expected
+
+
+@pytest.mark.parametrize("target_review", ["exclude", "include"])
+@pytest.mark.parametrize("reviews", [0, 1, 3])
+def test_truncated_histories_are_the_first_reviews(corpus, target_review, reviews):
+    whole = contexts_of(corpus, target_review)
+    found = truncate_histories(whole, reviews)
+    assert found.business is whole.business
+    counts = frequencies.context_counts(found, corpus.label, 3)[:, 0]
+    for target in range(corpus.user.size):
+        members = _members(found.user, target)
+        assert members == _members(whole.user, target)[:reviews]
+        expected = np.bincount(corpus.label[members], minlength=3)
+        np.testing.assert_array_equal(counts[target], expected)
+
+
+@pytest.mark.parametrize("target_review", ["exclude", "include"])
+def test_out_of_fold_counts_equal_a_loop(corpus, target_review):
+    contexts = contexts_of(corpus, target_review)
+    fold = np.random.default_rng(1).integers(4, size=corpus.user.size)
+    found = frequencies.out_of_fold_counts(contexts, corpus.label, 3, fold)
+    for side, context in enumerate(contexts):
+        for target in range(corpus.user.size):
+            others = [row for row in _members(context, target) if fold[row] != fold[target]]
+            expected = np.bincount(corpus.label[others], minlength=3)
+            np.testing.assert_array_equal(found[target, side], expected)
 
 
 def test_reviews_of_one_moment_do_not_see_each_other(tmp_path):

@@ -1,0 +1,172 @@
+"""`python -m sasnet_jax.leakage`: what a model gains by reading the review it is to predict.
+
+The paper does not say that this review is left out of the averages (DESIGN section 5). Every
+baseline is made with it out and in, over the paper's subset in both readings and over all reviews.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sasnet_jax import baselines, cli, files
+from sasnet_jax.baselines import BaselinesConfig
+from sasnet_jax.cli import UserError, setting
+from sasnet_jax.data.corpus import read_corpus
+from sasnet_jax.data.interactions import TargetReview
+from sasnet_jax.evaluation import comparison, predictions
+from sasnet_jax.evaluation.baseline_models import ORACLE
+from sasnet_jax.evaluation.protocol import AveragesOver
+from sasnet_jax.training import run_folder
+
+_EITHER: tuple[TargetReview, ...] = ("exclude", "include")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class LeakageConfig:
+    """Settings of `leakage`."""
+
+    corpus: str = setting("", help="corpus folder", topic="files", required=True)
+    store: tuple[str, ...] = setting((), help="embedding store; repeatable", topic="files")
+    run: tuple[str, ...] = setting((), help="run that was evaluated; repeatable", topic="files")
+    output: str = setting(
+        "", help="folder to write; the same command goes on", topic="files", required=True
+    )
+    subset: int = setting(
+        4000, help="reviews of the paper's subset; 0 = over all reviews only", topic="protocol"
+    )
+    seed: int = setting(0, help="of the subset and of the rows to tune on", topic="protocol")
+
+
+class _Reading(NamedTuple):
+    """One way to read the paper."""
+
+    title: str
+    subset: int
+    averages_over: AveragesOver
+
+
+def run(config: LeakageConfig) -> None:
+    """Writes leakage.json and one folder of baselines for each protocol."""
+    corpus = read_corpus(Path(config.corpus))
+    output = Path(config.output)
+    readings = {"all": _Reading("all reviews", 0, "corpus")}
+    if config.subset:
+        of = f"{config.subset:,} reviews, averages over"
+        readings = {
+            "subset": _Reading(f"{of} them", config.subset, "subset"),
+            "subset_corpus": _Reading(f"{of} all", config.subset, "corpus"),
+            **readings,
+        }
+    runs = _runs(config, corpus.sha256)
+    rows: list[dict[str, Any]] = []
+    for name, reading in readings.items():
+        made = {}
+        for target_review in _EITHER:
+            folder = output / f"{name}_{target_review}"
+            print(f"{reading.title}, target {target_review}d:")
+            baselines.run(
+                BaselinesConfig(
+                    corpus=config.corpus,
+                    store=config.store,
+                    output=str(folder),
+                    target_review=target_review,
+                    subset=reading.subset,
+                    averages_over=reading.averages_over,
+                    seed=config.seed,
+                )
+            )
+            path = folder / "baselines.json"
+            made[target_review] = files.read_json(path, "python -m sasnet_jax.leakage")["models"]
+        for model in made["exclude"]:
+            both = {one: made[one][model]["test"]["accuracy"] for one in _EITHER}
+            tuned = made["include"][model]["validation"]["accuracy"]
+            rows.append(_row(name, model, both) | {"validation_include": tuned})
+    rows += [_row("all", name, both) for name, both in runs.items()]
+    titles = {name: reading.title for name, reading in readings.items()}
+    sentence = explained(rows)
+    result = {"corpus_sha256": corpus.sha256, "subset": config.subset, "seed": config.seed}
+    result |= {"readings": titles, "accuracy": rows, "sentence": sentence}
+    files.write_json(output / "leakage.json", result)
+    print(table(rows, titles))
+    print(sentence)
+    print(f"written: {output}/leakage.json")
+
+
+def table(rows: list[dict[str, Any]], titles: Mapping[str, str]) -> str:
+    """Test accuracies: a line a model, three columns a reading."""
+    width = max([24, *(len(row["model"]) + 2 for row in rows)])
+    lines = ["test accuracy with the target excluded, included (leaky), and the difference"]
+    lines.append(f"  {'':<{width}}" + "".join(f"{title:^36}" for title in titles.values()))
+    for model in dict.fromkeys(row["model"] for row in rows):
+        cells = {row["reading"]: row for row in rows if row["model"] == model}
+        numbers = [
+            f"{predictions.number(cells.get(name, {}).get(key)):>12}"
+            for name in titles
+            for key in ("exclude", "include", "leak")
+        ]
+        lines.append(f"  {model:<{width}}" + "".join(numbers))
+    return "\n".join(lines)
+
+
+def explained(rows: list[dict[str, Any]]) -> str:
+    """What the leak explains here, of the model that validates best with the target included."""
+    every = {row["model"]: row for row in rows if row["reading"] == "all"}
+    real = [row for name, row in every.items() if name not in ("majority", ORACLE)]
+    best = max(real, key=lambda row: row.get("validation_include", 0.0))
+    majority, oracle = every["majority"]["include"], every[ORACLE]["exclude"]
+    gain, leak = best["include"] - majority, best["leak"]
+    share = f"{leak / gain:.0%} of" if gain > 0 else "all of"
+    return (
+        f"The leak explains {share} what {best['model']} gains over a majority vote here: its "
+        f"accuracy is {best['include']:.3f} with the target included and {best['exclude']:.3f} "
+        f"without, between the {majority:.3f} of the majority and the {oracle:.3f} of a model that "
+        "reads the target's own text alone."
+    )
+
+
+def _row(reading: str, model: str, accuracy: Mapping[Any, float | None]) -> dict[str, Any]:
+    exclude, include = accuracy["exclude"], accuracy["include"]
+    leak = None if exclude is None or include is None else include - exclude
+    return {
+        "reading": reading,
+        "model": model,
+        "exclude": exclude,
+        "include": include,
+        "leak": leak,
+    }
+
+
+def _runs(config: LeakageConfig, corpus_sha256: str) -> dict[str, dict[str, float | None]]:
+    """Mean test accuracy of runs alike but for seed and target_review, by name and target_review.
+
+    Raises:
+      UserError: a run is of another corpus or classes, or was not evaluated.
+    """
+    descriptions = {name: run_folder.read_description(Path(name)) for name in config.run}
+    accuracy = {}
+    for name, description in descriptions.items():
+        path = Path(name) / "evaluation.json"
+        found = files.read_json(path, f"python -m sasnet_jax.evaluate --run={name}", ("test",))
+        if found["corpus_sha256"] != corpus_sha256:
+            raise UserError(f"run {name} is of another corpus than {config.corpus}")
+        if description["config"]["classes"] != 3:
+            raise UserError(f"run {name} predicts other classes than the paper's three")
+        accuracy[name] = found["test"]["accuracy"]
+    rows: dict[str, dict[str, float | None]] = {}
+    for group in comparison.groups_of(descriptions, free=("seed", "target_review")):
+        rows[group.name] = {}
+        for target_review in _EITHER:
+            values = [
+                accuracy[name]
+                for name in group.runs
+                if descriptions[name]["config"]["target_review"] == target_review
+            ]
+            rows[group.name][target_review] = float(np.mean(values)) if values else None
+    return rows
+
+
+if __name__ == "__main__":
+    cli.main(LeakageConfig, run, "Corpus + stores -> what the target in its own context is worth.")
