@@ -3,11 +3,12 @@
 import base64
 import dataclasses
 import hashlib
+import re
 from datetime import UTC, datetime
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from sasnet_jax.data.corpus import CLASSES
 from sasnet_jax.evaluation import paper
@@ -52,7 +53,7 @@ def render(sources: Sources, *, title: str, sample: int, seed: int, show_texts: 
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["label"] = models.label
+    environment.filters |= {"label": models.label, "breakable": _breakable}
     script = environment.get_template("report.js").render()
     return environment.get_template("report.html.j2").render(
         _contents(sources, sample, seed, show_texts),
@@ -101,6 +102,11 @@ def _contents(sources: Sources, sample: int, seed: int, show_texts: bool) -> dic
         "speeds": provenance.speeds(sources),
         "facts": [provenance.machine(), *provenance.facts(sources)],
     }
+
+
+def _breakable(name: str) -> Markup:
+    """A name that may go on in the next line after a slash or an underscore."""
+    return Markup(re.sub("([/_])", r"\1<wbr>", str(escape(name))))
 
 
 def _headlines(sources: Sources, groups: list[Group]) -> list[Headline]:
