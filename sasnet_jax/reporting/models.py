@@ -125,9 +125,10 @@ def groups_of(sources: Sources) -> list[Group]:
     )
 
 
-def best_baseline(groups: Sequence[Group]) -> Group | None:
-    """The most accurate baseline that does not read the target."""
-    return next((g for g in groups if not g.first.is_run and not _reads_target(g)), None)
+def best_baseline(groups: Sequence[Group], inputs: str = "") -> Group | None:
+    """The most accurate baseline that does not read the target, of all or of those `inputs`."""
+    honest = (g for g in groups if not g.first.is_run and not _reads_target(g))
+    return next((g for g in honest if inputs in ("", g.first.inputs)), None)
 
 
 def best_run(groups: Sequence[Group]) -> Group | None:

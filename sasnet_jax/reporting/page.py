@@ -33,7 +33,6 @@ class Headline:
 
     value: str
     text: str
-    leaky: bool = False
 
 
 def render(sources: Sources, *, title: str, sample: int, seed: int, show_texts: bool) -> str:
@@ -116,16 +115,18 @@ def _headlines(sources: Sources, groups: list[Group]) -> list[Headline]:
         Headline(f"{corpus.user.max() + 1:,}", "users"),
         Headline(f"{corpus.business.max() + 1:,}", "businesses"),
     ]
+    run = models.best_run(groups)
+    inputs = run.first.inputs if run else ""
+    given = f" given {inputs}" if run else ""
     chosen = {
         "majority": models.named(groups, models.MAJORITY),
-        "best baseline": models.best_baseline(groups),
-        "SASNet": models.best_run(groups),
+        f"best baseline{given}": models.best_baseline(groups, inputs),
+        f"SASNet{given}": run,
     }
     for said, group in chosen.items():
         if group:
-            name = "" if group.first.name == said else f" {models.label(group.name)}"
-            text = f"test accuracy, {said}{name and ':'}{name}"
-            found.append(Headline(group.value("accuracy"), text))
+            name = "" if group.first.name == said else f": {models.label(group.name)}"
+            found.append(Headline(group.value("accuracy"), f"test accuracy, {said}{name}"))
     return found
 
 

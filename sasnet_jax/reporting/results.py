@@ -219,8 +219,7 @@ def comparison(compared: Output) -> Table:
             low, high = one["interval"]
             rows.append(
                 [
-                    Path(one["model"]).name,
-                    models.label(one["baseline"]),
+                    f"{Path(one['model']).name} against {models.label(one['baseline'])}",
                     f"{one['difference']:+.3f}",
                     f"[{low:+.3f}, {high:+.3f}]",
                     "–" if one.get("holm_p") is None else f"{one['holm_p']:.2g}",
@@ -230,7 +229,7 @@ def comparison(compared: Output) -> Table:
     protocol = LEAKY if found["target_review"] == "include" else models.EXCLUDED
     return Table(
         f"Difference in test accuracy, {protocol}",
-        ["model", "baseline", "difference", "95 % interval", "p", "at least level"],
+        ["model against baseline", "difference", "95 % interval", "p", "at least level"],
         rows,
         [
             f"{found['test_reviews']:,} reviews of {found['test_users']:,} users. The intervals "

@@ -274,7 +274,7 @@ def test_comparisons_and_cut_histories_are_those_of_the_files(made, parsed, page
     for one in found:
         low, high = one["interval"]
         row = [f"{one['difference']:+.3f}", f"[{low:+.3f}, {high:+.3f}]", f"{one['holm_p']:.2g}"]
-        assert row in [line[2:5] for line in parsed.rows]
+        assert row in [line[1:4] for line in parsed.rows]
     cut = made.json("run", "evaluation.json")["truncated_histories"]
     card = re.search(r"<figcaption>Accuracy when.*?</figure>", page.read_text(), re.DOTALL)[0]
     y = [float(one) for one in re.findall(r'cy="([\d.]+)"', card)]
