@@ -15,6 +15,7 @@ from sasnet_jax.embedding_quality import EmbeddingQualityConfig
 from sasnet_jax.evaluate import EvaluateConfig
 from sasnet_jax.leakage import LeakageConfig
 from sasnet_jax.prepare import PrepareConfig
+from sasnet_jax.report import ReportConfig
 from sasnet_jax.runs import RunsConfig
 from sasnet_jax.sweep import SweepConfig
 from sasnet_jax.training.config import TrainConfig
@@ -29,6 +30,7 @@ CONFIGS = (
     LeakageConfig,
     RunsConfig,
     SweepConfig,
+    ReportConfig,
 )
 
 

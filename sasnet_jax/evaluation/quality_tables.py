@@ -1,8 +1,8 @@
-"""embedding_quality.json -> Tables 1 and 3 as Markdown, the paper's numbers beside ours."""
+"""embedding_quality.json -> Tables 1 and 3, the paper's numbers beside ours; as Markdown too."""
 
 import textwrap
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from sasnet_jax.evaluation import paper
 from sasnet_jax.evaluation.quality import Measures, Scores
@@ -11,12 +11,22 @@ _NONE = "-"
 _SMALLEST_P = 1e-20  # as the paper has it
 
 
+class Table(NamedTuple):
+    """A table as it is read: every cell is text."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    notes: list[str]
+
+
 def render(found: dict[str, Any]) -> str:
-    """Both tables, and what must be known to read them."""
-    return "\n".join([*_table_1(found), "", *_table_3(found), ""])
+    """Both tables, and what must be known to read them, as Markdown."""
+    return "\n".join([*_markdown(table_1(found)), "", *_markdown(table_3(found)), ""])
 
 
-def _table_1(found: dict[str, Any]) -> list[str]:
+def table_1(found: dict[str, Any]) -> Table:
+    """The methods' measures and scores, the paper's scores, and the controls."""
     header = ["method", "MSE_c", "r_c", "p of r_c", "AE_s", "NMSE/NPR/NAE", "score/norm."]
     header += ["the paper's", "the paper's"]
     methods = found["methods"]
@@ -42,7 +52,7 @@ def _table_1(found: dict[str, Any]) -> list[str]:
         f"{found['min_reviews']} reviews, {found['pairs']:,} pairs; reference: the categories' "
         f"names by {found['reference_name']}"
     )
-    return [title, "", *_markdown(header, rows), "", *_notes_1(found)]
+    return _table(title, header, rows, _notes_1(found))
 
 
 def _notes_1(found: dict[str, Any]) -> list[str]:
@@ -72,10 +82,11 @@ def _notes_1(found: dict[str, Any]) -> list[str]:
             f"Left out: {', '.join(left_out)}; every review has it, so after the z-score its mean "
             "embedding is zero."
         )
-    return [_item(note) for note in notes]
+    return notes
 
 
-def _table_3(found: dict[str, Any]) -> list[str]:
+def table_3(found: dict[str, Any]) -> Table:
+    """One method against the others: differences, their intervals, and p values."""
     compared, methods = found["compared"], found["methods"]
     header = ["against", "MSE_c difference, 95 %", "p (F-test)", "r_c difference, 95 %"]
     header += ["p (Fisher z)", "paper: p of MSE", "paper: p of r"]
@@ -95,7 +106,7 @@ def _table_3(found: dict[str, Any]) -> list[str]:
         "reference: trust the intervals."
     )
     title = f"Table 3: {compared} against the others, two-sided"
-    return [title, "", *_markdown(header, rows), "", _item(note)]
+    return _table(title, header, rows, [note])
 
 
 def _measures(row: dict[str, Any], p: float | None = None) -> list[str]:
@@ -120,18 +131,25 @@ def _p(p: float | None) -> str:
     return f"<= {_SMALLEST_P:.0e}" if p <= _SMALLEST_P else f"{p:.2g}"
 
 
-def _item(note: str) -> str:
-    return textwrap.fill(note, 100, initial_indent="- ", subsequent_indent="  ")
-
-
-def _markdown(header: list[str], rows: list[list[str]]) -> list[str]:
-    """A table that also reads well unrendered; short rows are filled up, empty columns dropped."""
+def _table(title: str, header: list[str], rows: list[list[str]], notes: list[str]) -> Table:
+    """A table whose short rows are filled up, and whose empty columns are dropped."""
     full = [row + [_NONE] * (len(header) - len(row)) for row in rows]
     kept = [i for i in range(len(header)) if i < 2 or any(row[i] != _NONE for row in full)]
-    lines = [[line[i] for i in kept] for line in [header, *full]]
+    header, *full = ([line[i] for i in kept] for line in [header, *full])
+    return Table(title, header, full, notes)
+
+
+def _markdown(table: Table) -> list[str]:
+    """A table that also reads well unrendered."""
+    lines = [table.header, *table.rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * width for width in widths])
-    return [
+    cells = [
         f"| {' | '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))} |"
         for line in lines
     ]
+    return [table.title, "", *cells, "", *map(_item, table.notes)]
+
+
+def _item(note: str) -> str:
+    return textwrap.fill(note, 100, initial_indent="- ", subsequent_indent="  ")

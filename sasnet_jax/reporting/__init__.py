@@ -1,0 +1,1 @@
+"""The report: what the other commands wrote, as one HTML page."""
