@@ -194,6 +194,18 @@ def test_numbers_of_the_models_are_those_of_the_files(made, parsed, protocol):
         assert row[-1] == str(test["reviews"])
 
 
+def test_a_corpus_that_is_not_yelps_has_no_counts_of_the_paper(world, tmp_path):
+    corpus = shutil.copytree(world.corpus_folder, tmp_path / "corpus")
+    description = json.loads((corpus / "corpus.json").read_text())
+    for step in description["steps"]:
+        step.pop("paper", None)
+    (corpus / "corpus.json").write_text(json.dumps(description))
+    report.run(ReportConfig(corpus=str(corpus), output=str(tmp_path / "page.html")))
+    page = _Page((tmp_path / "page.html").read_text())
+    counts = [f"{description['steps'][0][name]:,}" for name in ("reviews", "users", "businesses")]
+    assert page.row("read") == ["read", *counts, "–"]
+
+
 def test_the_papers_numbers_stand_beside(parsed):
     assert _results(parsed, "TF-IDF + SVM", "target excluded")[6] == "0.57 / 0.57"
     assert _results(parsed, "run", "target excluded")[6] == "0.52 / 0.52"
