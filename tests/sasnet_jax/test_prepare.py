@@ -162,14 +162,14 @@ def _prepare_until_it_writes(tmp_path) -> subprocess.Popen:
 def test_sigterm_leaves_nothing(tmp_path):
     process = _prepare_until_it_writes(tmp_path)
     process.terminate()
-    assert process.wait(20) == 128 + signal.SIGTERM
+    assert process.wait(60) == 128 + signal.SIGTERM
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_killed_prepare_left_is_removed_by_the_next(tmp_path):
     process = _prepare_until_it_writes(tmp_path)
     process.kill()
-    process.wait(20)
+    process.wait(60)
     (left_behind,) = tmp_path.iterdir()
     in_use = tmp_path / ".corpus.partial-1"
     with files.new_folder(tmp_path / "other") as other:
