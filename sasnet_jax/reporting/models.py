@@ -16,7 +16,6 @@ from sasnet_jax.evaluation import comparison, paper
 from sasnet_jax.evaluation.baseline_models import ORACLE
 from sasnet_jax.evaluation.predictions import LEAKY
 from sasnet_jax.reporting.sources import Output, Run, Sources
-from sasnet_jax.training import run_folder
 
 MAJORITY = "majority"
 EXCLUDED = "target excluded"
@@ -173,7 +172,7 @@ def _look_up(found: Any, keys: Sequence[str]) -> float | None:
 
 def _of_run(run: Run, alike: str) -> Model:
     assert run.evaluation is not None
-    config = run_folder.config_of(run.description)
+    config = run.config
     scope = "five classes" if config.classes == 5 else ""
     return Model(
         name=run.name,

@@ -123,13 +123,12 @@ def _of_store(store: Store) -> Facts:
 
 def _of_run(run: Run) -> Facts:
     """The flags that differ from their defaults, and what the run is bound to."""
-    defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
     flags = {
-        f"--{name}": value
-        for name, value in run.settings.items()
-        if name not in _PATHS and value != defaults.get(name)
+        f"--{field.name}": getattr(run.config, field.name)
+        for field in dataclasses.fields(TrainConfig)
+        if field.name not in _PATHS and getattr(run.config, field.name) != field.default
     }
-    bound = {"stores": ", ".join(Path(name).name for name in run.settings["store"])}
+    bound = {"stores": ", ".join(Path(name).name for name in run.config.store)}
     bound |= {"corpus_sha256": run.description["corpus_sha256"]}
     bound |= {"program version": run.description.get("program_version", "")}
     return _facts(f"run {run.name}", {"state": run.state or "complete"} | flags | bound)

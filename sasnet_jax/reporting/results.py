@@ -91,7 +91,7 @@ def curves(run: Run) -> Curves:
         drawn("Loss", "nats", losses),
         drawn("On validation", "share", rates),
     )
-    said = [LEAKY] if run.settings["target_review"] == "include" else []
+    said = [LEAKY] if run.config.target_review == "include" else []
     said += [run.state] if run.state else []
     said += [f"best epoch {best:,} of {epochs[-1]:,}"] if run.curve else []
     return Curves(run.name, "; ".join(said), pictures if run.curve else ())

@@ -5,7 +5,7 @@ absent; keys that an older version did not write are absent too.
 """
 
 import dataclasses
-import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from sasnet_jax.data import embeddings
 from sasnet_jax.data.corpus import Corpus, read_corpus
 from sasnet_jax.data.embeddings import Store
 from sasnet_jax.evaluation import predictions
-from sasnet_jax.evaluation.predictions import Predictions
 from sasnet_jax.training import run_folder
+from sasnet_jax.training.config import TrainConfig
 
+_SAME_LOSS = 1e-3  # relative; devices and batches round otherwise
 # KIND.json -> the command that writes it, and the keys that every version has.
 _OUTPUTS = {
     "baselines": ("baselines", ("models", "target_review")),
@@ -33,36 +34,15 @@ class Run:
 
     folder: Path
     description: dict[str, Any]  # config.json
+    config: TrainConfig
     curve: list[dict[str, Any]]  # metrics.jsonl
-    evaluation: dict[str, Any] | None
-    predicted: Predictions | None
+    evaluation: dict[str, Any] | None  # of the best epoch; None where it is of an earlier one
+    state: str  # what is still to be done; empty where nothing is
 
     @property
     def name(self) -> str:
         """The folder's name."""
         return self.folder.resolve().name
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The flags of `train`."""
-        return self.description["config"]
-
-    @property
-    def finished(self) -> bool:
-        """Whether training came to its last epoch, or to the end of its patience."""
-        if not self.curve:
-            return False
-        last = self.curve[-1]
-        waited = last["epoch"] - last["best_epoch"]
-        return last["epoch"] >= self.settings["epochs"] or waited >= self.settings["patience"]
-
-    @property
-    def state(self) -> str:
-        """What is still to be done; empty where nothing is."""
-        if not self.finished:
-            done = self.curve[-1]["epoch"] if self.curve else 0
-            return f"unfinished: {done:,} of at most {self.settings['epochs']:,} epochs"
-        return "" if self.evaluation else "trained, not yet evaluated"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -128,29 +108,41 @@ def open_sources(
 def _run(folder: Path, corpus: Corpus) -> Run:
     description = run_folder.read_description(folder)
     _refuse_foreign(folder / "config.json", description, corpus)
-    run_folder.config_of(description)
-    evaluation, predicted = None, None
-    if (folder / "evaluation.json").exists():
-        path = folder / "evaluation.json"
-        made_by = "python -m sasnet_jax.evaluate"
-        evaluation = files.read_json(path, made_by, ("test", "validation", "target_review"))
-        _refuse_foreign(path, evaluation, corpus)
-        if evaluation["target_review"] != description["config"]["target_review"]:
-            raise UserError(f"{path} was made with another target_review than its run")
-    if evaluation and (folder / "predictions.parquet").exists():
-        predicted = predictions.read(folder / "predictions.parquet", corpus)
-    return Run(folder, description, _curve(folder / "metrics.jsonl"), evaluation, predicted)
+    try:
+        config = run_folder.config_of(description)
+    except UserError as error:
+        raise UserError(f"run {folder}: {error}") from None
+    curve = run_folder.read_metrics(folder)
+    last = curve[-1] if curve else {"epoch": 0, "best_epoch": 0}
+    states = []
+    if not config.ends(last["epoch"], last["best_epoch"]):
+        states.append(f"unfinished: {last['epoch']:,} of at most {config.epochs:,} epochs")
+    evaluation = _evaluation(folder, config, corpus)
+    if evaluation is None:
+        states.append("not yet evaluated")
+    elif not curve or not _is_of_best_epoch(evaluation, curve):
+        evaluation = None
+        states.append("went on after its evaluation: evaluate it again")
+    return Run(folder, description, config, curve, evaluation, ", ".join(states))
 
 
-def _curve(path: Path) -> list[dict[str, Any]]:
-    """The epochs so far; a line that is being written is left out."""
-    found = []
-    for line in path.read_bytes().splitlines() if path.exists() else ():
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            break
+def _evaluation(folder: Path, config: TrainConfig, corpus: Corpus) -> dict[str, Any] | None:
+    path = folder / "evaluation.json"
+    if not path.exists():
+        return None
+    keys = (*predictions.EVALUATED, "target_review")
+    found = files.read_json(path, "python -m sasnet_jax.evaluate", keys)
+    _refuse_foreign(path, found, corpus)
+    if found["target_review"] != config.target_review:
+        raise UserError(f"{path} was made with another target_review than its run")
+    if (folder / "predictions.parquet").exists():
+        predictions.read(folder / "predictions.parquet", corpus)  # refuses another split's
     return found
+
+
+def _is_of_best_epoch(evaluation: dict[str, Any], curve: list[dict[str, Any]]) -> bool:
+    best = curve[curve[-1]["best_epoch"] - 1]["validation_log_loss"]
+    return math.isclose(evaluation["validation"]["log_loss"], best, rel_tol=_SAME_LOSS)
 
 
 def _output(folder: Path, kind: str, corpus: Corpus) -> Output:

@@ -365,6 +365,18 @@ def test_an_unfinished_run_is_shown_as_such(made, parsed, tmp_path):
     assert "No epoch is done yet" in text
 
 
+def test_an_evaluation_of_an_earlier_epoch_is_not_shown(made, tmp_path):
+    run = shutil.copytree(made.folder / "run", tmp_path / "went_on")
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    more = {"epoch": _EPOCHS + 1, "best_epoch": _EPOCHS + 1, "validation_log_loss": 0.9}
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(last | more) + "\n")
+    report.run(made.config(tmp_path / "out", run=(str(run),)))
+    parsed = _Page((tmp_path / "out" / "report.html").read_text())
+    assert "went_on: went on after its evaluation: evaluate it again" in parsed.text
+    assert not [row for row in parsed.rows if row[0].startswith("went_on")]
+
+
 def test_texts_titles_and_names_are_escaped(parsed, page):
     html = page.read_text()
     assert parsed.tags.count("script") == 2  # the map's data and the program
