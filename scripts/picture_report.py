@@ -23,7 +23,6 @@ from sasnet_jax.cli import UserError, setting
 _HEIGHT = 1000
 _GAP = 24
 _GREY = (128, 132, 140)
-_COLOURS = 128  # of the PNG's palette
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,7 +31,7 @@ class PictureConfig:
 
     report: str = setting("", help="page to picture", topic="files", required=True)
     output: str = setting("", help="PNG to write", topic="files", required=True)
-    desktop: str = setting("#results", help="where the desktop begins", topic="picture")
+    desktop: str = setting("#leakage", help="where the desktop begins", topic="picture")
     phone: str = setting("#embeddings", help="where the phone begins", topic="picture")
 
 
@@ -54,7 +53,7 @@ def run(config: PictureConfig) -> None:
     joined.paste(desktop, (_GAP, _GAP))
     joined.paste(phone, (desktop.width + 2 * _GAP, _GAP))
     with files.replacing(Path(config.output)) as file:
-        joined.quantize(_COLOURS).save(file, "PNG", optimize=True)
+        joined.save(file, "PNG", optimize=True)
     print(f"written: {config.output} ({Path(config.output).stat().st_size / 1e3:.0f} kB)")
 
 

@@ -603,6 +603,15 @@ def test_stores_of_the_map_are_chosen(chromium, made, tmp_path):
 
 
 @_browser
+def test_the_map_works_without_review_texts(chromium, made, tmp_path):
+    report.run(made.config(tmp_path, review_texts=False))
+    _open(chromium, tmp_path / "report.html", 390)
+    _click(chromium, ".map circle:nth-of-type(7)")
+    assert chromium.get_log("browser") == []
+    assert not chromium.find_elements("css selector", ".reading")
+
+
+@_browser
 def test_every_link_of_the_navigation_leads_to_a_section(chromium, page):
     _open(chromium, page)
     links = chromium.find_elements("css selector", "nav a")
