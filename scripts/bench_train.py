@@ -34,7 +34,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from torch import nn
+from bench_train_torch import TorchTraining
 
 from sasnet_jax import cli, files, prepare
 from sasnet_jax.cli import UserError, setting
@@ -65,7 +65,9 @@ def run(config: BenchConfig) -> None:
     train_config = TrainConfig(corpus="-", store=("-",), output="-")
     data = _random_data(config.reviews)
     ours = _Ours(train_config, data, config.steps)
-    theirs = _Theirs(train_config, data, config.steps)
+    theirs = TorchTraining(train_config, data, config.steps)
+    if theirs.parameters != ours.parameters:
+        raise UserError(f"{theirs.parameters:,} parameters in PyTorch, {ours.parameters:,} here")
     examples = config.steps * train_config.batch_size
     seconds = _in_turns(
         {
@@ -110,6 +112,7 @@ class _Ours:
         rows = devices.place(self.mesh, np.arange(len(host.stars), dtype=np.int32))
         self.epoch = batches.shuffle(rows, np.int32(0), config.batch_size, config.seed)
         self.state = self.functions.init()
+        self.parameters = sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
         self.flops = _flops_of_an_example(config)
         self.square = jnp.ones((_PEAK_SIZE, _PEAK_SIZE), jnp.float32)
         self.product = jax.jit(jnp.matmul)
@@ -150,131 +153,6 @@ def _flops_of_an_example(config: TrainConfig) -> int:
     encoder = tokens * config.depth * attention
     cross, head = attention, 2 * d * d + d * config.classes
     return 2 * (2 * project + 3 * (encoder + cross + head))
-
-
-class _Theirs:
-    """The same network in PyTorch, as a good programmer would write it in an afternoon."""
-
-    def __init__(self, config: TrainConfig, host: batches.Data, steps: int):
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.network = _TorchSASNet(config).to(self.device)
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), config.learning_rate, weight_decay=config.weight_decay
-        )
-        self.clip_norm = config.clip_norm
-        self.dataset = _Sets(host, config.set_size)
-        self.loader = torch.utils.data.DataLoader(
-            self.dataset, config.batch_size, shuffle=True, drop_last=True
-        )
-        self.steps = steps
-        self.ready = [batch for batch, _ in zip(self.loader, range(steps), strict=False)]
-
-    def train_from_loader(self) -> None:
-        """`steps` steps, sets sampled and gathered on the host."""
-        for batch, _ in zip(self.loader, range(self.steps), strict=False):
-            self._step(batch)
-        self._wait()
-
-    def train_from_memory(self) -> None:
-        """`steps` steps on batches that are already there."""
-        for batch in self.ready:
-            self._step(batch)
-        self._wait()
-
-    def _step(self, batch: list[torch.Tensor]) -> None:
-        embeddings, mask, label = (part.to(self.device, non_blocking=True) for part in batch)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = nn.functional.cross_entropy(self.network(embeddings.float(), mask), label)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.network.parameters(), self.clip_norm)
-        self.optimizer.step()
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-
-
-class _Sets(torch.utils.data.Dataset):
-    """Samples both sides' sets of a target on the host."""
-
-    def __init__(self, host: batches.Data, size: int):
-        self.host, self.size = host, size
-        self.rng = np.random.default_rng(0)
-        (scaling,) = host.scalings
-        self.mean, self.scale = scaling.mean, scaling.scale
-
-    def __len__(self) -> int:
-        return len(self.host.stars)
-
-    def __getitem__(self, target: int) -> tuple[np.ndarray, np.ndarray, np.int64]:
-        (table,) = self.host.tables
-        embeddings = np.zeros((2, self.size, _DIM), np.float32)
-        mask = np.zeros((2, self.size), bool)
-        for side, context in enumerate(self.host.contexts):
-            count = context.size[target]
-            taken = min(count, self.size)
-            positions = self.rng.choice(count, taken, replace=False)
-            positions += positions >= context.skip[target]
-            rows = context.rows[context.start[target] + positions]
-            embeddings[side, :taken] = (table[rows] - self.mean) / self.scale
-            mask[side, :taken] = True
-        return embeddings, mask, np.int64(self.host.label[target])
-
-
-class _TorchSASNet(nn.Module):
-    """`sasnet_jax.models.sasnet`, `cross_attention="pooled"`, `review_features="text"`."""
-
-    def __init__(self, config: TrainConfig):
-        super().__init__()
-        d = config.width
-        self.project = nn.Linear(_DIM, d)
-        self.no_reviews = nn.Parameter(0.02 * torch.randn(d))
-        self.encoder = nn.ModuleList([_TorchBlock(config) for _ in range(config.depth)])
-        self.cross = _TorchBlock(config)
-        self.hidden, self.classify = nn.Linear(2 * d, d), nn.Linear(d, config.classes)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, embeddings: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """[b, 2, s, e] and [b, 2, s] -> logits [b, c]."""
-        b, sides, s, _ = embeddings.shape
-        tokens = nn.functional.gelu(self.project(embeddings), approximate="tanh").flatten(0, 1)
-        mask = mask.flatten(0, 1)
-        alone = torch.zeros_like(mask)
-        alone[:, 0] = ~mask.any(dim=1)
-        tokens = torch.where(alone[..., None], self.no_reviews, tokens)
-        mask = mask | alone
-        for block in self.encoder:
-            tokens = block(tokens, tokens, mask)
-        pooled = (tokens * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
-        users, businesses = pooled.view(b, sides, 1, -1).unbind(dim=1)
-        users = self.cross(users, businesses, torch.ones_like(mask[:b, :1]))
-        pair = torch.cat([users[:, 0], businesses[:, 0]], dim=-1)
-        hidden = nn.functional.gelu(self.hidden(pair), approximate="tanh")
-        return self.classify(self.dropout(hidden))
-
-
-class _TorchBlock(nn.Module):
-    def __init__(self, config: TrainConfig):
-        super().__init__()
-        d = config.width
-        self.attention_norm, self.feed_forward_norm = nn.LayerNorm(d), nn.LayerNorm(d)
-        self.attention = nn.MultiheadAttention(d, config.heads, batch_first=True)
-        self.expand, self.contract = (
-            nn.Linear(d, config.feed_forward),
-            nn.Linear(config.feed_forward, d),
-        )
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(
-        self, queries: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor
-    ) -> torch.Tensor:
-        normed, normed_keys = self.attention_norm(queries), self.attention_norm(keys)
-        attended, _ = self.attention(
-            normed, normed_keys, normed_keys, key_padding_mask=~mask, need_weights=False
-        )
-        x = queries + self.dropout(attended)
-        hidden = nn.functional.gelu(self.expand(self.feed_forward_norm(x)), approximate="tanh")
-        return x + self.dropout(self.contract(hidden))
 
 
 def _random_data(reviews: int) -> batches.Data:

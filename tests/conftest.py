@@ -29,6 +29,17 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 ROOT = Path(__file__).parent.parent
 
+# Settings of `train` that take seconds.
+SMALL = {
+    "set_size": 3,
+    "eval_sets": 2,
+    "width": 16,
+    "depth": 1,
+    "feed_forward": 16,
+    "batch_size": 64,
+    "learning_rate": 1e-3,
+}
+
 
 def write_store(folder: Path, corpus: Corpus, table: np.ndarray) -> Path:
     """A complete store of `corpus` holding `table`."""

@@ -131,12 +131,7 @@ def chart(
       note: what must be known to read the chart.
       height: in pixels.
     """
-    finite = [
-        dataclasses.replace(one, points=[p for p in one.points if np.isfinite(p).all()])
-        if not one.notes
-        else one
-        for one in series
-    ]
+    finite = [_finite(one) for one in series]
     xs = [x for one in finite for x, _ in one.points]
     ys = [y for one in finite for _, y in one.points]
     if x_names:
@@ -166,6 +161,13 @@ def chart(
         None if mark is None else x_pixel(mark),
         height=height,
     )
+
+
+def _finite(series: Series) -> Series:
+    """Without the points that are not finite; notes belong to points, and keep them all."""
+    if series.notes:
+        return series
+    return dataclasses.replace(series, points=[p for p in series.points if np.isfinite(p).all()])
 
 
 def _range(values: Sequence[Number]) -> Point:

@@ -118,7 +118,10 @@ class TrainConfig:
         if self.dropout > 0.99:
             raise UserError(f"--dropout={self.dropout} leaves nothing: at most 0.99")
         if self.review_loss and self.target_review == "include":
-            raise UserError("--review_loss with --target_review=include learns held-out ratings")
+            raise UserError(
+                f"--review_loss={self.review_loss} would learn held-out ratings under "
+                "--target_review=include: use --review_loss=0"
+            )
         if not 0 <= self.seed < 2**31:
             raise UserError(f"--seed={self.seed} is not in [0, 2^31)")
         if self.classes not in CLASS_NAMES:

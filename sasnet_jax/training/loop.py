@@ -159,7 +159,7 @@ class _Loop:
         self.steps_per_chunk = 1
         self.rate = 0.0  # examples a second in the last chunk
         self.saved_at = time.monotonic()
-        self.saved_number = -1  # of steps and evaluations together
+        self.saved_number = 0  # of steps and evaluations together
         self.shown = ""  # of the last evaluation
         leaky = config.target_review == "include"
         self.title = f"training, {predictions.LEAKY}" if leaky else "training"
@@ -259,7 +259,8 @@ class _Loop:
             self.steps_per_chunk = min(wanted, 4 * self.steps_per_chunk)
             index = last
             share = index / self.steps_per_epoch
-            bar.set_postfix_str(f"{self.rate:,.0f} examples/s, {share:.0%}{self.shown}", False)
+            progress = f"{self.rate:,.0f} examples/s, {share:.0%} of the epoch{self.shown}"
+            bar.set_postfix_str(progress, refresh=False)
             bar.update(0)
             self._agree()
 
@@ -301,12 +302,12 @@ class _Loop:
         shown = ("train_loss", "validation_log_loss", "validation_accuracy")
         scalars.write(record["epoch"], {name: record[name] for name in shown})
         self.shown = (
-            f" of the epoch, loss {record['train_loss']:.3f}, "
+            f", loss {record['train_loss']:.3f}, "
             f"validation {record['validation_log_loss']:.3f} / "
             f"{record['validation_accuracy']:.3f}, best epoch {record['best_epoch']}"
         )
         bar.update()
-        bar.set_postfix_str(f"{self.rate:,.0f} examples/s, 100%{self.shown}")
+        bar.set_postfix_str(f"{self.rate:,.0f} examples/s{self.shown}")
 
     def _finished(self) -> bool:
         return self.config.ends(self._epochs(), self.progress["best_epoch"])

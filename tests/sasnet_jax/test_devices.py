@@ -9,19 +9,12 @@ import sys
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, assert_one_line_mistake, run_command
+from conftest import ROOT, SMALL, assert_one_line_mistake, run_command
 
 from sasnet_jax.cli import UserError
 from sasnet_jax.training import devices, loop, run_folder, step
 
-SETTINGS = {
-    "set_size": 3,
-    "eval_sets": 2,
-    "width": 16,
-    "depth": 1,
-    "feed_forward": 16,
-    "batch_size": 64,
-    "learning_rate": 1e-3,
+SETTINGS = SMALL | {
     "review_features": "text+stars",
     "cross_attention": "set",
     "bias_term": True,
@@ -79,6 +72,36 @@ def test_neither_devices_nor_the_place_of_the_table_change_the_training(
     result = run_command("sasnet_jax.train", *arguments, env=_environment(count))
     assert result.returncode == 0, result.stderr
     _assert_close(_state(run), one_device)
+
+
+SHOW_PLACES = """
+import sys
+from sasnet_jax.training import devices, loop, run_folder
+paths = {'corpus': sys.argv[1], 'store': (sys.argv[2],), 'output': '-'}
+config = run_folder.TrainConfig(**paths, table=sys.argv[3])
+_, _, data = run_folder.load_data(config)
+(table,) = loop.on_devices(config, devices.mesh_of_all(), data).tables
+shards = getattr(table, 'addressable_shards', None)
+print(type(table).__name__ if shards is None else [shard.data.shape[0] for shard in shards])
+"""
+
+
+@pytest.mark.parametrize("table", ["device", "sharded", "host"])
+def test_a_table_lies_where_the_flag_says(world, table):
+    arguments = (str(world.corpus_folder), str(world.store_folder), table)
+    result = subprocess.run(
+        [sys.executable, "-c", SHOW_PLACES, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=_environment(4),
+        timeout=120,
+    )
+    rows = world.corpus.user.size
+    assert rows % 4  # so the last part is filled up
+    part = -(-rows // 4)
+    places = {"device": str([rows] * 4), "sharded": str([part] * 4), "host": "memmap"}
+    assert result.stdout.strip() == places[table], result.stderr
 
 
 def _train_together(world, run, **settings) -> list[subprocess.Popen]:

@@ -3,21 +3,11 @@ import shutil
 
 import matplotlib.image
 import pytest
-from conftest import assert_one_line_mistake, run_command
+from conftest import SMALL, assert_one_line_mistake, run_command
 
 from sasnet_jax import evaluate, runs
 from sasnet_jax.training import loop
 from sasnet_jax.training.config import TrainConfig
-
-SMALL = {
-    "set_size": 3,
-    "eval_sets": 2,
-    "width": 16,
-    "depth": 1,
-    "feed_forward": 16,
-    "batch_size": 64,
-    "learning_rate": 1e-3,
-}
 
 
 def _files(folder):

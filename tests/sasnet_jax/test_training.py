@@ -15,33 +15,23 @@ import matplotlib.image
 import numpy as np
 import polars as pl
 import pytest
-from conftest import ROOT, assert_one_line_mistake, run_command, write_store
+from conftest import ROOT, SMALL, assert_one_line_mistake, run_command, write_store
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sasnet_jax import evaluate, files
 from sasnet_jax.cli import Preempted, UserError
-from sasnet_jax.data import interactions
+from sasnet_jax.data import frequencies, interactions
+from sasnet_jax.data.corpus import read_corpus
 from sasnet_jax.data.embeddings import fit_zscore
 from sasnet_jax.training import batches, devices, loop, run_folder, step
 from sasnet_jax.training.config import TrainConfig
 
-SMALL = {
-    "set_size": 3,
-    "eval_sets": 2,
-    "width": 16,
-    "depth": 1,
-    "feed_forward": 16,
-    "batch_size": 64,
-    "epochs": 4,
-    "learning_rate": 1e-3,
-    "review_features": "text+stars",
-    "cross_attention": "set",
-}
+SETTINGS = SMALL | {"epochs": 4, "review_features": "text+stars", "cross_attention": "set"}
 
 
 def _config(world, output, **settings) -> TrainConfig:
     paths = {"corpus": str(world.corpus_folder), "store": (str(world.store_folder),)}
-    return TrainConfig(**paths, output=str(output), **(SMALL | settings))
+    return TrainConfig(**paths, output=str(output), **(SETTINGS | settings))
 
 
 def _arguments(config: TrainConfig) -> list[str]:
@@ -56,8 +46,9 @@ def _build(config, data) -> step.Functions:
 @pytest.mark.parametrize("target_review", ["exclude", "include"])
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_prediction_ignores_the_target_review(world, tmp_path, split, target_review):
-    """The leak test: the target's embedding and stars become noise, fitted statistics held."""
-    config = _config(world, tmp_path / "run", target_review=target_review, set_size=5, eval_sets=8)
+    """The leak test: the target's embedding, stars and label become noise, what is fitted held."""
+    settings = {"target_review": target_review, "set_size": 5, "eval_sets": 8, "bias_term": True}
+    config = _config(world, tmp_path / "run", **settings)
     corpus, _, data = run_folder.load_data(config)
     functions = _build(config, data)
     params = functions.init().params
@@ -66,10 +57,11 @@ def test_prediction_ignores_the_target_review(world, tmp_path, split, target_rev
     rng = np.random.default_rng(0)
     moved = 0
     for i, row in enumerate(rows):
-        table, stars = np.array(data.tables[0]), data.stars.copy()
+        table, stars, label = np.array(data.tables[0]), data.stars.copy(), data.label.copy()
         table[row] = rng.normal(size=table.shape[1]) * 5
-        stars[row] = 6 - stars[row]
-        noisy = data._replace(tables=(table,), stars=stars)
+        stars[row], label[row] = 6 - stars[row], (label[row] + 1) % 3
+        counts = frequencies.context_counts(data.contexts, label, 3)
+        noisy = data._replace(tables=(table,), stars=stars, label=label, counts=counts)
         after = np.asarray(functions.predict(params, noisy, rows))
         moved += not np.array_equal(after[i], before[i])
     # Under "include" the target is among what is sampled, so the same test must find the leak.
@@ -379,6 +371,49 @@ def test_a_run_keeps_the_last_checkpoints_and_the_best_parameters(world, tmp_pat
     assert len(list((run / "checkpoints").iterdir())) == 3
 
 
+def test_a_run_is_saved_inside_an_epoch_too(world, tmp_path, monkeypatch):
+    """Every step, where each is a chunk of its own and a checkpoint is always due."""
+    run = tmp_path / "run"
+    config = _config(world, run, epochs=1, keep=1000, checkpoint_seconds=0.0)
+    monkeypatch.setattr(loop, "_CHUNK_SECONDS", 0.0)
+    loop.train(config)
+    steps = -(-world.corpus.rows("train").size // config.batch_size)
+    saved = {int(path.name) for path in (run / "checkpoints").iterdir()}
+    assert saved >= set(range(1, steps + 1)) and steps > 3
+
+
+def test_settings_may_be_mended_until_the_first_checkpoint(world, tmp_path):
+    wrong = _config(world, tmp_path / "run", learning_rate=1e38, weight_decay=1e38)
+    with pytest.raises(loop.NotTrainable):
+        loop.train(wrong)
+    loop.train(dataclasses.replace(wrong, learning_rate=1e-3, weight_decay=0.0, epochs=1))
+    description = run_folder.read_description(tmp_path / "run")
+    assert run_folder.config_of(description).learning_rate == 1e-3
+
+
+def test_an_update_that_ruins_the_last_step_of_an_epoch_is_noticed(world, tmp_path):
+    """The loss is taken before the update, so the evaluation is the first to see it."""
+    config = _config(world, tmp_path / "run", batch_size=1024, learning_rate=1e38)
+    assert world.corpus.rows("train").size < config.batch_size
+    result = run_command("sasnet_jax.train", *_arguments(config))
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert "not finite after step 1" in last, result.stderr
+
+
+def test_a_corpus_without_validation_reviews_is_refused(world, tmp_path):
+    folder = shutil.copytree(world.corpus_folder, tmp_path / "corpus")
+    reviews = pl.read_parquet(folder / "reviews.parquet")
+    split = pl.col("split").replace("validation", "test")
+    reviews.with_columns(split).write_parquet(folder / "reviews.parquet")
+    config = dataclasses.replace(_config(world, tmp_path / "run"), corpus=str(folder))
+    # The lists of interactions name the split too: a corpus is made anew, not edited.
+    shutil.rmtree(folder / "interactions")
+    interactions.write_grouped(read_corpus(folder))
+    result = run_command("sasnet_jax.train", *_arguments(config))
+    assert_one_line_mistake(result, "no validation review")
+
+
 def test_epochs_may_grow_under_a_constant_rate_only(world, tmp_path):
     run = tmp_path / "run"
     loop.train(_config(world, run, epochs=1, schedule="cosine"))
@@ -590,7 +625,7 @@ def _damage(case, world, run, store):
 def test_a_mistake_is_one_line_and_overwrites_nothing(world, tmp_path, case, mentions):
     store, run = tmp_path / "store", tmp_path / "run"
     shutil.copytree(world.store_folder, store)
-    base = {**SMALL, "epochs": 1, "corpus": str(world.corpus_folder), "store": str(store)}
+    base = {**SETTINGS, "epochs": 1, "corpus": str(world.corpus_folder), "store": str(store)}
     loop.train(TrainConfig(**base | {"store": (str(store),)}, output=str(run)))
     changed = _damage(case, world, run, store)
 
