@@ -130,7 +130,7 @@ class _Steps:
                 loss += self.config.review_loss * read
             return loss, total
 
-        gradients, total = jax.grad(loss_of, has_aux=True)(state.params)
+        (loss, total), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         average = state.average
@@ -140,7 +140,7 @@ class _Steps:
             average = optax.incremental_update(params, average, 1 - decay)
         epoch_loss = jnp.where(index == 0, 0.0, state.epoch_loss) + total
         after = TrainState(state.step + 1, params, opt_state, average, epoch_loss)
-        return after, jnp.isfinite(total) & jnp.isfinite(optax.tree.norm(gradients))
+        return after, jnp.isfinite(loss)
 
     def _review_loss(
         self, network: SASNet, sides: Any, data: Data, draw: Draw, real: Array

@@ -7,7 +7,7 @@ from sasnet_jax.training import batches
 from sasnet_jax.training.config import TrainConfig
 
 
-def _position(context, target):
+def _rows_of(context, target):
     """The rows of one target's context, one position at a time."""
     return [
         int(context.rows[context.start[target] + p + (p >= context.skip[target])])
@@ -24,9 +24,21 @@ def test_counts_equal_a_loop_over_the_context(world, target_review, classes):
     found = frequencies.context_counts(contexts, label, classes)
     for target in range(corpus.user.size):
         for side, context in enumerate(contexts):
-            rows = _position(context, target)
+            rows = _rows_of(context, target)
             assert (target in rows) == (target_review == "include")
             expected = np.bincount(label[rows], minlength=classes)
+            np.testing.assert_array_equal(found[target, side], expected)
+
+
+def test_out_of_fold_counts_equal_a_loop_over_the_other_folds(world):
+    corpus = world.corpus
+    contexts = interactions.contexts_of(corpus, "exclude")
+    fold = np.random.default_rng(0).integers(0, 4, corpus.user.size)
+    found = frequencies.out_of_fold_counts(contexts, corpus.label, 3, fold)
+    for target in range(corpus.user.size):
+        for side, context in enumerate(contexts):
+            rows = [row for row in _rows_of(context, target) if fold[row] != fold[target]]
+            expected = np.bincount(corpus.label[rows], minlength=3)
             np.testing.assert_array_equal(found[target, side], expected)
 
 
