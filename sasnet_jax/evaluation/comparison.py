@@ -127,18 +127,20 @@ def table(found: Mapping[str, Any]) -> str:
         run for one in found["groups"].values() if len(one["runs"]) > 1 for run in one["runs"]
     }
     shown = [one for one in found["comparisons"] if one["model"] not in inside]
-    width = max([24, *(len(one["model"]) + 2 for one in shown)])
+    width, baseline = (
+        max([24, *(len(one[key]) + 2 for one in shown)]) for key in ("model", "baseline")
+    )
     lines = [
         f"difference in test accuracy, {found['test_reviews']:,} reviews of "
         f"{found['test_users']:,} users: 95 % interval over users; McNemar's p, Holm-corrected",
-        f"  {'model':<{width}}{'baseline':<24}{'difference':>10}  {'interval':<18}{'p':>7}",
+        f"  {'model':<{width}}{'baseline':<{baseline}}{'difference':>10}  {'interval':<18}{'p':>7}",
     ]
     for one in shown:
         low, high = one["interval"]
         p = predictions.number(one.get("holm_p"))
         level = "  at least level" if one["at_least_level"] else ""
         lines.append(
-            f"  {one['model']:<{width}}{one['baseline']:<24}{one['difference']:>+10.3f}  "
+            f"  {one['model']:<{width}}{one['baseline']:<{baseline}}{one['difference']:>+10.3f}  "
             f"{f'[{low:+.3f}, {high:+.3f}]':<18}{p:>7}{level}"
         )
     return "\n".join(lines)
