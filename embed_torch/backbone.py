@@ -18,7 +18,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 
-from embed_torch import attention, gptq, pooling
+from embed_torch import attention, gptq, pooling, words
 from embed_torch.cli import UserError
 from embed_torch.config import EmbedConfig
 from embed_torch.files import file_sha256
@@ -96,6 +96,19 @@ class Checkpoint:
         return hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
+class WordsCheckpoint(Checkpoint):
+    """Hashed words: MiniLM's word pieces, and no weights."""
+
+    @property
+    def window(self) -> int:
+        """As long as any input."""
+        return self.positions
+
+    def weights_sha256(self, show_progress: bool = False) -> str:
+        """Of the way to hash."""
+        return words.SHA256
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Batch:
     """Inputs that go through the network together.
@@ -151,7 +164,7 @@ class Encoder:
                 "--poolings=attentional needs a network whose attention can be replaced, and that "
                 f"of --model={loading.name} cannot: leave it out"
             )
-        if not packs:
+        if not packs and loading.name != words.NAME:
             print(f"{loading.name} runs over inputs of one length at a time: it cannot be packed")
 
     @property
@@ -197,11 +210,14 @@ def loading_of(config: EmbedConfig, checkpoint: Checkpoint) -> Loading:
 
 
 def find(model: str) -> Checkpoint:
-    """The checkpoint named by --model, a directory, a hub name, or "minilm".
+    """The checkpoint named by --model, a directory, a hub name, "minilm", or "words".
 
     Raises:
       UserError: there is none, or it has no configuration or no fast tokenizer.
     """
+    if model == words.NAME:
+        pieces = find("minilm")
+        return WordsCheckpoint(model, pieces.folder, words.config(pieces.folder), pieces.tokenizer)
     folder = minilm_folder() if model == "minilm" else Path(model)
     try:
         if not folder.is_dir():
@@ -251,6 +267,9 @@ def device_named(name: str) -> torch.device:
 def _load(loading: Loading, device: torch.device) -> transformers.PreTrainedModel:
     """The network without its language-model head."""
     dtype = getattr(torch, loading.dtype)
+    if loading.name == words.NAME:
+        hashed: Any = words.HashedWords(words.config(loading.folder))
+        return hashed.to(device, dtype)
     quantization = gptq.read_quantization(loading.folder)
     if quantization and loading.gptq == "packed":
         return gptq.load_packed(loading.folder, dtype=dtype, device=device)

@@ -26,7 +26,9 @@ class EmbedConfig:
         topic="files",
     )
     model: str = setting(
-        "minilm", help="directory or hub name of a network, or minilm (as packaged)", topic="model"
+        "minilm",
+        help="directory or hub name of a network, minilm (as packaged), or words (hashed)",
+        topic="model",
     )
     gptq: Literal["dequantize", "packed"] = setting(
         "dequantize", help="4-bit weights to dense ones, or kept packed by gptqmodel", topic="model"

@@ -72,7 +72,7 @@ class SweepConfig:
 def run(config: SweepConfig) -> None:
     """Makes the trials that are missing, and writes best.flags and trials.csv."""
     base, space = _read_search(config)
-    corpus, stores, _ = run_folder.load_data(base)  # a mistake in them is told before any trial
+    corpus, readings, _ = run_folder.load_data(base)  # a mistake in them is told before any trial
     corpus.refuse_missing_class(base.classes)
     settings = {
         "base": {
@@ -85,7 +85,7 @@ def run(config: SweepConfig) -> None:
         "prune": [config.prune, config.prune_after_trials, config.prune_after_epochs],
         "seed": config.seed,
         "corpus_sha256": corpus.sha256,
-        "stores": [store.identity for store in stores],
+        "stores": [one.store.identity for one in readings],
     }
     output = Path(config.output)
     if output.is_file() or (any(output.glob("[!.]*")) and not (output / "sweep.json").exists()):

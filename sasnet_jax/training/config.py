@@ -21,6 +21,7 @@ _POSITIVE = (
     *("patience", "learning_rate", "clip_norm", "keep", "processes"),
 )
 _NOT_NEGATIVE = (
+    "discriminants",
     "review_loss",
     "eval_set_size",
     "warmup_steps",
@@ -45,6 +46,11 @@ class TrainConfig:
         "exclude", help="is the review to predict kept out of the sets", topic="data"
     )
     fit_on: FitOn = setting("train", help="reviews the z-score is fitted on", topic="data")
+    discriminants: int = setting(
+        0,
+        help="directions of a store kept for telling users apart, and businesses; 0 = all of it",
+        topic="data",
+    )
     set_size: int = setting(5, help="reviews in a sampled set", topic="data")
     eval_sets: int = setting(8, help="draws of the sets averaged at evaluation", topic="data")
     eval_set_size: int = setting(
@@ -62,6 +68,9 @@ class TrainConfig:
     )
     bias_term: bool = setting(
         False, help="also see how the other reviews were rated", topic="network"
+    )
+    match: bool = setting(
+        False, help="also see the averages of both sides and their product", topic="network"
     )
     review_loss: float = setting(
         0.0, help="weight of reading each review's own rating", topic="training", extra=True

@@ -115,6 +115,14 @@ def from_every_process(*mine: int) -> np.ndarray:
         return multihost_utils.process_allgather(np.array(mine))
 
 
+def from_writer(tree: Any) -> Any:
+    """The writer's host arrays, in every process."""
+    if jax.process_count() == 1:
+        return tree
+    with jax.transfer_guard("allow"):
+        return multihost_utils.broadcast_one_to_all(tree)
+
+
 def wait_for_all(name: str) -> None:
     """Returns once every process is here."""
     if jax.process_count() > 1:

@@ -53,14 +53,14 @@ def train(config: TrainConfig, watch: Watch = lambda record: False) -> None:
     """
     devices.join(config.coordinator, config.processes, config.process)
     mesh = devices.mesh_for(config.batch_size)
-    corpus, stores, data = run_folder.load_data(config)
     run = Path(config.output)
+    corpus, readings, data = run_folder.load_data(config, run)
     corpus.refuse_missing_class(config.classes)
     if not corpus.rows("validation").size:
         raise UserError(f"corpus {corpus.folder} has no validation review to stop by")
     run_folder.refuse_foreign(run)
     with sole_writer(run) if devices.is_writer() else contextlib.nullcontext():
-        description = run_folder.describe(run, config, corpus, stores)
+        description = run_folder.describe(run, config, corpus, readings)
         if not (run / "config.json").exists() and devices.is_writer():
             run_folder.write_description(run, description)
         with _enough_memory(config, data):
@@ -71,7 +71,7 @@ def train(config: TrainConfig, watch: Watch = lambda record: False) -> None:
                 if devices.is_writer():
                     # epochs or patience may have grown
                     run_folder.write_description(run, description)
-                    run_folder.write_zscore(run, data)
+                    run_folder.write_zscore(run, readings)
                 loop.run()
             finally:
                 signal.signal(signal.SIGTERM, handler)

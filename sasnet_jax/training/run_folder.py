@@ -9,44 +9,67 @@ import numpy as np
 
 from sasnet_jax import __version__
 from sasnet_jax.cli import UserError
-from sasnet_jax.data import embeddings, frequencies, interactions
+from sasnet_jax.data import embeddings, frequencies, interactions, reading
 from sasnet_jax.data.corpus import Corpus, read_corpus
-from sasnet_jax.data.embeddings import Store
+from sasnet_jax.data.embeddings import Store, ZScore
+from sasnet_jax.data.reading import Reading
 from sasnet_jax.files import read_json, replacing, write_json
+from sasnet_jax.training import devices
 from sasnet_jax.training.batches import Data, Scaling
 from sasnet_jax.training.config import RESUMABLE, TrainConfig
 
 FORMAT_VERSION = 2
 
 
-def load_data(config: TrainConfig) -> tuple[Corpus, tuple[Store, ...], Data]:
-    """Opens corpus and stores, fits the z-scores and builds the contexts; all on the host.
+def load_data(
+    config: TrainConfig, run: Path | None = None
+) -> tuple[Corpus, tuple[Reading, ...], Data]:
+    """Opens corpus and stores, fits how these are read, builds the contexts; all on the host.
+
+    A run that has a checkpoint reads its stores as it did before it.
 
     Raises:
       UserError: they are unreadable or do not belong together.
     """
+    corpus, stores = _open_inputs(config)
+    readings = _readings_before(run, stores, config) if run is not None else None
+    if readings is None:
+        rows = corpus.rows("train")
+        if config.fit_on == "all":
+            rows = np.arange(corpus.user.size, dtype=np.int32)
+        readings = tuple(reading.fit(store, corpus, rows, config.discriminants) for store in stores)
+    readings = tuple(_as_the_writer(one) for one in readings)
+    return corpus, readings, _data(config, corpus, readings)
+
+
+def _as_the_writer(one: Reading) -> Reading:
+    """The same in every process, as fits on different machines may differ in a last bit."""
+    fitted = (one.zscore.mean, one.zscore.scale, one.directions)
+    mean, scale, directions = devices.from_writer(fitted)
+    return Reading(one.store, ZScore(mean, scale), directions)
+
+
+def _open_inputs(config: TrainConfig) -> tuple[Corpus, tuple[Store, ...]]:
     corpus = read_corpus(Path(config.corpus))
-    stores = tuple(
-        embeddings.open_store(Path(name), corpus, config.pooling) for name in config.store
-    )
-    train = corpus.rows("train")
-    fitted_on = np.arange(corpus.user.size, dtype=np.int32) if config.fit_on == "all" else train
-    zscores = [embeddings.fit_zscore(store.table, fitted_on) for store in stores]
+    stores = [embeddings.open_store(Path(name), corpus, config.pooling) for name in config.store]
+    return corpus, tuple(stores)
+
+
+def _data(config: TrainConfig, corpus: Corpus, readings: tuple[Reading, ...]) -> Data:
     contexts = interactions.contexts_of(corpus, config.target_review)
     label = corpus.labels(config.classes)
     counts = None
     if config.bias_term:
         counts = frequencies.context_counts(contexts, label, config.classes)
-    data = Data(
-        tables=tuple(store.table for store in stores),
-        scalings=tuple(Scaling(zscore.mean, zscore.scale) for zscore in zscores),
+    return Data(
+        tables=tuple(one.table() for one in readings),
+        scalings=tuple(Scaling(*one.scaling()) for one in readings),
         stars=corpus.stars,
         label=label,
         contexts=contexts,
         counts=counts,
-        shares=frequencies.class_shares(label[train], config.classes),
+        shares=frequencies.class_shares(label[corpus.rows("train")], config.classes),
     )
-    return corpus, stores, data
 
 
 def refuse_foreign(run: Path) -> None:
@@ -56,7 +79,7 @@ def refuse_foreign(run: Path) -> None:
 
 
 def describe(
-    run: Path, config: TrainConfig, corpus: Corpus, stores: tuple[Store, ...]
+    run: Path, config: TrainConfig, corpus: Corpus, readings: tuple[Reading, ...]
 ) -> dict[str, Any]:
     """What config.json is to hold, checked against the run that is there, if any.
 
@@ -72,10 +95,10 @@ def describe(
             "store": [str(Path(name).resolve()) for name in config.store],
         },
         "corpus_sha256": corpus.sha256,
-        "stores": [store.identity for store in stores],
+        "stores": [one.store.identity for one in readings],
     }
     # Before its first checkpoint a run has nothing to lose: a mistake may be mended in its place.
-    if any((run / "checkpoints").glob("[0-9]*")):
+    if _has_checkpoint(run):
         before = read_description(run)
         settings, now = before["config"], description["config"]
         resumable = set(RESUMABLE)
@@ -133,32 +156,66 @@ def open_run(run: Path) -> tuple[TrainConfig, Corpus, Data]:
     """
     description = read_description(run)
     config = config_of(description)
-    corpus, stores, data = load_data(config)
+    corpus, stores = _open_inputs(config)
     if corpus.sha256 != description["corpus_sha256"]:
         raise UserError(f"corpus {config.corpus} is not the one that run {run} was trained on")
     for store, identity in zip(stores, description["stores"], strict=True):
         if store.identity != identity:
             raise UserError(f"store {store.folder} is not the one that run {run} was trained on")
-    return config, corpus, data._replace(scalings=read_zscore(run, data))
+    readings = read_zscore(run, stores, config)
+    return config, corpus, _data(config, corpus, readings)
 
 
-def write_zscore(run: Path, data: Data) -> None:
-    """Writes zscore.npz: `mean` and `scale` [e], of all stores side by side."""
-    mean, scale = (np.concatenate(parts) for parts in zip(*data.scalings, strict=True))
+def _has_checkpoint(run: Path) -> bool:
+    return any((run / "checkpoints").glob("[0-9]*"))
+
+
+def _readings_before(
+    run: Path, stores: tuple[Store, ...], config: TrainConfig
+) -> tuple[Reading, ...] | None:
+    """How a run that is resumed read its stores; None for a new one, or where it cannot be told."""
+    if not _has_checkpoint(run):
+        return None
+    try:
+        return read_zscore(run, stores, config)
+    except UserError:
+        return None  # fitted again, to the same numbers; other settings are refused later
+
+
+def write_zscore(run: Path, readings: tuple[Reading, ...]) -> None:
+    """Writes zscore.npz: `mean` and `scale` [e], of all stores side by side, and with
+    `--discriminants` the `directions_0`, `directions_1`, ... [e, k] of each.
+    """
+    arrays: dict[str, Any] = {
+        name: np.concatenate([getattr(one.zscore, name) for one in readings])
+        for name in ("mean", "scale")
+    }
+    for number, one in enumerate(readings):
+        if one.directions is not None:
+            arrays[f"directions_{number}"] = one.directions
     with replacing(run / "zscore.npz") as file:
-        np.savez(file, mean=mean, scale=scale)
+        np.savez(file, allow_pickle=False, **arrays)
 
 
-def read_zscore(run: Path, data: Data) -> tuple[Scaling, ...]:
-    """Reads zscore.npz, for the tables of `data`."""
+def read_zscore(run: Path, stores: tuple[Store, ...], config: TrainConfig) -> tuple[Reading, ...]:
+    """Reads zscore.npz, for these stores.
+
+    Raises:
+      UserError: it is absent or damaged.
+    """
     path = run / "zscore.npz"
-    ends = np.cumsum([table.shape[1] for table in data.tables])
+    ends = np.cumsum([store.table.shape[1] for store in stores])
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            parts = [np.split(arrays[name], ends[:-1]) for name in Scaling._fields]
-        return tuple(Scaling(*part) for part in zip(*parts, strict=True))
-    except (ValueError, KeyError, EOFError) as error:
+            means, scales = (np.split(arrays[name], ends[:-1]) for name in ("mean", "scale"))
+            directions = [
+                arrays[f"directions_{number}"] if config.discriminants else None
+                for number in range(len(stores))
+            ]
+    except (OSError, ValueError, KeyError, EOFError) as error:
         raise UserError(f"{path} is damaged ({error}): train again into a new folder") from None
+    zscores = [ZScore(*both) for both in zip(means, scales, strict=True)]
+    return tuple(Reading(*one) for one in zip(stores, zscores, directions, strict=True))
 
 
 def cut_metrics(run: Path, epochs: int) -> None:

@@ -98,6 +98,7 @@ class _Steps:
             cross_attention=config.cross_attention,
             review_features=config.review_features,
             bias_term=config.bias_term,
+            match=config.match,
             rate_reviews=config.review_loss > 0,
             rngs=nnx.Rngs(params=sampling.stream(config.seed, "init")),
         )
