@@ -189,7 +189,7 @@ class Match(nnx.Module):
         for side, k in zip((user, business), jax.nn.softplus(self.shrinkage[...]), strict=True):
             mask = side.mask.astype(jnp.float32)
             total = jnp.einsum("bsd,bs->bd", self.project(side.embeddings), mask)
-            averages.append(total / (mask.sum(axis=1, keepdims=True) + k))
+            averages.append(total / (mask.sum(axis=1, keepdims=True) + k[None]))
         product = self.of_user(averages[0]) * self.of_business(averages[1])
         return jnp.concatenate([*averages, product], axis=-1)
 

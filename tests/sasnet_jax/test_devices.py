@@ -20,6 +20,8 @@ SETTINGS = SMALL | {
     "bias_term": True,
     "average_decay": 0.9,
     "review_loss": 0.5,
+    "discriminants": 8,
+    "match": True,
 }
 
 

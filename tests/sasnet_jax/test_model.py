@@ -129,7 +129,8 @@ def test_one_encoder_serves_both_sides():
 
 @EVERY_NETWORK
 def test_gradients_reach_every_parameter_that_should_have_one(cross_attention, review_features):
-    network, sides = _network(cross_attention, review_features), _sets(batch=32)
+    network = _network(cross_attention, review_features, match=True)
+    sides = _sets(batch=32)
     graphdef, params = nnx.split(network, nnx.Param)
 
     def loss(params):
@@ -203,6 +204,20 @@ def _numpy_block(block, queries, keys):
     )
 
 
+def _numpy_match(match, row, *sides):
+    """Both averages, each review by itself, and their product."""
+    averages = []
+    for reviews, shrinkage in zip(sides, np.float64(match.shrinkage[...]), strict=True):
+        total, seen = np.zeros(WIDTH), 0
+        for place in np.flatnonzero(reviews.mask[row]):
+            total += _linear(match.project, np.float64(reviews.embeddings[row, place]))
+            seen += 1
+        averages.append(total / (seen + np.log1p(np.exp(shrinkage))))
+    user, business = averages
+    product = _linear(match.of_user, user) * _linear(match.of_business, business)
+    return np.concatenate([user, business, product])
+
+
 def _numpy_logits(network, user, business, bias):
     """The whole network in float64, one target at a time, without padding."""
     logits = []
@@ -224,12 +239,15 @@ def _numpy_logits(network, user, business, bias):
         if network.cross is not None:
             sides[0] = _numpy_block(network.cross, *sides)
         pair = np.concatenate([tokens.mean(axis=0) for tokens in sides])
+        found = np.zeros(3)
+        if network.match is not None:
+            matched = _numpy_match(network.match, row, user, business)
+            pair = np.concatenate([pair, matched])
+            found += _linear(network.classify_match, matched)
         if network.bias is not None:
             pair = np.concatenate([pair, np.float64(bias[row])])
-        found = _linear(network.classify, _gelu(_linear(network.hidden, pair)))
-        if network.bias is not None:
             found += _linear(network.bias, np.float64(bias[row]))
-        logits.append(found)
+        logits.append(found + _linear(network.classify, _gelu(_linear(network.hidden, pair))))
     return np.array(logits)
 
 
@@ -249,11 +267,19 @@ def test_attention_and_block_equal_a_loop_in_float64():
         np.testing.assert_allclose(found[row], _numpy_block(block, q, k), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("bias_term", [False, True])
+@pytest.mark.parametrize(
+    ("bias_term", "match"), [(False, False), (True, False), (False, True), (True, True)]
+)
 @pytest.mark.parametrize("encoder", [False, True])
 @EVERY_NETWORK
-def test_the_network_equals_a_loop_in_float64(cross_attention, review_features, encoder, bias_term):
-    network = _network(cross_attention, review_features, encoder=encoder, bias_term=bias_term)
+def test_the_network_equals_a_loop_in_float64(
+    cross_attention, review_features, encoder, bias_term, match
+):
+    options = {"encoder": encoder, "bias_term": bias_term, "match": match}
+    network = _network(cross_attention, review_features, **options)
+    if match:  # so that each dimension and side has one of its own
+        random = np.random.default_rng(6).normal(size=(2, WIDTH))
+        network.match.shrinkage[...] = jnp.asarray(random, jnp.float32)
     user, business = _sets()
     bias = jnp.asarray(np.random.default_rng(5).normal(size=(6, 8)), jnp.float32)
     bias = bias if bias_term else None

@@ -43,11 +43,13 @@ def _build(config, data) -> step.Functions:
     return step.build(config, devices.mesh_for(config.batch_size), data.embedding_dim, 100)
 
 
+@pytest.mark.parametrize("options", [{}, {"match": True, "discriminants": 4}], ids=str)
 @pytest.mark.parametrize("target_review", ["exclude", "include"])
 @pytest.mark.parametrize("split", ["validation", "test"])
-def test_prediction_ignores_the_target_review(world, tmp_path, split, target_review):
+def test_prediction_ignores_the_target_review(world, tmp_path, split, target_review, options):
     """The leak test: the target's embedding, stars and label become noise, what is fitted held."""
     settings = {"target_review": target_review, "set_size": 5, "eval_sets": 8, "bias_term": True}
+    settings |= options
     config = _config(world, tmp_path / "run", **settings)
     corpus, _, data = run_folder.load_data(config)
     functions = _build(config, data)
@@ -276,7 +278,10 @@ def test_a_killed_run_ends_where_an_uninterrupted_one_ends(
 EVERY_OPTION = {
     "plain": {},
     "host": {"table": "host"},
-    "all": {"average_decay": 0.9, "schedule": "cosine", "bias_term": True, "review_loss": 0.5},
+    "all": {
+        **{"average_decay": 0.9, "schedule": "cosine", "bias_term": True, "review_loss": 0.5},
+        **{"match": True, "discriminants": 4},
+    },
 }
 
 

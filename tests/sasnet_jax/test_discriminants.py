@@ -1,0 +1,149 @@
+"""The directions that tell users and businesses apart, against loops over pairs of reviews."""
+
+import numpy as np
+import pytest
+import scipy.linalg
+from conftest import SMALL, run_command, write_store
+
+from sasnet_jax import evaluate
+from sasnet_jax.data import discriminants, embeddings, reading
+from sasnet_jax.training import loop, run_folder
+from sasnet_jax.training.config import TrainConfig
+
+
+def _reviews(reviews=600, entities=60, dim=12, share=(0.8, 0.3), seed=0):
+    """Embeddings mixed from noise and two traits that reviews of one entity share."""
+    rng = np.random.default_rng(seed)
+    entity = rng.integers(entities, size=reviews).astype(np.int32)
+    traits = rng.normal(size=(entities, len(share)))
+    hidden = rng.normal(size=(reviews, dim))
+    for k, correlation in enumerate(share):
+        own = np.sqrt(1 - correlation) * hidden[:, k]
+        hidden[:, k] = own + np.sqrt(correlation) * traits[entity, k]
+    mixed = hidden @ np.linalg.qr(rng.normal(size=(dim, dim)))[0] + 3
+    return mixed.astype(np.float32), entity, hidden
+
+
+def _fit(table, entity, kept, rows=None):
+    rows = np.arange(len(table), dtype=np.int32) if rows is None else rows
+    return discriminants.fit(table, embeddings.fit_zscore(table, rows), rows, entity, kept)
+
+
+def test_directions_equal_a_loop_over_all_pairs():
+    table, entity, _ = _reviews()
+    rows = np.flatnonzero(np.arange(600) % 7 > 0).astype(np.int32)
+    zscore = embeddings.fit_zscore(table, rows)
+    z = zscore(table).astype(np.float64)
+    between, counted = np.zeros((12, 12)), 0
+    for one in range(60):
+        own = [row for row in rows if entity[row] == one]
+        if len(own) > 1:
+            counted += len(own)
+            for i in own:
+                others = [z[j] for j in own if j != i]
+                between += np.outer(z[i], np.mean(others, axis=0))
+    total = sum(np.outer(z[row], z[row]) for row in rows) / rows.size + 0.1 * np.eye(12)
+    values, vectors = scipy.linalg.eigh(between / counted, total)
+    found = _fit(table, entity, 5, rows)
+    np.testing.assert_allclose(found.correlation, values[::-1][:5], rtol=1e-4)
+    for k, expected in enumerate(vectors.T[::-1][:5]):
+        direction = found.directions[:, k].astype(np.float64)
+        sign = np.sign(direction @ expected)
+        np.testing.assert_allclose(direction, sign * expected, rtol=2e-3, atol=2e-4)
+
+
+def test_the_traits_of_entities_are_found_and_how_strong_they_are():
+    table, entity, hidden = _reviews(reviews=40_000, entities=2_000)
+    found = _fit(table, entity, 3)
+    along = embeddings.fit_zscore(table, np.arange(40_000, dtype=np.int32))(table)
+    along = along @ found.directions
+    for k in range(2):
+        assert abs(np.corrcoef(along[:, k], hidden[:, k])[0, 1]) > 0.95
+    expected = np.array([0.8, 0.3, 0.0]) / 1.1  # by the ridge; the third direction is none
+    np.testing.assert_allclose(found.correlation, expected, atol=0.03)
+
+
+def test_only_reviews_to_fit_on_are_read():
+    table, entity, _ = _reviews()
+    rows = np.flatnonzero(np.arange(600) % 3 > 0).astype(np.int32)
+    noisy = table.copy()
+    noisy[::3] = 1e6
+    for one, other in zip(_fit(table, entity, 4, rows), _fit(noisy, entity, 4, rows), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_many_reviews_are_sampled_by_whole_entities(monkeypatch):
+    table, entity, _ = _reviews()
+    monkeypatch.setattr(discriminants, "_MOST_REVIEWS", 100)
+    monkeypatch.setattr(discriminants, "CHUNK", 32)
+    zscore = embeddings.fit_zscore(table, np.arange(600, dtype=np.int32))
+    rows = np.arange(600, dtype=np.int32)
+    seen = [len(values) for values, _ in discriminants._chunks(table, zscore, rows, entity)]
+    assert 100 <= sum(seen) < 100 + np.bincount(entity).max() + 32
+    every = np.concatenate(
+        [values for values, _ in discriminants._chunks(table, zscore, rows, entity)]
+    )
+    of_row = {value.tobytes(): row for row, value in enumerate(zscore(table))}
+    found = np.array([of_row[value.tobytes()] for value in every])
+    for one in np.unique(entity[found]):
+        assert (entity[found] == one).sum() == (entity == one).sum()
+
+
+def test_a_reading_projects_what_numpy_projects(world):
+    corpus = world.corpus
+    store = embeddings.open_store(world.store_folder, corpus)
+    found = reading.fit(store, corpus, corpus.rows("train"), 3)
+    assert found.directions.shape == (16, 6)
+    z = (np.float64(store.table) - found.zscore.mean) / found.zscore.scale
+    np.testing.assert_allclose(found.table(), z @ found.directions, atol=5e-3)
+
+
+def _config(world, output, **settings) -> TrainConfig:
+    paths = {"corpus": str(world.corpus_folder), "store": (str(world.store_folder),)}
+    settings = {"epochs": 2, "discriminants": 3, "match": True} | settings
+    return TrainConfig(**(paths | SMALL | settings), output=str(output))
+
+
+def test_a_run_predicts_with_the_directions_that_it_was_trained_with(world, tmp_path):
+    config = _config(world, tmp_path / "run")
+    loop.train(config)
+    first = evaluate.evaluate(tmp_path / "run")
+    path = tmp_path / "run" / "zscore.npz"
+    with np.load(path) as arrays:
+        kept = dict(arrays)
+    assert kept["directions_0"].shape == (16, 6)
+    turned = kept | {"directions_0": -kept["directions_0"]}
+    np.savez(path, **turned)
+    assert evaluate.evaluate(tmp_path / "run")["test"]["log_loss"] != first["test"]["log_loss"]
+    # A run that goes on does so with its own, too.
+    _, readings, _ = run_folder.load_data(config, tmp_path / "run")
+    np.testing.assert_array_equal(readings[0].directions, turned["directions_0"])
+
+
+def test_more_directions_than_dimensions_are_refused(world, tmp_path):
+    result = run_command(
+        "sasnet_jax.train",
+        f"--corpus={world.corpus_folder}",
+        f"--store={world.store_folder}",
+        f"--output={tmp_path / 'run'}",
+        "--discriminants=17",
+    )
+    assert result.returncode == 2
+    assert "--discriminants=17 is more than the 16 dimensions" in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("kept", [2, 8])
+def test_two_stores_are_read_side_by_side(world, tmp_path, kept):
+    corpus = world.corpus
+    other = np.random.default_rng(3).normal(size=(corpus.user.size, 9)).astype(np.float32)
+    folder = write_store(tmp_path / "other", corpus, other)
+    stores = (str(world.store_folder), str(folder))
+    config = _config(world, tmp_path / "run", store=stores, discriminants=kept)
+    _, readings, data = run_folder.load_data(config)
+    assert [table.shape[1] for table in data.tables] == [2 * kept, 2 * kept]
+    run_folder.write_zscore(tmp_path, readings)
+    again = run_folder.read_zscore(tmp_path, tuple(one.store for one in readings), config)
+    for one, same in zip(readings, again, strict=True):
+        np.testing.assert_array_equal(one.directions, same.directions)
+        np.testing.assert_array_equal(one.zscore.scale, same.zscore.scale)
