@@ -13,15 +13,18 @@ python=${SASNET_VENV:-.venv}/bin/python
 step() { echo; echo "== $1"; shift; "$@"; }
 step "1/5 a corpus of $reviews synthetic reviews" \
   "$python" -m sasnet_jax.prepare --synthetic="$reviews" --output="$work/corpus"
-step "2/5 embeddings by all-MiniLM-L6-v2" \
-  "$python" -m embed_torch --flagfile=configs/embed_minilm.flags \
-  --corpus="$work/corpus" --output="$work/embeddings/minilm"
+for encoder in words minilm; do
+  step "2/5 embeddings: $encoder" \
+    "$python" -m embed_torch --flagfile="configs/embed_$encoder.flags" \
+    --corpus="$work/corpus" --output="$work/embeddings/$encoder"
+done
 step "3/5 baselines" \
   "$python" -m sasnet_jax.baselines \
-  --corpus="$work/corpus" --store="$work/embeddings/minilm" --output="$work/baselines"
+  --corpus="$work/corpus" --store="$work/embeddings/words" --store="$work/embeddings/minilm" \
+  --output="$work/baselines"
 step "4/5 SASNet" \
   "$python" -m sasnet_jax.train --flagfile=configs/quickstart.flags \
-  --corpus="$work/corpus" --store="$work/embeddings/minilm" --output="$work/runs/sasnet"
+  --corpus="$work/corpus" --store="$work/embeddings/words" --output="$work/runs/sasnet"
 step "5/5 evaluation" \
   "$python" -m sasnet_jax.evaluate --run="$work/runs/sasnet" --baselines="$work/baselines"
 
@@ -39,7 +42,7 @@ cat <<END
 
 What was written:
   $work/corpus               reviews, users, businesses, split   (docs/formats.md)
-  $work/embeddings/minilm    one embedding a review
+  $work/embeddings           one embedding a review: hashed words, and MiniLM
   $work/baselines            baselines.json, predictions/
   $work/runs/sasnet          checkpoints, metrics.jsonl, evaluation.json, predictions.parquet
 
