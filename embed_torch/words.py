@@ -1,8 +1,7 @@
 """Hashed words (Weinberger et al. 2009): a review by the word pieces in it, without a network.
 
-`--model=words` needs no weights and no GPU, and takes seconds. It knows no meaning and no order,
-only which words there are: what sentence embeddings blur. Beside one of these it often pays
-(docs/findings.md).
+`--model=words` needs no weights but MiniLM's vocabulary, and no GPU. It knows neither meaning nor
+order, only which words there are, which is what sentence embeddings blur (docs/findings.md).
 """
 
 import hashlib

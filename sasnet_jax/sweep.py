@@ -23,9 +23,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from sasnet_jax import __version__, cli, files
 from sasnet_jax.cli import Preempted, UserError, setting
+from sasnet_jax.data import reading
 from sasnet_jax.evaluation import predictions
 from sasnet_jax.training import compilation, loop, run_folder, search_results, search_space
-from sasnet_jax.training.config import TrainConfig
+from sasnet_jax.training.config import TrainConfig, with_defaults
 
 FORMAT_VERSION = 1
 _MADE_BY = "python -m sasnet_jax.sweep"
@@ -72,12 +73,12 @@ class SweepConfig:
 def run(config: SweepConfig) -> None:
     """Makes the trials that are missing, and writes best.flags and trials.csv."""
     base, space = _read_search(config)
-    corpus, readings, _ = run_folder.load_data(base)  # a mistake in them is told before any trial
+    # A mistake in them is told before any trial.
+    corpus, stores = run_folder.open_inputs(base)
     corpus.refuse_missing_class(base.classes)
+    reading.refuse_too_many(search_space.largest(space, "discriminants"), stores)
     settings = {
-        "base": {
-            k: v for k, v in dataclasses.asdict(base).items() if k not in search_space.INCIDENTAL
-        },
+        "base": _decisive(dataclasses.asdict(base)),
         "vary": {
             name: json.loads(distribution_to_json(distribution))
             for name, distribution in space.items()
@@ -85,7 +86,7 @@ def run(config: SweepConfig) -> None:
         "prune": [config.prune, config.prune_after_trials, config.prune_after_epochs],
         "seed": config.seed,
         "corpus_sha256": corpus.sha256,
-        "stores": [one.store.identity for one in readings],
+        "stores": [store.identity for store in stores],
     }
     output = Path(config.output)
     if output.is_file() or (any(output.glob("[!.]*")) and not (output / "sweep.json").exists()):
@@ -111,6 +112,10 @@ def _read_search(config: SweepConfig) -> tuple[TrainConfig, dict[str, BaseDistri
     return base, search_space.read(config.vary, arguments)
 
 
+def _decisive(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in search_space.INCIDENTAL}
+
+
 def _write_or_compare(path: Path, settings: dict[str, Any]) -> None:
     """Writes sweep.json, or refuses settings that are not those of the sweep that is there."""
     if not path.exists():
@@ -126,6 +131,7 @@ def _write_or_compare(path: Path, settings: dict[str, Any]) -> None:
     changed = [f"--{name}" for name in ("prune", "seed") if before[name] != settings[name]] + [
         name for name in ("corpus_sha256", "stores") if before[name] != settings[name]
     ]
+    before["base"] = _decisive(with_defaults(before["base"]))
     for group, text in (("vary", "--vary={}"), ("base", "--{} in --base")):
         old, new = before[group], settings[group]
         names = [name for name in {**old, **new} if old.get(name) != new.get(name)]

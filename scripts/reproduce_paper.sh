@@ -10,22 +10,30 @@
 #
 # SEEDS="0 1 2" trains that many networks of each kind; five by default.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+usage() { sed -n '/^#   /s/^#   //p' scripts/reproduce_paper.sh >&2; exit 2; }
+here() { realpath --canonicalize-missing "$1"; }
+small=
 if [ "${1:-}" = --small ]; then
-  work=${2:-work/paper_small}
+  small=yes work=$(here "${2:-$(dirname "$0")/../work/paper_small}")
 elif [ $# -ge 2 ]; then
-  yelp=$1 phi3=$2 work=${3:-work/paper}
-else
-  sed -n '/^#   /s/^#   //p' "$0" >&2
-  exit 2
+  yelp=$(here "$1") phi3=$(here "$2") work=$(here "${3:-$(dirname "$0")/../work/paper}")
+fi
+cd "$(dirname "$0")/.."
+[ "${work:-}" ] || usage
+if [ ! "$small" ]; then
+  dumps=("$yelp"/yelp_dataset.tar "$yelp"/yelp_dataset.tar)
+  [ -f "${dumps[0]}" ] || dumps=("$yelp"/yelp_academic_dataset_{review,business}.json)
+  for needed in "${dumps[@]}" "$phi3/config.json"; do
+    [ -f "$needed" ] || { echo "error: $needed does not exist" >&2; exit 2; }
+  done
 fi
 seeds=${SEEDS:-0 1 2 3 4}
 corpus=$work/corpus
 # The tiny Phi-3 is written by what the tests write theirs with.
-scripts/install.sh "$([ "$1" = --small ] && echo requirements-dev.txt || echo requirements.txt)"
+scripts/install.sh "requirements${small:+-dev}.txt"
 python=${SASNET_VENV:-.venv}/bin/python
 
-if [ "$1" = --small ]; then
+if [ "$small" ]; then
   phi3=$work/tiny_phi3
   [ -d "$phi3" ] || "$python" scripts/write_tiny_phi3.py "$phi3"
   reviews=(--synthetic=8000 --choose_users=120 --choose_businesses=60)
@@ -33,8 +41,6 @@ if [ "$1" = --small ]; then
   subset=1000
   train=(--epochs=3 --width=32 --feed_forward=64)
 else
-  dumps=("$yelp"/yelp_dataset.tar "$yelp"/yelp_dataset.tar)
-  [ -f "${dumps[0]}" ] || dumps=("$yelp"/yelp_academic_dataset_{review,business}.json)
   reviews=(--reviews="${dumps[0]}" --businesses="${dumps[1]}")
   embed=()
   subset=4000

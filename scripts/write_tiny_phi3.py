@@ -8,6 +8,7 @@
 """
 
 import sys
+import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "embed_torch"))
@@ -18,7 +19,11 @@ if __name__ == "__main__":
     if len(sys.argv) != 2 or Path(sys.argv[1]).exists():
         sys.exit("usage: python scripts/write_tiny_phi3.py FOLDER, a new one")
     folder = Path(sys.argv[1])
-    folder.mkdir(parents=True)
-    write_phi3(folder)
-    write_phi3_tokenizer(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:  # a kill leaves no half model
+        unfinished = Path(scratch) / "model"
+        unfinished.mkdir()
+        write_phi3(unfinished)
+        write_phi3_tokenizer(unfinished)
+        unfinished.rename(folder)
     print(f"written: {folder}")

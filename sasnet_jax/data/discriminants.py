@@ -1,8 +1,8 @@
 """The directions of an embedding that tell users apart, and businesses (Fisher 1936).
 
-In: an embedding table and who wrote each review about what. Out: directions, best first, and how
-much of the variance along each is the entity's own: the intraclass correlation, which is what two
-reviews of one entity share. No label is looked at. A set of reviews can only tell what its members
+In: an embedding table and who wrote each review about what. Out: directions, best first, and the
+intraclass correlation along each: how much of the variance two reviews of one entity share, a
+little lowered by the ridge. No label is looked at. A set of reviews can only tell what its members
 share, so the other directions are noise to SASNet; speaker recognition reads its voices so too
 (Dehak et al. 2011).
 
@@ -24,7 +24,7 @@ _MOST_REVIEWS = 100_000  # that the directions are fitted on
 
 
 class Discriminants(NamedTuple):
-    """Directions in the standardised embedding, of unit variance, best first."""
+    """Directions v in the standardised embedding, best first; v'(T + ridge) v = 1 (see `fit`)."""
 
     directions: Float32[np.ndarray, "e k"]
     correlation: Float32[np.ndarray, "k"]

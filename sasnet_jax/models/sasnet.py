@@ -178,7 +178,8 @@ class Match(nnx.Module):
     """
 
     def __init__(self, embedding_dim: int, width: int, *, rngs: nnx.Rngs):
-        self.project = nnx.Linear(embedding_dim, width, rngs=rngs)
+        self.project = nnx.Linear(embedding_dim, width, use_bias=False, rngs=rngs)
+        self.usual = nnx.Param(jnp.zeros((width,)))  # added to each review
         self.shrinkage = nnx.Param(jnp.ones((2, width)))  # k = softplus of it; user, business
         self.of_user = nnx.Linear(width, width, rngs=rngs)
         self.of_business = nnx.Linear(width, width, rngs=rngs)
@@ -188,8 +189,10 @@ class Match(nnx.Module):
         averages = []
         for side, k in zip((user, business), jax.nn.softplus(self.shrinkage[...]), strict=True):
             mask = side.mask.astype(jnp.float32)
-            total = jnp.einsum("bsd,bs->bd", self.project(side.embeddings), mask)
-            averages.append(total / (mask.sum(axis=1, keepdims=True) + k[None]))
+            seen = mask.sum(axis=1, keepdims=True)
+            # The projection of a sum, not the sum of projections: s times less work.
+            total = self.project(jnp.einsum("bse,bs->be", side.embeddings, mask))
+            averages.append((total + seen * self.usual[...][None]) / (seen + k[None]))
         product = self.of_user(averages[0]) * self.of_business(averages[1])
         return jnp.concatenate([*averages, product], axis=-1)
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from sasnet_jax.cli import UserError, setting
 from sasnet_jax.data.corpus import CLASS_NAMES
@@ -48,7 +48,7 @@ class TrainConfig:
     fit_on: FitOn = setting("train", help="reviews the z-score is fitted on", topic="data")
     discriminants: int = setting(
         0,
-        help="directions of a store kept for telling users apart, and businesses; 0 = all of it",
+        help="directions of a store to read, for users and as many for businesses; 0 = all of it",
         topic="data",
     )
     set_size: int = setting(5, help="reviews in a sampled set", topic="data")
@@ -150,3 +150,9 @@ class TrainConfig:
     def ends(self, epoch: int, best_epoch: int) -> bool:
         """Whether `epoch` (from 1) is the last one, or patience is at its end."""
         return epoch >= self.epochs or epoch - best_epoch >= self.patience
+
+
+def with_defaults(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings in a file, and for those that it is too old to know what they stood for."""
+    defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+    return defaults | settings

@@ -54,13 +54,19 @@ def train(config: TrainConfig, watch: Watch = lambda record: False) -> None:
     devices.join(config.coordinator, config.processes, config.process)
     mesh = devices.mesh_for(config.batch_size)
     run = Path(config.output)
-    corpus, readings, data = run_folder.load_data(config, run)
+    corpus, stores = run_folder.open_inputs(config)
     corpus.refuse_missing_class(config.classes)
     if not corpus.rows("validation").size:
         raise UserError(f"corpus {corpus.folder} has no validation review to stop by")
     run_folder.refuse_foreign(run)
     with sole_writer(run) if devices.is_writer() else contextlib.nullcontext():
-        description = run_folder.describe(run, config, corpus, readings)
+        description = run_folder.describe(run, config, corpus, stores)
+        # A run that goes on reads its stores as it did before.
+        if run_folder.has_checkpoint(run):
+            readings = run_folder.read_zscore(run, stores, config)
+        else:
+            readings = run_folder.fit_readings(config, corpus, stores)
+        data = run_folder.build_data(config, corpus, readings)
         if not (run / "config.json").exists() and devices.is_writer():
             run_folder.write_description(run, description)
         with _enough_memory(config, data):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,46 +17,55 @@ from sasnet_jax.data.reading import Reading
 from sasnet_jax.files import read_json, replacing, write_json
 from sasnet_jax.training import devices
 from sasnet_jax.training.batches import Data, Scaling
-from sasnet_jax.training.config import RESUMABLE, TrainConfig
+from sasnet_jax.training.config import RESUMABLE, TrainConfig, with_defaults
 
 FORMAT_VERSION = 2
 
 
-def load_data(
-    config: TrainConfig, run: Path | None = None
-) -> tuple[Corpus, tuple[Reading, ...], Data]:
-    """Opens corpus and stores, fits how these are read, builds the contexts; all on the host.
-
-    A run that has a checkpoint reads its stores as it did before it.
+def load_data(config: TrainConfig) -> tuple[Corpus, tuple[Store, ...], Data]:
+    """Opens corpus and stores, and fits on them what a new run reads.
 
     Raises:
       UserError: they are unreadable or do not belong together.
     """
-    corpus, stores = _open_inputs(config)
-    readings = _readings_before(run, stores, config) if run is not None else None
-    if readings is None:
-        rows = corpus.rows("train")
-        if config.fit_on == "all":
-            rows = np.arange(corpus.user.size, dtype=np.int32)
-        readings = tuple(reading.fit(store, corpus, rows, config.discriminants) for store in stores)
-    readings = tuple(_as_the_writer(one) for one in readings)
-    return corpus, readings, _data(config, corpus, readings)
+    corpus, stores = open_inputs(config)
+    return corpus, stores, build_data(config, corpus, fit_readings(config, corpus, stores))
 
 
-def _as_the_writer(one: Reading) -> Reading:
-    """The same in every process, as fits on different machines may differ in a last bit."""
-    fitted = (one.zscore.mean, one.zscore.scale, one.directions)
-    mean, scale, directions = devices.from_writer(fitted)
-    return Reading(one.store, ZScore(mean, scale), directions)
+def open_inputs(config: TrainConfig) -> tuple[Corpus, tuple[Store, ...]]:
+    """Opens corpus and stores.
 
-
-def _open_inputs(config: TrainConfig) -> tuple[Corpus, tuple[Store, ...]]:
+    Raises:
+      UserError: they are unreadable or do not belong together.
+    """
     corpus = read_corpus(Path(config.corpus))
     stores = [embeddings.open_store(Path(name), corpus, config.pooling) for name in config.store]
     return corpus, tuple(stores)
 
 
-def _data(config: TrainConfig, corpus: Corpus, readings: tuple[Reading, ...]) -> Data:
+def fit_readings(
+    config: TrainConfig, corpus: Corpus, stores: tuple[Store, ...]
+) -> tuple[Reading, ...]:
+    """How a new run reads its stores, the same in every process.
+
+    Raises:
+      UserError: the stores do not have so many discriminants.
+    """
+    rows = corpus.rows("train")
+    if config.fit_on == "all":
+        rows = np.arange(corpus.user.size, dtype=np.int32)
+    found = []
+    for store in stores:
+        fitted = reading.fit(store, corpus, rows, config.discriminants)
+        # On another machine a last bit may differ, and with it which way a direction points.
+        parts = (fitted.zscore.mean, fitted.zscore.scale, fitted.directions)
+        mean, scale, directions = devices.from_writer(parts)
+        found.append(Reading(store, ZScore(mean, scale), directions))
+    return tuple(found)
+
+
+def build_data(config: TrainConfig, corpus: Corpus, readings: tuple[Reading, ...]) -> Data:
+    """Everything that a step reads, on the host."""
     contexts = interactions.contexts_of(corpus, config.target_review)
     label = corpus.labels(config.classes)
     counts = None
@@ -79,7 +89,7 @@ def refuse_foreign(run: Path) -> None:
 
 
 def describe(
-    run: Path, config: TrainConfig, corpus: Corpus, readings: tuple[Reading, ...]
+    run: Path, config: TrainConfig, corpus: Corpus, stores: tuple[Store, ...]
 ) -> dict[str, Any]:
     """What config.json is to hold, checked against the run that is there, if any.
 
@@ -95,10 +105,10 @@ def describe(
             "store": [str(Path(name).resolve()) for name in config.store],
         },
         "corpus_sha256": corpus.sha256,
-        "stores": [one.store.identity for one in readings],
+        "stores": [store.identity for store in stores],
     }
     # Before its first checkpoint a run has nothing to lose: a mistake may be mended in its place.
-    if _has_checkpoint(run):
+    if has_checkpoint(run):
         before = read_description(run)
         settings, now = before["config"], description["config"]
         resumable = set(RESUMABLE)
@@ -132,7 +142,7 @@ def read_description(run: Path) -> dict[str, Any]:
             f"{run / 'config.json'} has format version {description.get('format_version')}, this "
             f"program reads {FORMAT_VERSION}: train again into a new folder"
         )
-    return description
+    return description | {"config": with_defaults(description["config"])}
 
 
 def config_of(description: dict[str, Any]) -> TrainConfig:
@@ -156,30 +166,19 @@ def open_run(run: Path) -> tuple[TrainConfig, Corpus, Data]:
     """
     description = read_description(run)
     config = config_of(description)
-    corpus, stores = _open_inputs(config)
+    corpus, stores = open_inputs(config)
     if corpus.sha256 != description["corpus_sha256"]:
         raise UserError(f"corpus {config.corpus} is not the one that run {run} was trained on")
     for store, identity in zip(stores, description["stores"], strict=True):
         if store.identity != identity:
             raise UserError(f"store {store.folder} is not the one that run {run} was trained on")
     readings = read_zscore(run, stores, config)
-    return config, corpus, _data(config, corpus, readings)
+    return config, corpus, build_data(config, corpus, readings)
 
 
-def _has_checkpoint(run: Path) -> bool:
+def has_checkpoint(run: Path) -> bool:
+    """Whether a run has something to go on with."""
     return any((run / "checkpoints").glob("[0-9]*"))
-
-
-def _readings_before(
-    run: Path, stores: tuple[Store, ...], config: TrainConfig
-) -> tuple[Reading, ...] | None:
-    """How a run that is resumed read its stores; None for a new one, or where it cannot be told."""
-    if not _has_checkpoint(run):
-        return None
-    try:
-        return read_zscore(run, stores, config)
-    except UserError:
-        return None  # fitted again, to the same numbers; other settings are refused later
 
 
 def write_zscore(run: Path, readings: tuple[Reading, ...]) -> None:
@@ -201,20 +200,27 @@ def read_zscore(run: Path, stores: tuple[Store, ...], config: TrainConfig) -> tu
     """Reads zscore.npz, for these stores.
 
     Raises:
-      UserError: it is absent or damaged.
+      UserError: it is absent, damaged, or of other stores.
     """
     path = run / "zscore.npz"
-    ends = np.cumsum([store.table.shape[1] for store in stores])
+    dims = [store.table.shape[1] for store in stores]
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            means, scales = (np.split(arrays[name], ends[:-1]) for name in ("mean", "scale"))
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            mean, scale = arrays["mean"], arrays["scale"]
             directions = [
                 arrays[f"directions_{number}"] if config.discriminants else None
                 for number in range(len(stores))
             ]
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is damaged ({error}): train again into a new folder") from None
-    zscores = [ZScore(*both) for both in zip(means, scales, strict=True)]
+    wanted = [(dim, 2 * config.discriminants) for dim in dims]
+    fits = mean.shape == scale.shape == (sum(dims),) and all(
+        one is None or one.shape == shape for one, shape in zip(directions, wanted, strict=True)
+    )
+    if not fits:
+        raise UserError(f"{path} is of other stores: train again into a new folder")
+    parts = (np.split(array, np.cumsum(dims)[:-1]) for array in (mean, scale))
+    zscores = [ZScore(*both) for both in zip(*parts, strict=True)]
     return tuple(Reading(*one) for one in zip(stores, zscores, directions, strict=True))
 
 

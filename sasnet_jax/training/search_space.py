@@ -73,6 +73,16 @@ def holds(space: Mapping[str, BaseDistribution], settings: Mapping[str, Any]) ->
     return all(contains(space[name], settings[name]) for name in space)
 
 
+def largest(space: Mapping[str, BaseDistribution], name: str) -> int:
+    """The largest value of a whole-numbered setting; 0 where it is not searched."""
+    match space.get(name):
+        case CategoricalDistribution(choices=choices):
+            return max(int(choice or 0) for choice in choices)
+        case IntDistribution(high=high):
+            return high
+    return 0
+
+
 def _distribution(name: str, values: str, arguments: Sequence[str]) -> BaseDistribution:
     def parse(text: str) -> Any:
         return getattr(cli.parse(TrainConfig, [*arguments, f"--{name}={text}"], ""), name)

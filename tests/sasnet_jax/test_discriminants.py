@@ -1,11 +1,16 @@
 """The directions that tell users and businesses apart, against loops over pairs of reviews."""
 
+import dataclasses
+import json
+import shutil
+
 import numpy as np
 import pytest
 import scipy.linalg
-from conftest import SMALL, run_command, write_store
+from conftest import SMALL, assert_one_line_mistake, run_command, write_store
 
 from sasnet_jax import evaluate
+from sasnet_jax.cli import UserError
 from sasnet_jax.data import discriminants, embeddings, reading
 from sasnet_jax.training import loop, run_folder
 from sasnet_jax.training.config import TrainConfig
@@ -104,33 +109,100 @@ def _config(world, output, **settings) -> TrainConfig:
     return TrainConfig(**(paths | SMALL | settings), output=str(output))
 
 
-def test_a_run_predicts_with_the_directions_that_it_was_trained_with(world, tmp_path):
-    config = _config(world, tmp_path / "run")
+def _edit(path, **arrays):
+    with np.load(path) as found:
+        kept = dict(found)
+    np.savez(path, **kept | arrays)
+    return kept
+
+
+@pytest.fixture(scope="module")
+def run(world, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("discriminants") / "run"
+    loop.train(_config(world, folder))
+    return folder
+
+
+def _copy(run, folder):
+    shutil.copytree(run, folder)
+    return folder
+
+
+def test_a_run_predicts_with_the_directions_that_it_was_trained_with(run, tmp_path):
+    run = _copy(run, tmp_path / "run")
+    first = evaluate.evaluate(run)
+    directions = _edit(run / "zscore.npz")["directions_0"]
+    assert directions.shape == (16, 6)
+    _edit(run / "zscore.npz", directions_0=-directions)
+    assert evaluate.evaluate(run)["test"]["log_loss"] != first["test"]["log_loss"]
+
+
+def test_a_run_that_goes_on_reads_its_store_as_before(world, run, tmp_path):
+    run = _copy(run, tmp_path / "run")
+    directions = -_edit(run / "zscore.npz")["directions_0"]
+    _edit(run / "zscore.npz", directions_0=directions)
+    loop.train(_config(world, run, epochs=3))
+    np.testing.assert_array_equal(_edit(run / "zscore.npz")["directions_0"], directions)
+
+
+@pytest.mark.parametrize("damage", ["half", "other"])
+def test_a_damaged_zscore_is_one_line(world, run, tmp_path, damage):
+    run = _copy(run, tmp_path / "run")
+    path = run / "zscore.npz"
+    if damage == "half":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    else:
+        _edit(path, directions_0=np.zeros((9, 6), np.float32))
+    before = path.read_bytes()
+    for go in (lambda: loop.train(_config(world, run, epochs=3)), lambda: evaluate.evaluate(run)):
+        with pytest.raises(UserError, match="zscore.npz is (damaged|of other stores)"):
+            go()
+    assert path.read_bytes() == before
+
+
+def test_a_run_refuses_another_store_of_another_width(world, run, tmp_path):
+    corpus = world.corpus
+    other = np.random.default_rng(3).normal(size=(corpus.user.size, 9)).astype(np.float32)
+    other = write_store(tmp_path / "other", corpus, other)
+    config = _config(world, _copy(run, tmp_path / "run"), store=(str(other),))
+    with pytest.raises(UserError, match="holds a run with other stores"):
+        loop.train(config)
+
+
+def test_a_run_of_before_there_were_discriminants_goes_on(world, tmp_path):
+    config = _config(world, tmp_path / "run", discriminants=0, match=False)
     loop.train(config)
-    first = evaluate.evaluate(tmp_path / "run")
-    path = tmp_path / "run" / "zscore.npz"
-    with np.load(path) as arrays:
-        kept = dict(arrays)
-    assert kept["directions_0"].shape == (16, 6)
-    turned = kept | {"directions_0": -kept["directions_0"]}
-    np.savez(path, **turned)
-    assert evaluate.evaluate(tmp_path / "run")["test"]["log_loss"] != first["test"]["log_loss"]
-    # A run that goes on does so with its own, too.
-    _, readings, _ = run_folder.load_data(config, tmp_path / "run")
-    np.testing.assert_array_equal(readings[0].directions, turned["directions_0"])
+    path = tmp_path / "run" / "config.json"
+    description = json.loads(path.read_text())
+    for name in ("discriminants", "match"):
+        del description["config"][name]
+    path.write_text(json.dumps(description))
+    loop.train(dataclasses.replace(config, epochs=3))
+    assert json.loads(path.read_text())["config"]["match"] is False
+
+
+def test_nobody_with_two_reviews_is_refused(world):
+    corpus = world.corpus
+    alone = dataclasses.replace(corpus, user=np.arange(corpus.user.size, dtype=np.int32))
+    store = embeddings.open_store(world.store_folder, corpus)
+    with pytest.raises(UserError, match="no user has two reviews"):
+        reading.fit(store, alone, corpus.rows("train"), 3)
+
+
+def test_what_float16_cannot_hold_is_its_largest(world):
+    corpus = world.corpus
+    store = embeddings.open_store(world.store_folder, corpus)
+    found = reading.fit(store, corpus, corpus.rows("train"), 3)
+    flat = dataclasses.replace(found.zscore, scale=np.full(16, 2e-6, np.float32))
+    table = found._replace(zscore=flat).table()
+    assert np.isfinite(table).all() and np.abs(table).max() > 60_000
 
 
 def test_more_directions_than_dimensions_are_refused(world, tmp_path):
-    result = run_command(
-        "sasnet_jax.train",
-        f"--corpus={world.corpus_folder}",
-        f"--store={world.store_folder}",
-        f"--output={tmp_path / 'run'}",
-        "--discriminants=17",
-    )
-    assert result.returncode == 2
-    assert "--discriminants=17 is more than the 16 dimensions" in result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1
+    arguments = (f"--corpus={world.corpus_folder}", f"--store={world.store_folder}")
+    arguments = (*arguments, f"--output={tmp_path / 'run'}", "--discriminants=17")
+    result = run_command("sasnet_jax.train", *arguments)
+    assert_one_line_mistake(result, "--discriminants=17 is more than the 16 dimensions")
 
 
 @pytest.mark.parametrize("kept", [2, 8])
@@ -140,10 +212,12 @@ def test_two_stores_are_read_side_by_side(world, tmp_path, kept):
     folder = write_store(tmp_path / "other", corpus, other)
     stores = (str(world.store_folder), str(folder))
     config = _config(world, tmp_path / "run", store=stores, discriminants=kept)
-    _, readings, data = run_folder.load_data(config)
+    opened = run_folder.open_inputs(config)
+    readings = run_folder.fit_readings(config, *opened)
+    data = run_folder.build_data(config, corpus, readings)
     assert [table.shape[1] for table in data.tables] == [2 * kept, 2 * kept]
     run_folder.write_zscore(tmp_path, readings)
-    again = run_folder.read_zscore(tmp_path, tuple(one.store for one in readings), config)
+    again = run_folder.read_zscore(tmp_path, opened[1], config)
     for one, same in zip(readings, again, strict=True):
         np.testing.assert_array_equal(one.directions, same.directions)
         np.testing.assert_array_equal(one.zscore.scale, same.zscore.scale)

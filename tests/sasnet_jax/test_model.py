@@ -210,7 +210,9 @@ def _numpy_match(match, row, *sides):
     for reviews, shrinkage in zip(sides, np.float64(match.shrinkage[...]), strict=True):
         total, seen = np.zeros(WIDTH), 0
         for place in np.flatnonzero(reviews.mask[row]):
-            total += _linear(match.project, np.float64(reviews.embeddings[row, place]))
+            total += np.float64(reviews.embeddings[row, place]) @ np.float64(
+                match.project.kernel[...]
+            ) + np.float64(match.usual[...])
             seen += 1
         averages.append(total / (seen + np.log1p(np.exp(shrinkage))))
     user, business = averages
@@ -277,9 +279,10 @@ def test_the_network_equals_a_loop_in_float64(
 ):
     options = {"encoder": encoder, "bias_term": bias_term, "match": match}
     network = _network(cross_attention, review_features, **options)
-    if match:  # so that each dimension and side has one of its own
-        random = np.random.default_rng(6).normal(size=(2, WIDTH))
-        network.match.shrinkage[...] = jnp.asarray(random, jnp.float32)
+    if match:  # where all dimensions start alike
+        rng = np.random.default_rng(6)
+        network.match.shrinkage[...] = jnp.asarray(rng.normal(size=(2, WIDTH)), jnp.float32)
+        network.match.usual[...] = jnp.asarray(rng.normal(size=WIDTH), jnp.float32)
     user, business = _sets()
     bias = jnp.asarray(np.random.default_rng(5).normal(size=(6, 8)), jnp.float32)
     bias = bias if bias_term else None

@@ -254,6 +254,8 @@ def _damage(case, output, base):
     """Makes one thing wrong; returns the settings of the command."""
     if case == "unknown setting":
         return {"vary": ("learning_speed=1..2",)}
+    if case == "too many directions":
+        return {"vary": ("discriminants=0|17",)}
     if case == "no base":
         return {"base": "/nowhere/base.flags"}
     if case == "other space":
@@ -275,6 +277,7 @@ def _damage(case, output, base):
     ("case", "mentions"),
     [
         ("unknown setting", ("--vary=learning_speed=1..2", "no setting")),
+        ("too many directions", ("--discriminants=17", "16 dimensions")),
         ("no base", ("/nowhere/base.flags",)),
         ("other space", ("--vary=learning_rate", "other")),
         ("other base", ("--depth in --base", "other")),
