@@ -66,6 +66,7 @@ def train(config: TrainConfig, watch: Watch = lambda record: False) -> None:
             readings = run_folder.read_zscore(run, stores, config)
         else:
             readings = run_folder.fit_readings(config, corpus, stores)
+        readings = run_folder.as_the_writer(readings)
         data = run_folder.build_data(config, corpus, readings)
         if not (run / "config.json").exists() and devices.is_writer():
             run_folder.write_description(run, description)

@@ -46,22 +46,27 @@ def open_inputs(config: TrainConfig) -> tuple[Corpus, tuple[Store, ...]]:
 def fit_readings(
     config: TrainConfig, corpus: Corpus, stores: tuple[Store, ...]
 ) -> tuple[Reading, ...]:
-    """How a new run reads its stores, the same in every process.
+    """How a new run reads its stores.
 
     Raises:
-      UserError: the stores do not have so many discriminants.
+      UserError: discriminants cannot be fitted.
     """
     rows = corpus.rows("train")
     if config.fit_on == "all":
         rows = np.arange(corpus.user.size, dtype=np.int32)
-    found = []
-    for store in stores:
-        fitted = reading.fit(store, corpus, rows, config.discriminants)
-        # On another machine a last bit may differ, and with it which way a direction points.
-        parts = (fitted.zscore.mean, fitted.zscore.scale, fitted.directions)
-        mean, scale, directions = devices.from_writer(parts)
-        found.append(Reading(store, ZScore(mean, scale), directions))
-    return tuple(found)
+    return tuple(reading.fit(store, corpus, rows, config.discriminants) for store in stores)
+
+
+def as_the_writer(readings: tuple[Reading, ...]) -> tuple[Reading, ...]:
+    """The writer's readings in every process: fitted on another machine, a last bit may differ,
+    and with it which way a direction points.
+    """
+    fitted = [(one.zscore.mean, one.zscore.scale, one.directions) for one in readings]
+    agreed = devices.from_writer(fitted)
+    return tuple(
+        Reading(one.store, ZScore(mean, scale), directions)
+        for one, (mean, scale, directions) in zip(readings, agreed, strict=True)
+    )
 
 
 def build_data(config: TrainConfig, corpus: Corpus, readings: tuple[Reading, ...]) -> Data:
