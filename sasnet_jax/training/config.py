@@ -48,7 +48,7 @@ class TrainConfig:
     fit_on: FitOn = setting("train", help="reviews the z-score is fitted on", topic="data")
     discriminants: int = setting(
         0,
-        help="directions of a store to read, for users and as many for businesses; 0 = all of it",
+        help="directions read of a store, for users, for businesses; 0 = all",
         topic="data",
     )
     set_size: int = setting(5, help="reviews in a sampled set", topic="data")
