@@ -36,7 +36,7 @@ python=${SASNET_VENV:-.venv}/bin/python
 if [ "$small" ]; then
   phi3=$work/tiny_phi3
   [ -d "$phi3" ] || "$python" scripts/write_tiny_phi3.py "$phi3"
-  reviews=(--synthetic=8000 --choose_users=120 --choose_businesses=60)
+  reviews=(--synthetic=8000 --choose_users=120 --choose_businesses=60 --choose_seconds=10)
   embed=(--dtype=float32)
   subset=1000
   train=(--epochs=3 --width=32 --feed_forward=64)
