@@ -25,7 +25,9 @@ import polars.selectors as cs
 
 from sasnet_jax.cli import UserError
 
-BLOCK_BYTES = 8 << 20
+BLOCK_BYTES = 16 << 20
+_PIECE_BYTES = 1 << 17  # of lines that are decoded together: while they wait, they stay in cache
+_BOM = b"\xef\xbb\xbf"
 _BLOCK_RECORDS = 10_000  # of CSV and Parquet
 _HEAD_BYTES = 1 << 20  # enough to see the format
 _LONGEST_FIELD = 1 << 28  # bytes of a CSV field
@@ -52,15 +54,23 @@ class Block:
     data: bytes | None = None  # whole NDJSON lines
     records: list[Record] | None = None
 
-    def lines(self) -> bytes:
-        """The lines of an NDJSON block."""
-        data = self.data
-        if data is None:
-            with self.path.open("rb") as file:
-                stop = _next_line(file, self.stop)
-                start = file.seek(_next_line(file, self.start))
-                data = file.read(stop - start)
-        return data.removeprefix(b"\xef\xbb\xbf") if self.start == 0 else data
+    def pieces(self) -> Iterator[list[bytes]]:
+        """The lines of an NDJSON block, so few at a time that they stay in the cache."""
+        file: io.BufferedIOBase
+        if self.data is None:
+            file = self.path.open("rb", buffering=_PIECE_BYTES)
+            first, stop = _next_line(file, self.start), self.stop
+        else:
+            file, first, stop = io.BytesIO(self.data), 0, len(self.data)
+        with file:
+            if self.start or file.read(len(_BOM)) != _BOM:
+                file.seek(first)
+            left = stop - file.tell()
+            while left > 0 and (data := file.read(min(_PIECE_BYTES, left))):
+                if not data.endswith(b"\n"):
+                    data += file.readline()
+                left -= len(data)
+                yield io.BytesIO(data).readlines()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -78,7 +88,7 @@ class Dump:
         if self.kind == "parquet":
             with _whole(self.path):
                 return set(pl.scan_parquet(self.path, glob=False).collect_schema())
-        lines = self.head.removeprefix(b"\xef\xbb\xbf").splitlines()
+        lines = self.head.removeprefix(_BOM).splitlines()
         if self.kind == "csv":
             header = lines[0].decode(errors="replace") if lines else ""
             return set(next(_csv_reader([header], self.delimiter), ()))
@@ -119,7 +129,7 @@ def open_dump(path: Path, wanted: str) -> Dump:
         raise UserError(f"{path} does not exist")
     with _unpacked(path, wanted) as (file, raw), _whole(path):
         head = file.read(_HEAD_BYTES)
-        text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+        text = head.removeprefix(_BOM).lstrip()
         if text.startswith(b"["):
             raise UserError(f"{path} is one JSON array: write one object a line (NDJSON) instead")
         if b"\n" not in head:
@@ -129,7 +139,7 @@ def open_dump(path: Path, wanted: str) -> Dump:
         if not plain:
             raise UserError(f"{path}: a Parquet file inside an archive cannot be read: unpack it")
         return Dump(path, wanted, "parquet", b"")
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    text = head.removeprefix(_BOM).lstrip()
     lines = [line for line in text.splitlines() if line.strip()][:100] or [b"{"]
     header = lines[0].decode(errors="replace")
     delimiter = max(_DELIMITERS, key=header.count)

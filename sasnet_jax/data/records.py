@@ -7,7 +7,6 @@ a msgspec struct; none is dropped silently.
 
 import contextlib
 import functools
-import io
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -62,10 +61,7 @@ BUSINESSES: dict[str, pl.DataType] = {
     "categories": pl.List(pl.String()),
 }
 _LATEST_SECONDS = 1e11  # a date is in milliseconds beyond this, the year 5138
-# Lines that are decoded together, and rows that become columns together: while they wait, they stay
-# in the cache.
-_PIECE_BYTES = 1 << 17
-_FRAME_ROWS = 1000
+_FRAME_ROWS = 1000  # that become columns together: while they wait, they stay in the cache
 _EPOCH = re.compile(r"\d{9,}(\.\d*)?")  # eight digits are YYYYMMDD
 _CONTROL_CHARACTERS = r"[\x00-\x1f\x7f]"
 
@@ -85,8 +81,8 @@ def _decode(block: Block, kind: type[msgspec.Struct]) -> Iterator[_Decoded]:
         yield _one_by_one(block.records, functools.partial(_convert, kind=kind))
         return
     decode = _decoder(kind).decode
-    data, before = io.BytesIO(block.lines()), 0
-    while lines := data.readlines(_PIECE_BYTES):
+    before = 0
+    for lines in block.pieces():
         numbers = range(before + 1, before + 1 + len(lines))
         before += len(lines)
         try:
@@ -201,7 +197,7 @@ def read_texts(block: Block, columns: Columns, lines: list[int]) -> pl.DataFrame
             values = dict(block.records)
             reviews = [msgspec.convert(values[line], kind, strict=False) for line in lines]
         else:
-            raw, decoder = block.lines().split(b"\n"), _decoder(kind)
+            raw, decoder = list(itertools.chain.from_iterable(block.pieces())), _decoder(kind)
             reviews = [decoder.decode(raw[line - 1]) for line in lines]
     except (msgspec.MsgspecError, UnicodeDecodeError, LookupError):
         raise UserError(f"{block.path} changed while it was being read") from None

@@ -197,6 +197,28 @@ def test_the_cut_into_blocks_changes_nothing(tmp_path, monkeypatch, newline, siz
     assert [reject[:2] for reject in rejected] == rejects
 
 
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("start", [b"", BOM])
+def test_the_pieces_of_the_blocks_are_the_lines_of_the_file(tmp_path, monkeypatch, packed, start):
+    lines = [
+        b"{}\n",
+        b"\n",
+        b"{" + b" " * 9 + b"}\n",
+        b"{}  \r\n",
+        b"{" + b" " * 40 + b"}\n",
+        b"{}",
+    ]
+    content = start + b"".join(lines)
+    path = tmp_path / ("review.json" + ".gz" * packed)
+    path.write_bytes(gzip.compress(content) if packed else content)
+    for block in range(len(BOM) + 1, len(content) + 2):
+        for piece in (2, 3, 4, 7, 16, 100):
+            monkeypatch.setattr(dumps, "BLOCK_BYTES", block)
+            monkeypatch.setattr(dumps, "_PIECE_BYTES", piece)
+            blocks = dumps.open_dump(path, "review").blocks(())
+            assert [line for part, _ in blocks for some in part.pieces() for line in some] == lines
+
+
 def test_worker_processes_change_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(dumps, "BLOCK_BYTES", 500)
     monkeypatch.setattr(dumps, "_BLOCK_RECORDS", 5)
