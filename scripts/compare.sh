@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# SASNet against every baseline on one corpus, over several seeds: the tables of the README. Trains on
+# texts alone, on texts and stars, and, as the paper very probably did, with the target included (leaky);
+# each is compared with the baselines under the same rule. What is complete is reused.
+#
+#   scripts/compare.sh FOLDER FLAGFILE STORE [OTHER_STORE...]
+#
+# FOLDER holds corpus/ and embeddings/STORE; it gets baselines_exclude/, baselines_include/, runs/ and, of
+# each kind, comparison_KIND/. SASNet trains on STORE, the baselines use all of them. SEEDS="0 1 2" trains
+# that many networks of each kind, five by default; KINDS="text" only those.
+set -euo pipefail
+[ $# -ge 3 ] || { sed -n '/^#   /s/^#   //p' "$0" >&2; exit 2; }
+work=$(realpath "$1") flagfile=$(realpath "$2") store=$3
+stores=("${@:3}")
+cd "$(dirname "$0")/.."
+python=${SASNET_VENV:-.venv}/bin/python
+seeds=${SEEDS:-0 1 2 3 4}
+
+step() { echo; echo "== $1"; shift; "$@"; }
+for kind in ${KINDS:-text stars included}; do
+  target_review=exclude
+  case $kind in
+    text) flags=() ;;
+    stars) flags=(--review_features=text+stars --bias_term) ;;
+    included) target_review=include flags=(--target_review=include --review_loss=0) ;;
+    *) echo "error: KINDS are text, stars and included, not $kind" >&2; exit 2 ;;
+  esac
+  step "baselines, target ${target_review}d" \
+    "$python" -m sasnet_jax.baselines --corpus="$work/corpus" "${stores[@]/#/--store=$work/embeddings/}" \
+    --target_review="$target_review" --output="$work/baselines_$target_review"
+  runs=()
+  for seed in $seeds; do
+    run=$work/runs/${kind}_seed$seed
+    step "SASNet, $kind, seed $seed" \
+      "$python" -m sasnet_jax.train --flagfile="$flagfile" --corpus="$work/corpus" \
+      --store="$work/embeddings/$store" "${flags[@]}" --seed="$seed" --output="$run"
+    step "... and its predictions" "$python" -m sasnet_jax.evaluate --run="$run"
+    runs+=(--run="$run")
+  done
+  step "SASNet, $kind, against the baselines" \
+    "$python" -m sasnet_jax.evaluate "${runs[@]}" --baselines="$work/baselines_$target_review" \
+    --output="$work/comparison_$kind"
+done
