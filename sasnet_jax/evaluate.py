@@ -87,9 +87,11 @@ def run(config: EvaluateConfig) -> None:
 def evaluate(folder: Path, truncate_histories: bool = False) -> dict[str, Any]:
     """Predicts validation and test with the best parameters; returns evaluation.json."""
     config, corpus, data = run_folder.open_run(folder)
-    predictor = _Predictor(folder, config, data)
     rows = np.concatenate([corpus.rows(split) for split in predictions.EVALUATED])
-    probability = predictor(rows)
+    remedy = f"evaluate {folder} on a device like the one that trained it"
+    with devices.enough_memory(data.tables, remedy):
+        predictor = _Predictor(folder, config, data)
+        probability = predictor(rows)
     predictions.write(folder / "predictions.parquet", corpus, rows, probability)
     found = predictions.summarize(corpus, rows, probability)
     found |= {"target_review": config.target_review, "corpus_sha256": corpus.sha256}

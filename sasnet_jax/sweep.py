@@ -25,7 +25,7 @@ from sasnet_jax import __version__, cli, files
 from sasnet_jax.cli import Preempted, UserError, setting
 from sasnet_jax.data import reading
 from sasnet_jax.evaluation import predictions
-from sasnet_jax.training import compilation, loop, run_folder, search_results, search_space
+from sasnet_jax.training import compilation, devices, loop, run_folder, search_results, search_space
 from sasnet_jax.training.config import TrainConfig, with_defaults
 
 FORMAT_VERSION = 1
@@ -239,7 +239,7 @@ class _Sweep:
         try:
             value = self._train(folder, trial)
             draft.tell(trial, value, TrialState.PRUNED if value is None else TrialState.COMPLETE)
-        except loop.NotTrainable as error:
+        except (loop.NotTrainable, devices.TooLittleMemory) as error:
             trial.set_user_attr("problem", str(error))
             draft.tell(trial, state=TrialState.FAIL)
         done = draft.trials[number]

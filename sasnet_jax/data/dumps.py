@@ -18,7 +18,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import polars as pl
 import polars.selectors as cs
@@ -56,7 +56,7 @@ class Block:
 
     def pieces(self) -> Iterator[list[bytes]]:
         """The lines of an NDJSON block, so few at a time that they stay in the cache."""
-        file: io.BufferedIOBase
+        file: BinaryIO
         if self.data is None:
             file = self.path.open("rb", buffering=_PIECE_BYTES)
             first, stop = _next_line(file, self.start), self.stop
@@ -149,7 +149,7 @@ def open_dump(path: Path, wanted: str) -> Dump:
     return Dump(path, wanted, "csv", head, delimiter)
 
 
-def _next_line(file: io.BufferedIOBase, position: int) -> int:
+def _next_line(file: BinaryIO, position: int) -> int:
     """The first line start at or after a position."""
     if position == 0:
         return 0

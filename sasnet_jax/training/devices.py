@@ -5,7 +5,9 @@ One process drives its local devices; several join through `jax.distributed`, an
 the run. Decisions that hang on a clock or on a signal are process 0's, or anybody's, and agreed on.
 """
 
-from collections.abc import Callable
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +20,10 @@ from sasnet_jax.cli import UserError
 AXIS = "data"
 EVERYWHERE = PartitionSpec()
 BY_ROWS = PartitionSpec(AXIS)
+
+
+class TooLittleMemory(UserError):
+    """What was asked for does not fit the device."""
 
 
 def join(coordinator: str, processes: int, process: int) -> None:
@@ -102,6 +108,28 @@ def _assemble(shape: tuple[int, ...], sharding: NamedSharding, part: Callable) -
         return jax.make_array_from_callback(shape, sharding, part)
 
 
+@contextlib.contextmanager
+def enough_memory(tables: Sequence[Any], remedy: str) -> Iterator[None]:
+    """Turns the device's "out of memory" into a line that ends with what helps.
+
+    Raises:
+      TooLittleMemory: the device has too little for `tables` and the work on them.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        asked = re.search(r"[\d.]+ ?(?:[KMGT]i?B|bytes)", str(error))
+        limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+        has = f"it has {limit / 1e9:.1f} GB, " if limit else ""
+        size = sum(table.nbytes for table in tables) / 1e9
+        raise TooLittleMemory(
+            f"the device has too little memory ({has}{asked[0] if asked else 'more'} more were "
+            f"asked for; the tables take {size:.1f} GB): {remedy}"
+        ) from None
+
+
 def constrain(mesh: Mesh, tree: Any, spec: PartitionSpec) -> Any:
     """Inside jit: lays arrays out over the mesh."""
     return jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, spec))
@@ -121,6 +149,27 @@ def from_writer(tree: Any) -> Any:
         return tree
     with jax.transfer_guard("allow"):
         return multihost_utils.broadcast_one_to_all(tree)
+
+
+@contextlib.contextmanager
+def stop_together() -> Iterator[None]:
+    """What stops one process stops all, instead of leaving the others to wait for it.
+
+    Nothing inside may itself wait for the other processes.
+
+    Raises:
+      UserError: here or in another process something was wrong; the other one says what.
+    """
+    mistake: UserError | OSError | None = None
+    try:
+        yield
+    except (UserError, OSError) as error:
+        mistake = error
+    stopped = from_every_process(mistake is not None)[:, 0]
+    if mistake is not None:
+        raise mistake
+    if stopped.any():
+        raise UserError(f"process {stopped.argmax()} of this run has stopped, and says why")
 
 
 def wait_for_all(name: str) -> None:

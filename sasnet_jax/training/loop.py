@@ -5,10 +5,9 @@ that was stopped, or killed, and started again ends bit for bit where it would h
 """
 
 import contextlib
-import re
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,6 +19,7 @@ from tqdm import tqdm
 
 from sasnet_jax.cli import Preempted, UserError
 from sasnet_jax.data.corpus import Corpus
+from sasnet_jax.data.embeddings import Store
 from sasnet_jax.evaluation import metrics, predictions
 from sasnet_jax.files import sole_writer
 from sasnet_jax.training import batches, devices, run_folder, step
@@ -35,7 +35,7 @@ Watch: TypeAlias = Callable[[dict[str, Any]], bool]
 
 
 class NotTrainable(UserError):
-    """These settings cannot be trained: the loss is not finite, or the device is too small."""
+    """With these settings the loss is not finite."""
 
 
 def train(config: TrainConfig, watch: Watch = lambda record: False) -> None:
@@ -48,29 +48,30 @@ def train(config: TrainConfig, watch: Watch = lambda record: False) -> None:
 
     Raises:
       UserError: inputs that do not fit, or a folder in use.
-      NotTrainable: a loss that is not finite, or too little memory on the device.
+      NotTrainable: a loss that is not finite.
+      TooLittleMemory: on the device.
       Preempted: SIGTERM came, and everything is saved.
     """
     devices.join(config.coordinator, config.processes, config.process)
     mesh = devices.mesh_for(config.batch_size)
     run = Path(config.output)
-    corpus, stores = run_folder.open_inputs(config)
-    corpus.refuse_missing_class(config.classes)
-    if not corpus.rows("validation").size:
-        raise UserError(f"corpus {corpus.folder} has no validation review to stop by")
-    run_folder.refuse_foreign(run)
-    with sole_writer(run) if devices.is_writer() else contextlib.nullcontext():
-        description = run_folder.describe(run, config, corpus, stores)
-        # A run that goes on reads its stores as it did before.
-        if run_folder.has_checkpoint(run):
-            readings = run_folder.read_zscore(run, stores, config)
-        else:
-            readings = run_folder.fit_readings(config, corpus, stores)
+    with contextlib.ExitStack() as held:
+        with devices.stop_together():
+            corpus, stores = _inputs(config)
+            run_folder.refuse_foreign(run)
+            if devices.is_writer():
+                held.enter_context(sole_writer(run))
+            description = run_folder.describe(run, config, corpus, stores)
+            # A run that goes on reads its stores as it did before.
+            if run_folder.has_checkpoint(run):
+                readings = run_folder.read_zscore(run, stores, config)
+            else:
+                readings = run_folder.fit_readings(config, corpus, stores)
         readings = run_folder.as_the_writer(readings)
         data = run_folder.build_data(config, corpus, readings)
         if not (run / "config.json").exists() and devices.is_writer():
             run_folder.write_description(run, description)
-        with _enough_memory(config, data):
+        with devices.enough_memory(data.tables, _with_less_memory(config)):
             loop = _Loop(config, mesh, run, data, corpus, watch)
             handler = signal.signal(signal.SIGTERM, loop.request_stop)
             try:
@@ -84,6 +85,14 @@ def train(config: TrainConfig, watch: Watch = lambda record: False) -> None:
                 signal.signal(signal.SIGTERM, handler)
             if loop.stop_requested:  # too late for this run, but not for a caller with more to do
                 raise Preempted(f"{run} is complete")
+
+
+def _inputs(config: TrainConfig) -> tuple[Corpus, tuple[Store, ...]]:
+    corpus, stores = run_folder.open_inputs(config)
+    corpus.refuse_missing_class(config.classes)
+    if not corpus.rows("validation").size:
+        raise UserError(f"corpus {corpus.folder} has no validation review to stop by")
+    return corpus, stores
 
 
 def predict(
@@ -118,25 +127,10 @@ def on_devices(config: TrainConfig, mesh: Mesh, data: Data) -> Data:
     return devices.place(mesh, data._replace(tables=()))._replace(tables=tables)
 
 
-@contextlib.contextmanager
-def _enough_memory(config: TrainConfig, data: Data) -> Iterator[None]:
-    """Turns the device's "out of memory" into a line that helps."""
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        asked = re.search(r"[\d.]+ ?(?:[KMGT]i?B|bytes)", str(error))
-        limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
-        has = f"it has {limit / 1e9:.1f} GB, " if limit else ""
-        tables = sum(table.nbytes for table in data.tables) / 1e9
-        less = {"device": "sharded or host", "sharded": "host"}.get(config.table)
-        raise NotTrainable(
-            f"the device has too little memory ({has}{asked[0] if asked else 'more'} more were "
-            f"asked for; the tables take {tables:.1f} GB): "
-            + (f"use --table={less}, or " if less else "")
-            + f"a smaller --batch_size than {config.batch_size}"
-        ) from None
+def _with_less_memory(config: TrainConfig) -> str:
+    less = {"device": "sharded or host", "sharded": "host"}.get(config.table)
+    smaller = f"a smaller --batch_size than {config.batch_size}"
+    return f"use --table={less}, or {smaller}" if less else f"use {smaller}"
 
 
 class _Loop:

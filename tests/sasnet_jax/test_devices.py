@@ -1,5 +1,6 @@
 """One training, wherever the table lies and however many devices and processes share the work."""
 
+import contextlib
 import json
 import os
 import socket
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, SMALL, assert_one_line_mistake, run_command
 
+from sasnet_jax import files
 from sasnet_jax.cli import UserError
 from sasnet_jax.training import devices, loop, run_folder, step
 
@@ -26,8 +28,16 @@ SETTINGS = SMALL | {
 
 
 def _arguments(world, run, **settings) -> list[str]:
-    settings = SETTINGS | {"output": run, "epochs": 2} | settings
-    settings |= {"corpus": world.corpus_folder, "store": world.store_folder}
+    settings = (
+        SETTINGS
+        | {
+            "corpus": world.corpus_folder,
+            "store": world.store_folder,
+            "output": run,
+            "epochs": 2,
+        }
+        | settings
+    )
     return [f"--{name}={value}" for name, value in settings.items()]
 
 
@@ -106,23 +116,21 @@ def test_a_table_lies_where_the_flag_says(world, table):
     assert result.stdout.strip() == places[table], result.stderr
 
 
-def _train_together(world, run, **settings) -> list[subprocess.Popen]:
+def _train_together(world, run, of_process_1=(), **settings) -> list[subprocess.Popen]:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    together = {"coordinator": f"localhost:{port}", "processes": 2}
+    settings |= {"coordinator": f"localhost:{port}", "processes": 2}
+    each = [settings | {"process": 0}, settings | {"process": 1} | dict(of_process_1)]
     return [
         subprocess.Popen(
-            [
-                *(sys.executable, "-m", "sasnet_jax.train"),
-                *_arguments(world, run, **settings, **together, process=process),
-            ],
+            [sys.executable, "-m", "sasnet_jax.train", *_arguments(world, run, **one)],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for process in range(2)
+        for one in each
     ]
 
 
@@ -158,6 +166,19 @@ def test_two_processes_train_one_run_and_resume_as_one(world, tmp_path, one_devi
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
 
 
+@pytest.mark.parametrize("wrong", [0, 1])
+def test_a_mistake_of_one_process_stops_the_other(world, tmp_path, wrong):
+    """Process 0 finds its folder in use; process 1 does not find the store."""
+    lacking = {"store": str(tmp_path / "nowhere")} if wrong else {}
+    with contextlib.nullcontext() if wrong else files.sole_writer(tmp_path / "run"):
+        processes = _train_together(world, tmp_path / "run", of_process_1=lacking)
+        outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], outputs
+    mistakes = [output.splitlines()[-1] for output in outputs]
+    assert mistakes[1 - wrong] == f"error: process {wrong} of this run has stopped, and says why"
+    assert ("nowhere" if wrong else "is in use by") in mistakes[wrong]
+
+
 def test_a_batch_that_devices_cannot_share_is_refused(world, tmp_path):
     arguments = _arguments(world, tmp_path / "run", batch_size=30)
     result = run_command("sasnet_jax.train", *arguments, env=_environment(4))
@@ -176,6 +197,6 @@ def test_too_little_memory_says_how_much_and_which_flag_helps(world, tmp_path):
 
     with (
         pytest.raises(UserError, match=r"too little memory.*GB\): use --table=sharded or host"),
-        loop._enough_memory(config, data),
+        devices.enough_memory(data.tables, loop._with_less_memory(config)),
     ):
         allocate()

@@ -2,6 +2,7 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import polars as pl
 import pytest
@@ -45,6 +46,15 @@ def made(world, tmp_path_factory):
         )
         baselines.run(config)
     return folder
+
+
+def test_too_little_memory_on_the_device_is_one_line(trained, monkeypatch):
+    def allocate(*_):
+        return jax.jit(lambda: jax.numpy.zeros((1 << 44,), "float32"))().block_until_ready()
+
+    monkeypatch.setattr(loop, "predict", allocate)
+    with pytest.raises(UserError, match="too little memory.*: evaluate .*net-0 on a device like"):
+        evaluate.evaluate(Path(trained[0]))
 
 
 def test_runs_that_differ_in_the_seed_are_a_group(world, trained, made, tmp_path, capsys):
