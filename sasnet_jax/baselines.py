@@ -1,6 +1,8 @@
 """`python -m sasnet_jax.baselines`: what SASNet must be compared with (paper section 2.5)."""
 
 import dataclasses
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,15 @@ from tqdm import tqdm
 from sasnet_jax import cli, files
 from sasnet_jax.cli import UserError, setting
 from sasnet_jax.data import embeddings
-from sasnet_jax.data.corpus import CLASS_NAMES, read_corpus
+from sasnet_jax.data.corpus import CLASS_NAMES, Corpus, read_corpus
+from sasnet_jax.data.embeddings import Store
 from sasnet_jax.data.interactions import TargetReview
 from sasnet_jax.evaluation import baseline_models, predictions, protocol, svm
-from sasnet_jax.evaluation.protocol import AveragesOver
+from sasnet_jax.evaluation.baseline_models import ORACLE
+from sasnet_jax.evaluation.protocol import AveragesOver, Protocol
+
+_COMPLETE = "baselines.json"
+_BEGUN = "begun.json"  # what is to become of it, until it is complete
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +54,10 @@ class BaselinesConfig:
 
 
 def run(config: BaselinesConfig) -> None:
-    """Writes baselines.json and predictions/<model>.parquet, or finds them there."""
+    """Writes baselines.json and predictions/<model>.parquet, or finds them there.
+
+    A run that was stopped goes on with the same command: each model is kept once it is fitted.
+    """
     corpus = read_corpus(Path(config.corpus))
     stores = [embeddings.open_store(Path(name), corpus) for name in config.store]
     features = ["tfidf", *(store.name for store in stores)]
@@ -63,11 +73,6 @@ def run(config: BaselinesConfig) -> None:
         "classes": config.classes,
         "seed": config.seed,
     }
-    if output.is_file() or (output.is_dir() and any(output.iterdir())):
-        found = _complete(output, settings)
-        print(_shown(found["models"], config))
-        print(f"baselines {output} are already complete: nothing to do")
-        return
     asked = protocol.protocol_of(
         corpus,
         config.target_review,
@@ -76,51 +81,80 @@ def run(config: BaselinesConfig) -> None:
         averages_over=config.averages_over,
         seed=config.seed,
     )
+    about = {"svm_library": svm.LIBRARY, "train_reviews": int(asked.rows["train"].size)}
+    if (output / _COMPLETE).exists():
+        print(_shown(_read(output / _COMPLETE, settings), config))
+        print(f"baselines {output} are already complete: nothing to do")
+        return
+    if output.is_file() or (any(output.glob("[!.]*")) and not (output / _BEGUN).exists()):
+        raise UserError(f"--output={output} holds other files: choose a new folder")
+    with files.sole_writer(output):
+        models: dict[str, Any] = {}
+        if (output / _BEGUN).exists():
+            models = _read(output / _BEGUN, settings | about)
+        _fit(config, corpus, stores, asked, models, settings | about)
+        best = baseline_models.best_oracle(
+            {name: model["chosen"] for name, model in models.items()}, features
+        )
+        models[ORACLE] = models[best]
+        named = {name: models[name] for name in baseline_models.names(features)}
+        predicted = output / "predictions"
+        shutil.copyfile(predicted / f"{best}.parquet", predicted / f"{ORACLE}.parquet")
+        files.write_json(output / _COMPLETE, {"models": named, **settings, **about})
+        for name in models.keys() - named.keys():
+            (predicted / f"{name}.parquet").unlink()
+        (output / _BEGUN).unlink()
+    print(_shown(named, config))
+    print(f"written: {output}/{_COMPLETE}")
+
+
+def _fit(
+    config: BaselinesConfig,
+    corpus: Corpus,
+    stores: Sequence[Store],
+    asked: Protocol,
+    models: dict[str, Any],
+    about: dict[str, Any],
+) -> None:
+    """Adds to `models`, and to the output, those that are not there yet."""
+    output = Path(config.output)
+    (output / "predictions").mkdir(exist_ok=True)
+    files.write_json(output / _BEGUN, {"models": models, **about})
     rows = np.concatenate([asked.rows[split] for split in predictions.EVALUATED])
-    print(f"SVMs by {svm.LIBRARY}, on {asked.rows['train'].size:,} reviews")
-    models: dict[str, Any] = {}
-    predicted = baseline_models.predict_all(
-        asked, baseline_models.features_of(corpus, stores, asked), config.seed
-    )
-    with (
-        files.new_folder(output) as folder,
-        tqdm(total=len(baseline_models.names(features)), desc="baselines", unit="model") as bar,
-    ):
+    found = baseline_models.features_of(corpus, stores, asked)
+    predicted = baseline_models.predict_all(asked, found, config.seed, done=set(models))
+    print(f"SVMs by {svm.LIBRARY}, on {about['train_reviews']:,} reviews")
+    total = 2 + 5 * (1 + len(stores))  # majority and bias; of each of the features, an oracle too
+    with tqdm(total=total, desc="baselines", unit="model", initial=len(models)) as bar:
         for name, probability, chosen in predicted:
-            predictions.write(folder / "predictions" / f"{name}.parquet", corpus, rows, probability)
+            predictions.write(output / "predictions" / f"{name}.parquet", corpus, rows, probability)
+            bar.update(name not in models)
             models[name] = predictions.summarize(corpus, rows, probability) | {"chosen": chosen}
-            bar.update()
+            files.write_json(output / _BEGUN, {"models": models, **about})
             bar.set_postfix_str(f"{name} {predictions.number(models[name]['test']['accuracy'])}")
-        about = {"svm_library": svm.LIBRARY, "train_reviews": int(asked.rows["train"].size)}
-        files.write_json(folder / "baselines.json", {"models": models, **settings, **about})
-    print(_shown(models, config))
-    print(f"written: {output}/baselines.json")
 
 
-def _complete(output: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """The baselines.json that is there.
+def _read(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """The models of a baselines.json, or of one that was begun.
 
     Raises:
-      UserError: the folder holds something else, or baselines made otherwise.
+      UserError: they were made otherwise.
     """
-    path = output / "baselines.json"
-    if not path.exists():
-        raise UserError(f"--output={output} holds other files: choose a new folder")
     found = files.read_json(path, "python -m sasnet_jax.baselines", ("models",))
     changed = [name for name, value in settings.items() if found.get(name) != value]
     if changed:
         raise UserError(
-            f"{output} holds baselines made otherwise ({', '.join(changed)}): "
+            f"{path.parent} holds baselines made otherwise ({', '.join(changed)}): "
             "choose another --output"
         )
-    return found
+    return found["models"]
 
 
 def _shown(models: dict[str, Any], config: BaselinesConfig) -> str:
     lines = [predictions.table(models, config.target_review)]
     if config.subset:
         lines.append(f"  on {config.subset:,} reviews, averages over the {config.averages_over}")
-    reads = models[baseline_models.ORACLE]["chosen"]["reads"]
+    reads = models[ORACLE]["chosen"]["reads"]
     lines.append(f"  oracle reads {reads}: the ceiling of the leaky protocol, not a baseline")
     return "\n".join(lines)
 

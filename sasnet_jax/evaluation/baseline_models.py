@@ -5,7 +5,7 @@ probabilities of the validation and test reviews, and what was chosen for it on 
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,16 +47,26 @@ def features_of(
 
 
 def names(features: Sequence[str]) -> list[str]:
-    """What `predict_all` yields, given the names of the features."""
+    """The models, given the names of the features."""
+    return ["majority", "bias", *itertools.chain(*map(_of, features)), ORACLE]
+
+
+def _of(feature: str) -> list[str]:
     kinds = ("svm", "svm_stars", "logistic", "logistic_stars")
-    of_features = [f"{name}_{kind}" for name in features for kind in kinds]
-    return ["majority", "bias", *of_features, ORACLE]
+    return [f"{feature}_{kind}" for kind in kinds]
 
 
 def predict_all(
-    asked: Protocol, features: Iterable[tuple[str, Features]], seed: int
+    asked: Protocol,
+    features: Iterable[tuple[str, Features]],
+    seed: int,
+    done: Container[str] = (),
 ) -> Iterator[Prediction]:
-    """Fits one baseline after the other, as `names` lists them."""
+    """Fits one baseline after the other, less those that are `done`.
+
+    They are those of `names`, but that there is an oracle for each of the features, called
+    ORACLE_FEATURES; `best_oracle` says which one is that of `names`.
+    """
     label = {split: asked.labels(split) for split in asked.rows}
     evaluated = sum(label[split].size for split in EVALUATED)
     yield Prediction("majority", np.tile(asked.shares(), (evaluated, 1)).astype(np.float64), {})
@@ -65,22 +75,30 @@ def predict_all(
     bias, index = _logistic("bias", [[(1.0, block)] for block in rated], label, seed)
     counts, smoothing = options[index]
     yield bias._replace(chosen=bias.chosen | {"counts": counts, "smoothing": smoothing})
-    oracle: Prediction | None = None
     for name, found in features:
+        oracle = f"{ORACLE}_{name}"
+        if all(model in done for model in (*_of(name), oracle)):
+            continue
         text = protocol.scaled(protocol.averages(asked, found))
         alone = [[(1.0, text)]]
         with_stars = [[(1.0, text), (weight, rated[index])] for weight in _STAR_WEIGHTS]
         for kind, fit in (("svm", _svm), ("logistic", _logistic)):
-            yield fit(f"{name}_{kind}", alone, label, seed)[0]
-            one, chosen = fit(f"{name}_{kind}_stars", with_stars, label, seed)
-            yield one._replace(chosen=one.chosen | {"star_weight": _STAR_WEIGHTS[chosen]})
-        own = protocol.scaled(protocol.own(asked, found))
-        one = _svm(ORACLE, [[(1.0, own)]], label, seed)[0]
-        one.chosen["reads"] = f"the target's own text ({name})"
-        if oracle is None or one.chosen["tuned_accuracy"] > oracle.chosen["tuned_accuracy"]:
-            oracle = one
-    assert oracle is not None  # there is always TF-IDF
-    yield oracle
+            model = f"{name}_{kind}"
+            if model not in done:
+                yield fit(model, alone, label, seed)[0]
+            if f"{model}_stars" not in done:
+                one, chosen = fit(f"{model}_stars", with_stars, label, seed)
+                yield one._replace(chosen=one.chosen | {"star_weight": _STAR_WEIGHTS[chosen]})
+        if oracle not in done:
+            own = protocol.scaled(protocol.own(asked, found))
+            one = _svm(oracle, [[(1.0, own)]], label, seed)[0]
+            yield one._replace(chosen=one.chosen | {"reads": f"the target's own text ({name})"})
+
+
+def best_oracle(chosen: Mapping[str, dict[str, Any]], features: Sequence[str]) -> str:
+    """The oracle with the best validation accuracy, the earliest of equals, by what was chosen."""
+    oracles = [f"{ORACLE}_{name}" for name in features]
+    return max(oracles, key=lambda name: chosen[name]["tuned_accuracy"])
 
 
 def _svm(

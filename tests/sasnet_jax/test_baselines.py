@@ -16,7 +16,7 @@ from sasnet_jax.cli import UserError
 from sasnet_jax.data import interactions
 from sasnet_jax.data.corpus import CLASSES, read_corpus
 from sasnet_jax.data.splits import SPLITS
-from sasnet_jax.evaluation import baseline_models, logistic, protocol, svm
+from sasnet_jax.evaluation import baseline_models, logistic, predictions, protocol, svm
 
 
 def _run(world, output, **settings):
@@ -226,6 +226,40 @@ def test_the_same_baselines_are_not_made_again_and_others_do_not_replace_them(wo
     with pytest.raises(UserError, match=r"made otherwise \(classes\)"):
         _run(world, made / "exclude", classes=5)
     assert (made / "exclude" / "baselines.json").read_bytes() == before
+
+
+def _files(folder):
+    found = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("[!.]*.*")}
+    assert found
+    return found
+
+
+@pytest.mark.parametrize("models", [1, 5, 11])
+def test_baselines_that_were_stopped_go_on_and_end_the_same(
+    world, made, tmp_path, monkeypatch, models
+):
+    output, fitted = tmp_path / "out", []
+
+    class Killed(BaseException):
+        pass
+
+    def write(path, *args, write=predictions.write):
+        fitted.append(path.stem)
+        if len(fitted) > models:
+            raise Killed
+        write(path, *args)
+
+    monkeypatch.setattr(predictions, "write", write)
+    with pytest.raises(Killed):
+        _run(world, output)
+    assert not (output / "baselines.json").exists()
+    with pytest.raises(UserError, match=r"made otherwise \(classes\)"):
+        _run(world, output, classes=5)
+    before, fitted[:] = fitted[:models], []
+    models = 100
+    _run(world, output)
+    assert set(before) & set(fitted) <= {"majority", "bias"}
+    assert _files(output) == _files(made / "exclude")
 
 
 def test_five_classes_are_predicted(world, tmp_path):
