@@ -1,7 +1,6 @@
 """`python -m sasnet_jax.baselines`: what SASNet must be compared with (paper section 2.5)."""
 
 import dataclasses
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from sasnet_jax.data.embeddings import Store
 from sasnet_jax.data.interactions import TargetReview
 from sasnet_jax.evaluation import baseline_models, predictions, protocol, svm
 from sasnet_jax.evaluation.baseline_models import ORACLE
-from sasnet_jax.evaluation.protocol import AveragesOver, Protocol
+from sasnet_jax.evaluation.protocol import AveragesOver
 
 _COMPLETE = "baselines.json"
 _BEGUN = "begun.json"  # what is to become of it, until it is complete
@@ -73,6 +72,23 @@ def run(config: BaselinesConfig) -> None:
         "classes": config.classes,
         "seed": config.seed,
     }
+    complete, begun = output / _COMPLETE, output / _BEGUN
+    if output.is_file() or (any(output.glob("[!.]*")) and not complete.exists() | begun.exists()):
+        raise UserError(f"--output={output} holds other files: choose a new folder")
+    made = False
+    if begun.exists() or not complete.exists():
+        with files.sole_writer(output):
+            if made := not complete.exists():  # else another process was before this one
+                _make(config, corpus, stores, settings)
+            _tidy(output, _read(complete, settings))
+    print(_shown(_read(complete, settings), config))
+    print(f"written: {complete}" if made else f"{complete} is already complete: nothing to do")
+
+
+def _make(
+    config: BaselinesConfig, corpus: Corpus, stores: Sequence[Store], settings: dict[str, Any]
+) -> None:
+    """Fits what is not there yet, and writes baselines.json."""
     asked = protocol.protocol_of(
         corpus,
         config.target_review,
@@ -81,72 +97,71 @@ def run(config: BaselinesConfig) -> None:
         averages_over=config.averages_over,
         seed=config.seed,
     )
-    about = {"svm_library": svm.LIBRARY, "train_reviews": int(asked.rows["train"].size)}
-    if (output / _COMPLETE).exists():
-        print(_shown(_read(output / _COMPLETE, settings), config))
-        print(f"baselines {output} are already complete: nothing to do")
-        return
-    if output.is_file() or (any(output.glob("[!.]*")) and not (output / _BEGUN).exists()):
-        raise UserError(f"--output={output} holds other files: choose a new folder")
-    with files.sole_writer(output):
-        models: dict[str, Any] = {}
-        if (output / _BEGUN).exists():
-            models = _read(output / _BEGUN, settings | about)
-        _fit(config, corpus, stores, asked, models, settings | about)
-        best = baseline_models.best_oracle(
-            {name: model["chosen"] for name, model in models.items()}, features
-        )
-        models[ORACLE] = models[best]
-        named = {name: models[name] for name in baseline_models.names(features)}
-        predicted = output / "predictions"
-        shutil.copyfile(predicted / f"{best}.parquet", predicted / f"{ORACLE}.parquet")
-        files.write_json(output / _COMPLETE, {"models": named, **settings, **about})
-        for name in models.keys() - named.keys():
-            (predicted / f"{name}.parquet").unlink()
-        (output / _BEGUN).unlink()
-    print(_shown(named, config))
-    print(f"written: {output}/{_COMPLETE}")
-
-
-def _fit(
-    config: BaselinesConfig,
-    corpus: Corpus,
-    stores: Sequence[Store],
-    asked: Protocol,
-    models: dict[str, Any],
-    about: dict[str, Any],
-) -> None:
-    """Adds to `models`, and to the output, those that are not there yet."""
-    output = Path(config.output)
-    (output / "predictions").mkdir(exist_ok=True)
-    files.write_json(output / _BEGUN, {"models": models, **about})
     rows = np.concatenate([asked.rows[split] for split in predictions.EVALUATED])
-    found = baseline_models.features_of(corpus, stores, asked)
-    predicted = baseline_models.predict_all(asked, found, config.seed, done=set(models))
-    print(f"SVMs by {svm.LIBRARY}, on {about['train_reviews']:,} reviews")
-    total = 2 + 5 * (1 + len(stores))  # majority and bias; of each of the features, an oracle too
+    features = ["tfidf", *(store.name for store in stores)]
+    total = 2 + 5 * len(features)  # majority and bias; of each of the features, an oracle too
+    about = {"svm_library": svm.LIBRARY, "train_reviews": int(asked.rows["train"].size)}
+    output, folder = Path(config.output), Path(config.output) / "predictions"
+    models: dict[str, Any] = {}
+    if (output / _BEGUN).exists():
+        found = _read(output / _BEGUN, settings | about)
+        models = {name: one for name, one in found.items() if _file(folder, name).exists()}
+
+    def keep() -> None:
+        files.write_json(output / _BEGUN, {"models": models, **settings, **about})
+
+    keep()
+    print(f"SVMs by {svm.LIBRARY}, on {asked.rows['train'].size:,} reviews")
+    of_reviews = baseline_models.features_of(corpus, stores, asked)
+    predicted = baseline_models.predict_all(asked, of_reviews, config.seed, done=set(models))
     with tqdm(total=total, desc="baselines", unit="model", initial=len(models)) as bar:
         for name, probability, chosen in predicted:
-            predictions.write(output / "predictions" / f"{name}.parquet", corpus, rows, probability)
+            predictions.write(_file(folder, name), corpus, rows, probability)
             bar.update(name not in models)
             models[name] = predictions.summarize(corpus, rows, probability) | {"chosen": chosen}
-            files.write_json(output / _BEGUN, {"models": models, **about})
+            keep()
             bar.set_postfix_str(f"{name} {predictions.number(models[name]['test']['accuracy'])}")
+    best = baseline_models.best_oracle(
+        {name: model["chosen"] for name, model in models.items()}, features
+    )
+    models[ORACLE] = models[best]
+    with files.replacing(_file(folder, ORACLE)) as file:
+        file.write(_file(folder, best).read_bytes())
+    named = {name: models[name] for name in baseline_models.names(features)}
+    files.write_json(output / _COMPLETE, {"models": named, **settings, **about})
+
+
+def _tidy(output: Path, models: dict[str, Any]) -> None:
+    """Removes what was needed only until all was complete."""
+    for path in (output / "predictions").glob("*.parquet"):
+        if path.stem not in models:
+            path.unlink()
+    (output / _BEGUN).unlink(missing_ok=True)
+
+
+def _file(folder: Path, model: str) -> Path:
+    return folder / f"{model}.parquet"
 
 
 def _read(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """The models of a baselines.json, or of one that was begun.
 
     Raises:
-      UserError: they were made otherwise.
+      UserError: it is damaged, or they were made otherwise.
     """
-    found = files.read_json(path, "python -m sasnet_jax.baselines", ("models",))
+    damaged = UserError(f"{path} is damaged: remove {path.parent} and run the command again")
+    try:
+        found = files.read_json(path, "python -m sasnet_jax.baselines", ("models",))
+    except UserError:
+        raise damaged from None
     changed = [name for name, value in settings.items() if found.get(name) != value]
     if changed:
         raise UserError(
             f"{path.parent} holds baselines made otherwise ({', '.join(changed)}): "
             "choose another --output"
         )
+    if not isinstance(found["models"], dict):
+        raise damaged
     return found["models"]
 
 

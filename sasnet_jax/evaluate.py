@@ -92,11 +92,11 @@ def evaluate(folder: Path, truncate_histories: bool = False) -> dict[str, Any]:
     with devices.enough_memory(data.tables, remedy):
         predictor = _Predictor(folder, config, data)
         probability = predictor(rows)
-    predictions.write(folder / "predictions.parquet", corpus, rows, probability)
-    found = predictions.summarize(corpus, rows, probability)
-    found |= {"target_review": config.target_review, "corpus_sha256": corpus.sha256}
-    if truncate_histories:
-        found["truncated_histories"] = _truncated(folder, corpus, data, predictor)
+        predictions.write(folder / "predictions.parquet", corpus, rows, probability)
+        found = predictions.summarize(corpus, rows, probability)
+        found |= {"target_review": config.target_review, "corpus_sha256": corpus.sha256}
+        if truncate_histories:
+            found["truncated_histories"] = _truncated(folder, corpus, data, predictor)
     files.write_json(folder / "evaluation.json", found)
     return found
 

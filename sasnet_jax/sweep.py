@@ -251,6 +251,7 @@ class _Sweep:
 
         Raises:
           NotTrainable: with these settings it cannot be trained.
+          TooLittleMemory: not on this device.
         """
         reported = 0
 

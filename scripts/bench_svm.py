@@ -6,7 +6,7 @@ whose class hangs on a match of both sides:
 - one fit (RBF kernel, C = 1) on --compared pairs by `sklearn.svm.SVC` and by what the baseline uses
   (scikit-learn-intelex where it is installed), in turns, medians of --rounds;
 - the whole baseline on --pairs: kernel and C tuned on 5,000 of them, fitted once on all, test pairs
-  predicted; seconds and peak memory.
+  predicted; seconds, and the peak memory of the process.
 
     python scripts/bench_svm.py
 
@@ -27,7 +27,7 @@ import numpy as np
 import sklearn.svm
 
 from sasnet_jax import cli, files
-from sasnet_jax.cli import setting
+from sasnet_jax.cli import UserError, setting
 from sasnet_jax.evaluation import metrics, protocol, svm
 
 _DIM = 3072  # of an embedding; a pair has the averages of both sides
@@ -43,6 +43,13 @@ class BenchConfig:
     compared: int = setting(6000, help="training pairs on which both are fitted", topic="bench")
     rounds: int = setting(3, help="times that each of them is", topic="bench")
     folder: str = setting("work/bench_svm", help="where the figures go", topic="bench")
+
+    def __post_init__(self):
+        """Refuses what cannot be meant."""
+        if not 10 <= self.compared <= self.pairs:
+            raise UserError(f"--compared={self.compared} is not in [10, --pairs={self.pairs}]")
+        if self.rounds < 1:
+            raise UserError(f"--rounds={self.rounds} must be at least 1")
 
 
 def run(config: BenchConfig) -> None:
@@ -66,14 +73,18 @@ def run(config: BenchConfig) -> None:
     _, fitted, chosen = svm.fit([[(1.0, inputs)]], label, seed=0)
     fit_seconds = time.perf_counter() - started
     probability = fitted.predict(inputs["test"])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     found = {
         "machine": machine,
+        "compared": config.compared,
+        "rounds": config.rounds,
         "seconds_of_one_fit": seconds,
         "ratio": ratio,
         "pairs": config.pairs,
         "seconds_tuned_and_fitted": fit_seconds,
         "seconds_predicted": time.perf_counter() - started - fit_seconds,
-        "peak_gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+        "peak_gigabytes_of_the_process": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        * 1024e-9,
         "support_vectors": len(fitted.support),
         "chosen": chosen,
         "test_accuracy": metrics.brief(label["test"], probability)["accuracy"],
@@ -84,7 +95,7 @@ def run(config: BenchConfig) -> None:
     print(
         f"the whole baseline on {config.pairs:,}: {found['seconds_tuned_and_fitted']:.0f} s, then "
         f"{found['seconds_predicted']:.0f} s for {_HELD_OUT:,} test pairs; "
-        f"{found['peak_gigabytes']:.1f} GB; accuracy {found['test_accuracy']:.3f}"
+        f"the process {peak / 1e9:.1f} GB; accuracy {found['test_accuracy']:.3f}"
     )
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# SASNet against every baseline on one corpus, over several seeds: the tables of the README. Trains on
-# texts alone, on texts and stars, and, as the paper very probably did, with the target included (leaky);
-# each is compared with the baselines under the same rule. What is complete is reused.
+# SASNet against every baseline on one corpus, over several seeds. Trains on texts alone, on texts and
+# stars, and, as the paper very probably did, with the target included (leaky); each is compared with the
+# baselines under the same rule. What is trained and fitted is reused.
 #
 #   scripts/compare.sh FOLDER FLAGFILE STORE [OTHER_STORE...]
 #
@@ -10,8 +10,11 @@
 # that many networks of each kind, five by default; KINDS="text" only those.
 set -euo pipefail
 [ $# -ge 3 ] || { sed -n '/^#   /s/^#   //p' "$0" >&2; exit 2; }
-work=$(realpath "$1") flagfile=$(realpath "$2") store=$3
-stores=("${@:3}")
+work=$(realpath "$1")
+flagfile=$(realpath "$2")
+store=$3
+stores=()
+for name in "${@:3}"; do stores+=(--store="$work/embeddings/$name"); done
 cd "$(dirname "$0")/.."
 python=${SASNET_VENV:-.venv}/bin/python
 seeds=${SEEDS:-0 1 2 3 4}
@@ -26,7 +29,7 @@ for kind in ${KINDS:-text stars included}; do
     *) echo "error: KINDS are text, stars and included, not $kind" >&2; exit 2 ;;
   esac
   step "baselines, target ${target_review}d" \
-    "$python" -m sasnet_jax.baselines --corpus="$work/corpus" "${stores[@]/#/--store=$work/embeddings/}" \
+    "$python" -m sasnet_jax.baselines --corpus="$work/corpus" "${stores[@]}" \
     --target_review="$target_review" --output="$work/baselines_$target_review"
   runs=()
   for seed in $seeds; do
@@ -34,7 +37,6 @@ for kind in ${KINDS:-text stars included}; do
     step "SASNet, $kind, seed $seed" \
       "$python" -m sasnet_jax.train --flagfile="$flagfile" --corpus="$work/corpus" \
       --store="$work/embeddings/$store" "${flags[@]}" --seed="$seed" --output="$run"
-    step "... and its predictions" "$python" -m sasnet_jax.evaluate --run="$run"
     runs+=(--run="$run")
   done
   step "SASNet, $kind, against the baselines" \

@@ -65,7 +65,7 @@ def predict_all(
     """Fits one baseline after the other, less those that are `done`.
 
     They are those of `names`, but that there is an oracle for each of the features, called
-    ORACLE_FEATURES; `best_oracle` says which one is that of `names`.
+    FEATURES_oracle; `best_oracle` says which one is that of `names`.
     """
     label = {split: asked.labels(split) for split in asked.rows}
     evaluated = sum(label[split].size for split in EVALUATED)
@@ -76,7 +76,7 @@ def predict_all(
     counts, smoothing = options[index]
     yield bias._replace(chosen=bias.chosen | {"counts": counts, "smoothing": smoothing})
     for name, found in features:
-        oracle = f"{ORACLE}_{name}"
+        oracle = f"{name}_{ORACLE}"
         if all(model in done for model in (*_of(name), oracle)):
             continue
         text = protocol.scaled(protocol.averages(asked, found))
@@ -97,7 +97,7 @@ def predict_all(
 
 def best_oracle(chosen: Mapping[str, dict[str, Any]], features: Sequence[str]) -> str:
     """The oracle with the best validation accuracy, the earliest of equals, by what was chosen."""
-    oracles = [f"{ORACLE}_{name}" for name in features]
+    oracles = [f"{name}_{ORACLE}" for name in features]
     return max(oracles, key=lambda name: chosen[name]["tuned_accuracy"])
 
 

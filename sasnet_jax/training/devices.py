@@ -39,6 +39,8 @@ def join(coordinator: str, processes: int, process: int) -> None:
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"--coordinator={coordinator} cannot be joined ({reason})") from None
+    # At the first meeting, on CPUs, nobody may come half a minute after another.
+    wait_for_all("joined")
 
 
 def is_writer() -> bool:
@@ -125,7 +127,7 @@ def enough_memory(tables: Sequence[Any], remedy: str) -> Iterator[None]:
         has = f"it has {limit / 1e9:.1f} GB, " if limit else ""
         size = sum(table.nbytes for table in tables) / 1e9
         raise TooLittleMemory(
-            f"the device has too little memory ({has}{asked[0] if asked else 'more'} more were "
+            f"the device has too little memory ({has}{f'{asked[0]} ' if asked else ''}more were "
             f"asked for; the tables take {size:.1f} GB): {remedy}"
         ) from None
 
@@ -153,7 +155,7 @@ def from_writer(tree: Any) -> Any:
 
 @contextlib.contextmanager
 def stop_together() -> Iterator[None]:
-    """What stops one process stops all, instead of leaving the others to wait for it.
+    """A mistake that one process finds inside stops all, instead of leaving the others waiting.
 
     Nothing inside may itself wait for the other processes.
 

@@ -35,7 +35,7 @@ Watch: TypeAlias = Callable[[dict[str, Any]], bool]
 
 
 class NotTrainable(UserError):
-    """With these settings the loss is not finite."""
+    """These settings do not go together, or their loss is not finite."""
 
 
 def train(config: TrainConfig, watch: Watch = lambda record: False) -> None:
@@ -53,10 +53,10 @@ def train(config: TrainConfig, watch: Watch = lambda record: False) -> None:
       Preempted: SIGTERM came, and everything is saved.
     """
     devices.join(config.coordinator, config.processes, config.process)
-    mesh = devices.mesh_for(config.batch_size)
     run = Path(config.output)
     with contextlib.ExitStack() as held:
         with devices.stop_together():
+            mesh = devices.mesh_for(config.batch_size)
             corpus, stores = _inputs(config)
             run_folder.refuse_foreign(run)
             if devices.is_writer():

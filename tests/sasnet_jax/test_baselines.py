@@ -234,32 +234,87 @@ def _files(folder):
     return found
 
 
-@pytest.mark.parametrize("models", [1, 5, 11])
+class _Killed(BaseException):
+    pass
+
+
+def _kill(monkeypatch, module, name, call, when):
+    """Stops the process, as it were, before or after a call of `module.name`, counted from 1."""
+    function, calls = getattr(module, name), []
+
+    def killing(*args):
+        calls.append(args)
+        if len(calls) == call and when == "before":
+            raise _Killed
+        function(*args)
+        if len(calls) == call:
+            raise _Killed
+
+    monkeypatch.setattr(module, name, killing)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "call", "when"),
+    [
+        (files, "write_json", 1, "before"),
+        (files, "write_json", 1, "after"),
+        (predictions, "write", 5, "before"),
+        (predictions, "write", 12, "after"),
+        (files, "write_json", 14, "before"),  # of baselines.json
+        (files, "write_json", 14, "after"),
+    ],
+)
 def test_baselines_that_were_stopped_go_on_and_end_the_same(
-    world, made, tmp_path, monkeypatch, models
+    world, made, tmp_path, monkeypatch, module, name, call, when
 ):
-    output, fitted = tmp_path / "out", []
-
-    class Killed(BaseException):
-        pass
-
-    def write(path, *args, write=predictions.write):
-        fitted.append(path.stem)
-        if len(fitted) > models:
-            raise Killed
-        write(path, *args)
-
-    monkeypatch.setattr(predictions, "write", write)
-    with pytest.raises(Killed):
+    output = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        _kill(patch, module, name, call, when)
+        with pytest.raises(_Killed):
+            _run(world, output)
+    complete = (output / "baselines.json").exists()
+    assert complete == (call == 14 and when == "after")
+    begun = output / "begun.json"
+    before = json.loads(begun.read_text())["models"] if begun.exists() else {}
+    fitted = []
+    with monkeypatch.context() as patch:
+        write = predictions.write
+        patch.setattr(
+            predictions, "write", lambda path, *args: (fitted.append(path.stem), write(path, *args))
+        )
         _run(world, output)
-    assert not (output / "baselines.json").exists()
+    again = set() if complete else {"majority", "bias"}
+    assert set(before) & set(fitted) <= again
+    assert _files(output) == _files(made / "exclude")
+
+
+def test_begun_baselines_that_were_made_otherwise_or_are_damaged_are_refused(
+    world, made, tmp_path, monkeypatch
+):
+    output = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        _kill(patch, predictions, "write", 4, "before")
+        with pytest.raises(_Killed):
+            _run(world, output)
+    begun = output / "begun.json"
+    whole = begun.read_text()
     with pytest.raises(UserError, match=r"made otherwise \(classes\)"):
         _run(world, output, classes=5)
-    before, fitted[:] = fitted[:models], []
-    models = 100
+    damaged = json.loads(whole) | {"models": []}
+    for text in (whole[:50], json.dumps(damaged)):
+        begun.write_text(text)
+        with pytest.raises(UserError, match=r"begun.json is damaged: remove .*out and run"):
+            _run(world, output)
+    begun.write_text(whole)
+    (output / "predictions" / "tfidf_svm.parquet").unlink()
     _run(world, output)
-    assert set(before) & set(fitted) <= {"majority", "bias"}
     assert _files(output) == _files(made / "exclude")
+
+
+def test_no_store_can_be_called_so_that_its_baseline_becomes_the_oracle():
+    features = ["tfidf", "oracle", "svm", "svm_oracle", "oracle_svm", "stars"]
+    models = [*baseline_models.names(features), *(f"{name}_oracle" for name in features)]
+    assert len(set(models)) == len(models)
 
 
 def test_five_classes_are_predicted(world, tmp_path):

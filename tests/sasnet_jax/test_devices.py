@@ -116,10 +116,14 @@ def test_a_table_lies_where_the_flag_says(world, table):
     assert result.stdout.strip() == places[table], result.stderr
 
 
-def _train_together(world, run, of_process_1=(), **settings) -> list[subprocess.Popen]:
+def _free_port() -> int:
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def _train_together(world, run, of_process_1=(), **settings) -> list[subprocess.Popen]:
+    port = _free_port()
     settings |= {"coordinator": f"localhost:{port}", "processes": 2}
     each = [settings | {"process": 0}, settings | {"process": 1} | dict(of_process_1)]
     return [
@@ -168,7 +172,7 @@ def test_two_processes_train_one_run_and_resume_as_one(world, tmp_path, one_devi
 
 @pytest.mark.parametrize("wrong", [0, 1])
 def test_a_mistake_of_one_process_stops_the_other(world, tmp_path, wrong):
-    """Process 0 finds its folder in use; process 1 does not find the store."""
+    """Process 0 finds the folder in use; process 1 does not find the store."""
     lacking = {"store": str(tmp_path / "nowhere")} if wrong else {}
     with contextlib.nullcontext() if wrong else files.sole_writer(tmp_path / "run"):
         processes = _train_together(world, tmp_path / "run", of_process_1=lacking)
@@ -177,6 +181,34 @@ def test_a_mistake_of_one_process_stops_the_other(world, tmp_path, wrong):
     mistakes = [output.splitlines()[-1] for output in outputs]
     assert mistakes[1 - wrong] == f"error: process {wrong} of this run has stopped, and says why"
     assert ("nowhere" if wrong else "is in use by") in mistakes[wrong]
+
+
+ONE_IS_SLOW = """
+import sys, time
+from sasnet_jax import cli
+from sasnet_jax.training import devices
+port, process = sys.argv[1], int(sys.argv[2])
+devices.join(f"localhost:{port}", 2, process)
+try:
+    with devices.stop_together():
+        if process == 1:
+            raise cli.UserError("the mistake")
+        time.sleep(40)  # CPUs give up on a first meeting after 30
+except cli.UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.stress
+def test_a_mistake_reaches_a_process_that_is_late():
+    port = _free_port()
+    command = (sys.executable, "-c", ONE_IS_SLOW, str(port))
+    processes = [
+        subprocess.Popen([*command, str(process)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        for process in range(2)
+    ]
+    said = [process.communicate(timeout=120)[0].splitlines() for process in processes]
+    assert [lines[-1] for lines in said] == ["process 1 of this run has stopped, and says why", "the mistake"]
 
 
 def test_a_batch_that_devices_cannot_share_is_refused(world, tmp_path):
