@@ -208,7 +208,8 @@ def test_a_mistake_reaches_a_process_that_is_late():
         for process in range(2)
     ]
     said = [process.communicate(timeout=120)[0].splitlines() for process in processes]
-    assert [lines[-1] for lines in said] == ["process 1 of this run has stopped, and says why", "the mistake"]
+    assert said[0][-1] == "process 1 of this run has stopped, and says why"
+    assert said[1][-1] == "the mistake"
 
 
 def test_a_batch_that_devices_cannot_share_is_refused(world, tmp_path):
