@@ -1,8 +1,8 @@
 """What one reaches who reads the synthetic reviews perfectly, but infers simply.
 
 Each text says facts (`synthetic_text.read_facts`): which aspects, how good, what its user cares
-for. A logistic regression predicts from sums of these over both sides' other reviews, with the penalty
-tuned on validation:
+for. A logistic regression predicts from sums of these over both sides' other reviews, with the
+penalty tuned on validation:
 
 - plain: averages over all reviews of a side, and their products;
 - by hand: praise per mention of an aspect, tastes of length one, stars less what the words explain,
