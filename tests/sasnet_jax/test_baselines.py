@@ -285,6 +285,7 @@ def test_baselines_that_were_stopped_go_on_and_end_the_same(
         _run(world, output)
     again = set() if complete else {"majority", "bias"}
     assert set(before) & set(fitted) <= again
+    assert not begun.exists()
     assert _files(output) == _files(made / "exclude")
 
 
