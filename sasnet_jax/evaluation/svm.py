@@ -32,7 +32,7 @@ Kernel = Literal["rbf", "linear"]
 KERNELS: tuple[Kernel, ...] = ("rbf", "linear")
 PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0)  # C
 TUNE_ON = 5000  # training rows
-CACHE_MEGABYTES = 4000  # of kernel rows at most; with SVC's 200, 16,000 pairs take 2-3 times as long
+CACHE_MEGABYTES = 4000  # of kernel rows at most: with SVC's 200, 12,000 pairs took twice as long
 _ROWS_AT_ONCE = 1024  # whose kernel with all support vectors is in memory
 
 
