@@ -20,6 +20,7 @@ from sasnet_jax.cli import UserError
 AXIS = "data"
 EVERYWHERE = PartitionSpec()
 BY_ROWS = PartitionSpec(AXIS)
+_BINARY = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}  # as XLA counts bytes
 
 
 class TooLittleMemory(UserError):
@@ -122,12 +123,13 @@ def enough_memory(tables: Sequence[Any], remedy: str) -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        asked = re.search(r"[\d.]+ ?(?:[KMGT]i?B|bytes)", str(error))
+        asked = re.search(r"([\d.]+) ?([KMGT]?)(?:iB|B| ?bytes)", str(error))
+        number = f"{float(asked[1]) * _BINARY[asked[2]] / 1e9:,.1f} GB " if asked else ""
         limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
         has = f"it has {limit / 1e9:.1f} GB, " if limit else ""
         size = sum(table.nbytes for table in tables) / 1e9
         raise TooLittleMemory(
-            f"the device has too little memory ({has}{f'{asked[0]} ' if asked else ''}more were "
+            f"the device has too little memory ({has}{number}more were "
             f"asked for; the tables take {size:.1f} GB): {remedy}"
         ) from None
 

@@ -71,7 +71,7 @@ def train(config: TrainConfig, watch: Watch = lambda record: False) -> None:
         data = run_folder.build_data(config, corpus, readings)
         if not (run / "config.json").exists() and devices.is_writer():
             run_folder.write_description(run, description)
-        with devices.enough_memory(data.tables, _with_less_memory(config)):
+        with devices.enough_memory(data.tables, _with_less_memory(config, data)):
             loop = _Loop(config, mesh, run, data, corpus, watch)
             handler = signal.signal(signal.SIGTERM, loop.request_stop)
             try:
@@ -127,10 +127,15 @@ def on_devices(config: TrainConfig, mesh: Mesh, data: Data) -> Data:
     return devices.place(mesh, data._replace(tables=()))._replace(tables=tables)
 
 
-def _with_less_memory(config: TrainConfig) -> str:
-    less = {"device": "sharded or host", "sharded": "host"}.get(config.table)
-    smaller = f"a smaller --batch_size than {config.batch_size}"
-    return f"use --table={less}, or {smaller}" if less else f"use {smaller}"
+def _with_less_memory(config: TrainConfig, data: Data) -> str:
+    """What helps, first against the larger of the tables and a batch's embeddings."""
+    table = {"device": "--table=sharded or host", "sharded": "--table=host"}.get(config.table)
+    size, sets = config.batch_size, config.set_size
+    batch = f"a smaller --batch_size than {size} or --set_size than {sets}"
+    batch_bytes = 2 * size * sets * data.embedding_dim * 4
+    table_bytes = sum(one.nbytes for one in data.tables)
+    helps = (batch, table) if batch_bytes > table_bytes else (table, batch)
+    return f"use {', or '.join(filter(None, helps))}"
 
 
 class _Loop:

@@ -218,9 +218,24 @@ def test_a_batch_that_devices_cannot_share_is_refused(world, tmp_path):
     assert_one_line_mistake(result, "--batch_size=30", "4 devices")
 
 
-def test_too_little_memory_says_how_much_and_which_flag_helps(world, tmp_path):
+@pytest.mark.parametrize(
+    ("table", "batch_size", "helps"),
+    [
+        ("device", 1, "use --table=sharded or host, or a smaller --batch_size than 1 or --set_"),
+        ("device", 512, "use a smaller --batch_size than 512 or --set_size than 5, or --table="),
+        ("sharded", 512, "use a smaller --batch_size .* than 5, or --table=host$"),
+        ("host", 1, "use a smaller --batch_size than 1 or --set_size than 5$"),
+    ],
+)
+def test_too_little_memory_says_how_much_and_which_flag_helps(
+    world, tmp_path, table, batch_size, helps
+):
     config = run_folder.TrainConfig(
-        corpus=str(world.corpus_folder), store=(str(world.store_folder),), output=str(tmp_path)
+        corpus=str(world.corpus_folder),
+        store=(str(world.store_folder),),
+        output=str(tmp_path),
+        table=table,
+        batch_size=batch_size,
     )
     _, _, data = run_folder.load_data(config)
 
@@ -229,7 +244,7 @@ def test_too_little_memory_says_how_much_and_which_flag_helps(world, tmp_path):
         jax.jit(lambda: jax.numpy.zeros((1 << 44,), "float32"))().block_until_ready()
 
     with (
-        pytest.raises(UserError, match=r"too little memory.*GB\): use --table=sharded or host"),
-        devices.enough_memory(data.tables, loop._with_less_memory(config)),
+        pytest.raises(UserError, match=rf"\(70,368\.7 GB more .* take .* GB\): {helps}"),
+        devices.enough_memory(data.tables, loop._with_less_memory(config, data)),
     ):
         allocate()
