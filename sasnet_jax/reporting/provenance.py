@@ -1,6 +1,7 @@
 """What everything was made from and how long it took: settings, hashes, versions, machine."""
 
 import dataclasses
+import logging
 import os
 import platform
 from collections.abc import Iterator, Sequence
@@ -56,6 +57,8 @@ def _seconds_an_epoch(run: Run) -> float | None:
     """The median time between two epochs, by TensorBoard's events; None where there are not two."""
     if not any(run.folder.glob("events.out.*")):
         return None
+    # It warns of every epoch that a resumed run has made again.
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)
     events = EventAccumulator(str(run.folder)).Reload()
     if "train_loss" not in events.Tags()["scalars"]:
         return None

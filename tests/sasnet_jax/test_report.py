@@ -25,6 +25,7 @@ from sasnet_jax.report import ReportConfig
 from sasnet_jax.reporting import charts, embedding_map
 from sasnet_jax.training import loop
 from sasnet_jax.training.config import TrainConfig
+from sasnet_jax.training.tensorboard import Scalars
 
 _HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)></title>&amp;"
 _EPOCHS = 3
@@ -363,6 +364,17 @@ def test_an_unfinished_run_is_shown_as_such(made, parsed, tmp_path):
     text = _Page((tmp_path / "out" / "report.html").read_text()).text
     assert "begun: unfinished: 0 of at most 999 epochs" in text
     assert "No epoch is done yet" in text
+
+
+def test_a_run_that_made_epochs_again_is_shown_without_a_warning(made, tmp_path, caplog):
+    run = shutil.copytree(made.folder / "run", tmp_path / "resumed")
+    resumed = Scalars(run, _EPOCHS)
+    resumed.write(_EPOCHS, {"train_loss": 1.0})
+    resumed.close()
+    report.run(made.config(tmp_path / "out", run=(str(run),)))
+    text = _Page((tmp_path / "out" / "report.html").read_text()).text
+    assert "s an epoch, validation included" in text
+    assert not caplog.records
 
 
 def test_an_evaluation_of_an_earlier_epoch_is_not_shown(made, tmp_path):
