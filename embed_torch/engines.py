@@ -28,6 +28,7 @@ from embed_torch.cli import UserError
 
 Result = dict[str, np.ndarray] | None
 _STOP_SECONDS = 5.0
+_RAY_STOP_SECONDS = 60.0  # it answers late while its actors start
 _MOST_DEATHS = 2  # of workers over one task, before the task is to blame
 
 
@@ -229,6 +230,10 @@ class RayData(Engine):
     def stop(self) -> None:
         """Ends the actors, and Ray if it was begun for them."""
         self._results = iter(())
+        for thread in threading.enumerate():
+            if thread.name.startswith("StreamingExecutor"):
+                # Of an unfinished dataset. Were Ray gone before it, it would end this process.
+                thread.join(_RAY_STOP_SECONDS)
         self._ray.shutdown()
 
 
