@@ -1,12 +1,13 @@
 """Sentence embeddings from token states (paper section 2.2; DESIGN section 4).
 
 In: the states [t, e] of packed texts, and which tokens of each are pooled. Out: one vector [e] a
-text and pooling, in float32. Every text is pooled on its own, so that no other text of its batch
-can touch the result.
+text and pooling, in float32. Texts of one length are pooled together, but none touches another's
+result.
 """
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -16,7 +17,9 @@ from embed_torch.attention import LastAttention, visible
 
 Pooling = Literal["mean", "max", "last", "positional", "attentional"]
 POOLINGS: tuple[str, ...] = get_args(Pooling)
-_ROWS_AT_ONCE = 128  # queries whose attention is in memory, of all heads
+_ROWS_AT_ONCE = 128  # of a text, whose attention is in memory, of all heads
+# Shares of attention in memory: as many as a CPU's cache holds, or as occupy a GPU.
+_SHARES_ON_CPU, _SHARES_ON_GPU = 1 << 20, 1 << 27
 
 
 def parse(names: str) -> tuple[str, ...]:
@@ -35,6 +38,21 @@ class Span:
     stop: int
     first: int  # first pooled token
     last: int  # one past the last
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Run:
+    """Consecutive texts of one length, pooled alike: a GPU is not to be asked for each alone."""
+
+    start: int  # first token of the first text
+    texts: int
+    length: int  # tokens a text
+    pooled: slice  # of the tokens of each text
+
+    def of(self, values: Float[torch.Tensor, "t ..."]) -> Float[torch.Tensor, "c length ..."]:
+        """What belongs to its tokens, text by text."""
+        stop = self.start + self.texts * self.length
+        return values[self.start : stop].unflatten(0, (self.texts, self.length))
 
 
 @torch.inference_mode()
@@ -57,43 +75,63 @@ def pool(
       attention: the last block's, needed for `attentional`.
     """
     found: dict[str, list[torch.Tensor]] = {pooling: [] for pooling in poolings}
-    for span in spans:
-        pooled = states[span.first : span.last].float()
+    heads = len(attention.query) if attention and "attentional" in found else 0
+    for run in _runs(spans, heads, states.device.type):
+        pooled = run.of(states)[:, run.pooled].float()  # [c, T, e]
+        positions = torch.arange(1, pooled.shape[1] + 1, device=states.device, dtype=torch.float32)
         weights = {}
         if "mean" in found:
-            weights["mean"] = torch.full((len(pooled),), 1 / len(pooled), device=pooled.device)
+            weights["mean"] = torch.ones_like(positions) / len(positions)
         if "positional" in found:
-            positions = torch.arange(1, len(pooled) + 1, device=pooled.device, dtype=torch.float32)
             weights["positional"] = positions / positions.sum()
         if "attentional" in found:
             assert attention is not None  # asked for by the caller of a network that has it
-            weights["attentional"] = attention_received(attention, span)
+            weights["attentional"] = attention_received(attention, run)
         if weights:
-            sums = torch.stack(list(weights.values())) @ pooled
-            for pooling, embedding in zip(weights, sums, strict=True):
-                found[pooling].append(embedding)
+            rows = [weight.expand(pooled.shape[:2]) for weight in weights.values()]
+            sums = torch.stack(rows, 1) @ pooled
+            for pooling, embeddings in zip(weights, sums.unbind(1), strict=True):
+                found[pooling].append(embeddings)
         if "max" in found:
-            found["max"].append(pooled.amax(0))
+            found["max"].append(pooled.amax(1))
         if "last" in found:
-            found["last"].append(pooled[-1])
-    return {pooling: torch.stack(embeddings) for pooling, embeddings in found.items()}
+            found["last"].append(pooled[:, -1])
+    return {pooling: torch.cat(embeddings) for pooling, embeddings in found.items()}
 
 
-def attention_received(attention: LastAttention, span: Span) -> Float[torch.Tensor, "pooled"]:
+def attention_received(attention: LastAttention, run: Run) -> Float[torch.Tensor, "c pooled"]:
     """The share of attention that each pooled token receives from all pooled tokens; sums to 1.
 
     These are the column means of A, which are all that mean_i (A X)_i needs: A itself is made some
     rows at a time and never kept.
     """
-    key = attention.key[:, span.start : span.stop].float()
-    key = key.repeat_interleave(len(attention.query) // len(key), dim=0)  # [n, T, h]
-    pooled = slice(span.first - span.start, span.last - span.start)
-    received = torch.zeros(pooled.stop - pooled.start, device=key.device)
-    for start in range(pooled.start, pooled.stop, _ROWS_AT_ONCE):
-        rows = slice(start, min(start + _ROWS_AT_ONCE, pooled.stop))
-        query = attention.query[:, span.start + rows.start : span.start + rows.stop].float()
-        scores = query @ key.transpose(1, 2) * attention.scaling  # [n, rows, T]
-        seen = visible(rows, key.shape[1], attention.causal, attention.sliding_window, key.device)
-        shares = scores.masked_fill(~seen, -torch.inf).softmax(-1).mean(0)[:, pooled]
-        received += (shares / shares.sum(1, keepdim=True)).sum(0)
-    return received / len(received)
+    query, key = (  # [n, c, length, h], [g, c, length, h]
+        run.of(part.transpose(0, 1)).permute(2, 0, 1, 3)
+        for part in (attention.query, attention.key)
+    )
+    key = key.float().repeat_interleave(len(query) // len(key), dim=0)
+    pooled = run.pooled.stop - run.pooled.start
+    received = torch.zeros(run.texts, pooled, device=key.device)
+    for start in range(run.pooled.start, run.pooled.stop, _ROWS_AT_ONCE):
+        rows = slice(start, min(start + _ROWS_AT_ONCE, run.pooled.stop))
+        scores = query[:, :, rows].float() @ key.mT * attention.scaling  # [n, c, rows, length]
+        seen = visible(rows, run.length, attention.causal, attention.sliding_window, key.device)
+        shares = scores.masked_fill(~seen, -torch.inf).softmax(-1).mean(0)[..., run.pooled]
+        received += (shares / shares.sum(-1, keepdim=True)).sum(1)
+    return received / pooled
+
+
+def _runs(spans: Sequence[Span], heads: int, device_type: str) -> Iterator[Run]:
+    """All texts in order, as many at a time as their attention of `heads` heads allows."""
+
+    def kind(span: Span) -> tuple[int, int, int]:
+        return span.stop - span.start, span.first - span.start, span.last - span.start
+
+    at_once = _SHARES_ON_CPU if device_type == "cpu" else _SHARES_ON_GPU
+    for (length, first, last), group in itertools.groupby(spans, kind):
+        same = list(group)
+        shares = heads * min(length, _ROWS_AT_ONCE) * length
+        most = max(1, at_once // shares) if shares else len(same)
+        for index in range(0, len(same), most):
+            texts = min(most, len(same) - index)
+            yield Run(same[index].start, texts, length, slice(first, last))

@@ -62,6 +62,7 @@ class BenchConfig:
 
 def run(config: BenchConfig) -> None:
     """Measures, prints a table, and writes the JSON."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs some of a GPU
     train_config = TrainConfig(corpus="-", store=("-",), output="-")
     data = _random_data(config.reviews)
     ours = _Ours(train_config, data, config.steps)

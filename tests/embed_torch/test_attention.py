@@ -85,11 +85,23 @@ def test_attention_made_some_rows_at_a_time_is_the_same(tmp_path, monkeypatch):
     packed, eager = _phi3(tmp_path, sliding_window=7)
     (text,) = _texts((45,))
     _, last = attention.states_of(packed, [text])
-    (span,) = Batch([text], (4, 2), ("mean",)).spans()
     monkeypatch.setattr(pooling, "_ROWS_AT_ONCE", 8)
     a = _alone(eager, text)[1][4:43, 4:43]
     expected = (a / a.sum(1, keepdim=True)).mean(0)
-    np.testing.assert_allclose(pooling.attention_received(last, span), expected, atol=1e-6)
+    run = pooling.Run(start=0, texts=1, length=45, pooled=slice(4, 43))
+    np.testing.assert_allclose(pooling.attention_received(last, run)[0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("at_once", [1, 4 * 9 * 9 * 2])
+def test_texts_of_one_length_pooled_some_at_a_time_are_the_same(tmp_path, monkeypatch, at_once):
+    packed, _ = _phi3(tmp_path)
+    texts = _texts((9, 9, 9, 9, 9, 5, 5, 9))
+    states, last = attention.states_of(packed, texts)
+    spans = Batch(texts, (3, 1), pooling.POOLINGS).spans()
+    together = pooling.pool(states, spans, pooling.POOLINGS, last)
+    monkeypatch.setattr(pooling, "_SHARES_ON_CPU", at_once)
+    for kind, values in pooling.pool(states, spans, pooling.POOLINGS, last).items():
+        torch.testing.assert_close(values, together[kind])
 
 
 @pytest.mark.parametrize(
