@@ -258,11 +258,10 @@ def minilm_folder() -> Path:
 def device_named(name: str) -> torch.device:
     """The device of --device, which must be there."""
     try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(1, device=device)
+        default = "cuda" if torch.cuda.is_available() else "cpu"
+        return torch.empty(1, device=name or default).device  # of "cuda", the GPU that it means
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for CUDA
         raise UserError(f"--device={name}: {error}") from None
-    return device
 
 
 def _load(loading: Loading, device: torch.device) -> transformers.PreTrainedModel:

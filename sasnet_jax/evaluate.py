@@ -218,5 +218,5 @@ def _write(
 
 
 if __name__ == "__main__":
-    compilation.keep_compiled_programs()
+    compilation.set_up()
     cli.main(EvaluateConfig, run, "Trained runs -> metrics, predictions, comparison.")

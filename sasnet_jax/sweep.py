@@ -311,5 +311,5 @@ class _Sweep:
 
 
 if __name__ == "__main__":
-    compilation.keep_compiled_programs()
+    compilation.set_up()
     cli.main(SweepConfig, run, "Corpus + stores + declared space -> the best settings of train.")

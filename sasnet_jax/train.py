@@ -5,5 +5,5 @@ from sasnet_jax.training import compilation, loop
 from sasnet_jax.training.config import TrainConfig
 
 if __name__ == "__main__":
-    compilation.keep_compiled_programs()
+    compilation.set_up()
     cli.main(TrainConfig, loop.train, "Corpus + embedding store -> trained run.")

@@ -41,7 +41,7 @@ from sasnet_jax.cli import UserError, setting
 from sasnet_jax.data import embeddings
 from sasnet_jax.data.corpus import Corpus, read_corpus
 from sasnet_jax.data.interactions import Context, Contexts
-from sasnet_jax.training import batches, devices, loop, step
+from sasnet_jax.training import batches, compilation, devices, loop, step
 from sasnet_jax.training.config import TrainConfig
 
 _DIM = 3072
@@ -63,6 +63,7 @@ class BenchConfig:
 def run(config: BenchConfig) -> None:
     """Measures, prints a table, and writes the JSON."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs some of a GPU
+    compilation.set_up()
     train_config = TrainConfig(corpus="-", store=("-",), output="-")
     data = _random_data(config.reviews)
     ours = _Ours(train_config, data, config.steps)

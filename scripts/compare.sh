@@ -3,18 +3,19 @@
 # stars, and, as the paper very probably did, with the target included (leaky); each is compared with the
 # baselines under the same rule. What is trained and fitted is reused.
 #
-#   scripts/compare.sh FOLDER FLAGFILE STORE [OTHER_STORE...]
+#   scripts/compare.sh FOLDER FLAGFILE STORE[,STORE...] [OTHER_STORE...]
 #
 # FOLDER holds corpus/ and embeddings/STORE; it gets baselines_exclude/, baselines_include/, runs/ and, of
-# each kind, comparison_KIND/. SASNet trains on STORE, the baselines use all of them. SEEDS="0 1 2" trains
-# that many networks of each kind, five by default; KINDS="text" only those.
+# each kind, comparison_KIND/. SASNet trains on STORE (several side by side), the baselines on each of all
+# stores. SEEDS="0 1 2" trains that many networks of each kind, five by default; KINDS="text" only those.
 set -euo pipefail
 [ $# -ge 3 ] || { sed -n '/^#   /s/^#   //p' "$0" >&2; exit 2; }
 work=$(realpath "$1")
 flagfile=$(realpath "$2")
-store=$3
-stores=()
-for name in "${@:3}"; do stores+=(--store="$work/embeddings/$name"); done
+read_by_sasnet=()
+for name in ${3//,/ }; do read_by_sasnet+=(--store="$work/embeddings/$name"); done
+stores=("${read_by_sasnet[@]}")
+for name in "${@:4}"; do stores+=(--store="$work/embeddings/$name"); done
 cd "$(dirname "$0")/.."
 python=${SASNET_VENV:-.venv}/bin/python
 seeds=${SEEDS:-0 1 2 3 4}
@@ -36,7 +37,7 @@ for kind in ${KINDS:-text stars included}; do
     run=$work/runs/${kind}_seed$seed
     step "SASNet, $kind, seed $seed" \
       "$python" -m sasnet_jax.train --flagfile="$flagfile" --corpus="$work/corpus" \
-      --store="$work/embeddings/$store" "${flags[@]}" --seed="$seed" --output="$run"
+      "${read_by_sasnet[@]}" "${flags[@]}" --seed="$seed" --output="$run"
     runs+=(--run="$run")
   done
   step "SASNet, $kind, against the baselines" \

@@ -1,4 +1,4 @@
-"""Keeps compiled programs between processes, so that a second start does not compile again."""
+"""Sets JAX up before its first use, for commands that train or predict."""
 
 import os
 from pathlib import Path
@@ -6,9 +6,25 @@ from pathlib import Path
 import jax
 
 
-def keep_compiled_programs() -> None:
-    """Uses $JAX_COMPILATION_CACHE_DIR where set, else `sasnet` in the user's cache folder."""
+def set_up() -> None:
+    """Has JAX keep compiled programs, and compute the same whenever it computes again.
+
+    To be called before JAX looks for devices.
+    """
+    _keep_compiled_programs()
+    _compute_the_same_again()
+
+
+def _keep_compiled_programs() -> None:
+    """In $JAX_COMPILATION_CACHE_DIR where set, else in `sasnet` of the user's cache folder."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(caches / "sasnet" / "jax"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _compute_the_same_again() -> None:
+    """On a GPU: its kernels otherwise add in any order, and are chosen by timing them."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "xla_gpu_deterministic_ops" not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()

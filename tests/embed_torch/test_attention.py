@@ -176,6 +176,24 @@ def test_any_network_gives_what_it_gives_alone(config_class, overrides, packs):
         start += len(ids)
 
 
+def test_only_norms_that_are_rms_norms_are_replaced():
+    class Other(torch.nn.Module):  # as Gemma's: one plus the weight
+        variance_epsilon = 1e-6
+
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(0.3 * torch.ones(32))
+
+        def forward(self, states):
+            return torch.nn.functional.rms_norm(states, (32,), 1 + self.weight, 1e-6)
+
+    network = _small(transformers.LlamaConfig)
+    other = network.layers[1].input_layernorm = Other()
+    assert attention.use_packed_attention(network)
+    norms = [m for m in network.modules() if isinstance(m, torch.nn.RMSNorm)]
+    assert len(norms) == 4 and network.layers[1].input_layernorm is other
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", NETWORKS)

@@ -14,7 +14,7 @@ from conftest import ROOT, SMALL, assert_one_line_mistake, run_command
 
 from sasnet_jax import files
 from sasnet_jax.cli import UserError
-from sasnet_jax.training import devices, loop, run_folder, step
+from sasnet_jax.training import compilation, devices, loop, run_folder, step
 
 SETTINGS = SMALL | {
     "review_features": "text+stars",
@@ -84,6 +84,36 @@ def test_neither_devices_nor_the_place_of_the_table_change_the_training(
     result = run_command("sasnet_jax.train", *arguments, env=_environment(count))
     assert result.returncode == 0, result.stderr
     _assert_close(_state(run), one_device)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--xla_a=1", "--xla_a=1 --xla_gpu_deterministic_ops=true"),
+        ("--xla_gpu_deterministic_ops=false", "--xla_gpu_deterministic_ops=false"),
+    ],
+)
+def test_a_gpu_is_told_to_compute_the_same_again_but_by_who_knows_better(
+    monkeypatch, flags, expected
+):
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    compilation.set_up()
+    assert os.environ["XLA_FLAGS"] == expected
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU (JAX_PLATFORMS=cuda)")
+def test_a_gpu_trains_the_same_again_where_it_compiles_anew(world, tmp_path):
+    states = []
+    for name in ("once", "again"):
+        environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / f"{name}-compiled")}
+        result = run_command(
+            "sasnet_jax.train", *_arguments(world, tmp_path / name), env=environment
+        )
+        assert result.returncode == 0, result.stderr
+        states.append(_state(tmp_path / name))
+    for once, again in zip(*(leaves for leaves, _ in states), strict=True):
+        np.testing.assert_array_equal(once, again)
+    assert states[0][1] == states[1][1]
 
 
 SHOW_PLACES = """
