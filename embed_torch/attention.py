@@ -10,6 +10,7 @@ Shapes: t tokens of all texts, n heads, g key-value heads, h head width, e embed
 """
 
 import dataclasses
+import inspect
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -45,7 +46,7 @@ class Texts:
         self.boundaries = _to(device, torch.tensor(self.offsets, dtype=torch.int32))
         self.last: LastAttention | None = None  # of the latest block
 
-    def runs(self) -> list[tuple[int, int, int]]:
+    def of_one_length(self) -> list[tuple[int, int, int]]:
         """(first token, texts, tokens a text) of consecutive texts of one length."""
         found, start = [], 0
         for length, group in itertools.groupby(self.lengths):
@@ -72,7 +73,7 @@ def states_of(
     no_cache = {"use_cache": False} if hasattr(network.config, "use_cache") else {}
     if network.config._attn_implementation != NAME:
         parts = []
-        for start, count, length in texts.runs():
+        for start, count, length in texts.of_one_length():
             ids = flat[start : start + count * length].view(count, length)
             parts.append(network(input_ids=ids, **no_cache).last_hidden_state.flatten(0, 1))
         return torch.cat(parts), None
@@ -95,12 +96,11 @@ def _to(device: torch.device, values: torch.Tensor) -> torch.Tensor:
 def use_packed_attention(network: transformers.PreTrainedModel) -> bool:
     """Lets a network run over packed texts, if it then does what it does over single ones.
 
-    Its RMS norms become PyTorch's in any case.
+    Its RMS norms become PyTorch's then.
 
     Returns:
-      Whether it does. If not, its attention is left as it was.
+      Whether it does. If not, the network is left as it was.
     """
-    _fuse_norms(network)
     own = network.config._attn_implementation
     generator = torch.Generator().manual_seed(0)
     vocabulary = network.config.vocab_size
@@ -108,6 +108,7 @@ def use_packed_attention(network: transformers.PreTrainedModel) -> bool:
         torch.randint(vocabulary, (length,), generator=generator).tolist() for length in (9, 5, 5)
     ]
     alone = torch.cat([states_of(network, [ids])[0] for ids in batch]).float()
+    replaced = _fuse_norms(network)
     try:
         network.set_attn_implementation(NAME)
         together, last = states_of(network, batch)
@@ -118,23 +119,42 @@ def use_packed_attention(network: transformers.PreTrainedModel) -> bool:
     if last is not None and (difference <= tolerance).all():
         return True
     network.set_attn_implementation(own)
+    for parent, name, norm in replaced:
+        setattr(parent, name, norm)
     return False
 
 
-def _fuse_norms(network: torch.nn.Module) -> None:
-    """RMS norms by PyTorch's kernel, one pass over the states; Hugging Face's own takes six."""
+def _fuse_norms(network: torch.nn.Module) -> list[tuple[torch.nn.Module, str, torch.nn.Module]]:
+    """RMS norms by PyTorch's kernel: one pass over the states on a GPU, not Hugging Face's six.
+
+    Returns:
+      What was replaced: parent, name, and the norm that was there.
+    """
+    replaced = []
     for parent in list(network.modules()):
-        norm: Any
         for name, norm in list(parent.named_children()):
-            if not hasattr(norm, "variance_epsilon"):
-                continue
-            fused = torch.nn.RMSNorm(norm.weight.shape, norm.variance_epsilon, device="meta")
-            fused.weight = norm.weight
-            states = torch.linspace(-3, 3, 2 * norm.weight.numel()).view(2, -1).to(norm.weight)
-            with torch.inference_mode():
-                expected, found = norm(states).float(), fused(states).float()
-            if (found - expected).norm() <= 1e-2 * expected.norm():  # some norms are others
+            fused = _fused(norm)
+            if fused is not None:
                 setattr(parent, name, fused)
+                replaced.append((parent, name, norm))
+    return replaced
+
+
+@torch.inference_mode()
+def _fused(norm: Any) -> torch.nn.RMSNorm | None:
+    """PyTorch's norm of the same weight, where it gives the same."""
+    weight: Any = getattr(norm, "weight", None)
+    arguments = list(inspect.signature(norm.forward).parameters)
+    is_plain = isinstance(weight, torch.nn.Parameter) and weight.dim() == 1
+    if not (hasattr(norm, "variance_epsilon") and is_plain and arguments == ["hidden_states"]):
+        return None
+    fused = torch.nn.RMSNorm(weight.shape, norm.variance_epsilon, device="meta")
+    fused.weight = weight
+    states = torch.linspace(-3, 3, 2 * len(weight)).view(2, -1).to(weight)
+    expected, found = norm(states), fused(states)
+    tolerance = 1e-5 if weight.dtype == torch.float32 else 1e-2
+    difference = (found.float() - expected.float()).norm() / expected.float().norm()
+    return fused if found.dtype == expected.dtype and difference <= tolerance else None
 
 
 def _packed_attention(
@@ -161,7 +181,7 @@ def _packed_attention(
     if wanted or (sliding_window is not None and not causal):
         raise ValueError(f"packed attention does not know {wanted or 'two-sided windows'}")
     packed_texts.last = LastAttention(query[0], key[0], scaling, causal, sliding_window)
-    attend = _by_runs
+    attend = _by_length
     if query.is_cuda and query.dtype != torch.float32:  # flash attention knows no float32
         attend = _flash
     return attend(query[0], key[0], value[0], packed_texts)[None], None
@@ -193,7 +213,7 @@ def _flash(
     return attended
 
 
-def _by_runs(
+def _by_length(
     query: Float[torch.Tensor, "n t h"],
     key: Float[torch.Tensor, "g t h"],
     value: Float[torch.Tensor, "g t h"],
@@ -203,7 +223,7 @@ def _by_runs(
     assert texts.last is not None  # set by the caller
     causal, window = texts.last.causal, texts.last.sliding_window
     parts = []
-    for start, count, length in texts.runs():
+    for start, count, length in texts.of_one_length():
         run = slice(start, start + count * length)
         q, k, v = (  # [count, n, length, h]
             states[:, run].unflatten(1, (count, length)).transpose(0, 1)

@@ -28,7 +28,7 @@ from embed_torch.cli import UserError
 
 Result = dict[str, np.ndarray] | None
 _STOP_SECONDS = 5.0
-_RAY_STOP_SECONDS = 60.0  # it answers late while its actors start
+_RAY_STOP_SECONDS = 60.0  # Ray ends late while its actors start
 _MOST_DEATHS = 2  # of workers over one task, before the task is to blame
 
 
@@ -228,7 +228,7 @@ class RayData(Engine):
             yield tasks[row["window"], row["name"]], row["result"]
 
     def stop(self) -> None:
-        """Ends the actors, and Ray if it was begun for them."""
+        """Ends the actors and Ray."""
         self._results = iter(())
         for thread in threading.enumerate():
             if thread.name.startswith("StreamingExecutor"):

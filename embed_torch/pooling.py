@@ -1,8 +1,11 @@
 """Sentence embeddings from token states (paper section 2.2; DESIGN section 4).
 
 In: the states [t, e] of packed texts, and which tokens of each are pooled. Out: one vector [e] a
-text and pooling, in float32. Texts of one length are pooled together, but none touches another's
-result.
+text and pooling, in float32. Texts of one length are pooled together; beyond rounding, none touches
+another's result.
+
+Shapes: t tokens of all texts, e embedding width, b texts, k of them of one length l, p tokens of
+each that are pooled, n heads, g key-value heads, h head width.
 """
 
 import dataclasses
@@ -17,9 +20,9 @@ from embed_torch.attention import LastAttention, visible
 
 Pooling = Literal["mean", "max", "last", "positional", "attentional"]
 POOLINGS: tuple[str, ...] = get_args(Pooling)
-_ROWS_AT_ONCE = 128  # of a text, whose attention is in memory, of all heads
-# Shares of attention in memory: as many as a CPU's cache holds, or as occupy a GPU.
-_SHARES_ON_CPU, _SHARES_ON_GPU = 1 << 20, 1 << 27
+_ROWS_AT_ONCE = 128  # queries of each text whose attention, of all heads, is held at once
+# Numbers of such attention held at once: as many as a CPU's cache holds, or as occupy a GPU.
+_SHARES_ON_CPU, _SHARES_ON_GPU = 1 << 20, 1 << 25
 
 
 def parse(names: str) -> tuple[str, ...]:
@@ -41,15 +44,15 @@ class Span:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Run:
-    """Consecutive texts of one length, pooled alike: a GPU is not to be asked for each alone."""
+class Alike:
+    """Consecutive texts of one length, pooled over the same tokens: by one kernel for all."""
 
     start: int  # first token of the first text
-    texts: int
-    length: int  # tokens a text
+    texts: int  # k
+    length: int  # l, tokens of each text
     pooled: slice  # of the tokens of each text
 
-    def of(self, values: Float[torch.Tensor, "t ..."]) -> Float[torch.Tensor, "c length ..."]:
+    def of(self, values: Float[torch.Tensor, "t ..."]) -> Float[torch.Tensor, "k l ..."]:
         """What belongs to its tokens, text by text."""
         stop = self.start + self.texts * self.length
         return values[self.start : stop].unflatten(0, (self.texts, self.length))
@@ -76,8 +79,8 @@ def pool(
     """
     found: dict[str, list[torch.Tensor]] = {pooling: [] for pooling in poolings}
     heads = len(attention.query) if attention and "attentional" in found else 0
-    for run in _runs(spans, heads, states.device.type):
-        pooled = run.of(states)[:, run.pooled].float()  # [c, T, e]
+    for alike in _alike(spans, heads, states.device.type):
+        pooled = alike.of(states)[:, alike.pooled].float()  # [k, p, e]
         positions = torch.arange(1, pooled.shape[1] + 1, device=states.device, dtype=torch.float32)
         weights = {}
         if "mean" in found:
@@ -86,7 +89,7 @@ def pool(
             weights["positional"] = positions / positions.sum()
         if "attentional" in found:
             assert attention is not None  # asked for by the caller of a network that has it
-            weights["attentional"] = attention_received(attention, run)
+            weights["attentional"] = attention_received(attention, alike)
         if weights:
             rows = [weight.expand(pooled.shape[:2]) for weight in weights.values()]
             sums = torch.stack(rows, 1) @ pooled
@@ -99,29 +102,29 @@ def pool(
     return {pooling: torch.cat(embeddings) for pooling, embeddings in found.items()}
 
 
-def attention_received(attention: LastAttention, run: Run) -> Float[torch.Tensor, "c pooled"]:
+def attention_received(attention: LastAttention, alike: Alike) -> Float[torch.Tensor, "k p"]:
     """The share of attention that each pooled token receives from all pooled tokens; sums to 1.
 
     These are the column means of A, which are all that mean_i (A X)_i needs: A itself is made some
     rows at a time and never kept.
     """
-    query, key = (  # [n, c, length, h], [g, c, length, h]
-        run.of(part.transpose(0, 1)).permute(2, 0, 1, 3)
+    query, key = (  # [n, k, l, h], [g, k, l, h]
+        alike.of(part.transpose(0, 1)).permute(2, 0, 1, 3)
         for part in (attention.query, attention.key)
     )
     key = key.float().repeat_interleave(len(query) // len(key), dim=0)
-    pooled = run.pooled.stop - run.pooled.start
-    received = torch.zeros(run.texts, pooled, device=key.device)
-    for start in range(run.pooled.start, run.pooled.stop, _ROWS_AT_ONCE):
-        rows = slice(start, min(start + _ROWS_AT_ONCE, run.pooled.stop))
-        scores = query[:, :, rows].float() @ key.mT * attention.scaling  # [n, c, rows, length]
-        seen = visible(rows, run.length, attention.causal, attention.sliding_window, key.device)
-        shares = scores.masked_fill(~seen, -torch.inf).softmax(-1).mean(0)[..., run.pooled]
+    pooled = alike.pooled.stop - alike.pooled.start
+    received = torch.zeros(alike.texts, pooled, device=key.device)
+    for start in range(alike.pooled.start, alike.pooled.stop, _ROWS_AT_ONCE):
+        rows = slice(start, min(start + _ROWS_AT_ONCE, alike.pooled.stop))
+        scores = query[:, :, rows].float() @ key.mT * attention.scaling  # [n, k, rows, l]
+        seen = visible(rows, alike.length, attention.causal, attention.sliding_window, key.device)
+        shares = scores.masked_fill(~seen, -torch.inf).softmax(-1).mean(0)[..., alike.pooled]
         received += (shares / shares.sum(-1, keepdim=True)).sum(1)
     return received / pooled
 
 
-def _runs(spans: Sequence[Span], heads: int, device_type: str) -> Iterator[Run]:
+def _alike(spans: Sequence[Span], heads: int, device_type: str) -> Iterator[Alike]:
     """All texts in order, as many at a time as their attention of `heads` heads allows."""
 
     def kind(span: Span) -> tuple[int, int, int]:
@@ -134,4 +137,4 @@ def _runs(spans: Sequence[Span], heads: int, device_type: str) -> Iterator[Run]:
         most = max(1, at_once // shares) if shares else len(same)
         for index in range(0, len(same), most):
             texts = min(most, len(same) - index)
-            yield Run(same[index].start, texts, length, slice(first, last))
+            yield Alike(same[index].start, texts, length, slice(first, last))

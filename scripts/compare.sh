@@ -12,8 +12,9 @@ set -euo pipefail
 [ $# -ge 3 ] || { sed -n '/^#   /s/^#   //p' "$0" >&2; exit 2; }
 work=$(realpath "$1")
 flagfile=$(realpath "$2")
+IFS=, read -ra names <<<"$3"
 read_by_sasnet=()
-for name in ${3//,/ }; do read_by_sasnet+=(--store="$work/embeddings/$name"); done
+for name in "${names[@]}"; do read_by_sasnet+=(--store="$work/embeddings/$name"); done
 stores=("${read_by_sasnet[@]}")
 for name in "${@:4}"; do stores+=(--store="$work/embeddings/$name"); done
 cd "$(dirname "$0")/.."
@@ -24,8 +25,8 @@ step() { echo; echo "== $1"; shift; "$@"; }
 for kind in ${KINDS:-text stars included}; do
   target_review=exclude
   case $kind in
-    text) flags=() ;;
-    stars) flags=(--review_features=text+stars --bias_term) ;;
+    text) flags=(--target_review=exclude) ;;
+    stars) flags=(--target_review=exclude --review_features=text+stars --bias_term) ;;
     included) target_review=include flags=(--target_review=include --review_loss=0) ;;
     *) echo "error: KINDS are text, stars and included, not $kind" >&2; exit 2 ;;
   esac

@@ -25,6 +25,7 @@ def _keep_compiled_programs() -> None:
 
 def _compute_the_same_again() -> None:
     """On a GPU: its kernels otherwise add in any order, and are chosen by timing them."""
-    flags = os.environ.get("XLA_FLAGS", "")
-    if "xla_gpu_deterministic_ops" not in flags:
+    flags = os.environ.get("XLA_FLAGS", "").strip()
+    is_file = flags and not flags.startswith("-")  # that holds the flags
+    if not is_file and "xla_gpu_deterministic_ops" not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()

@@ -88,8 +88,8 @@ def test_attention_made_some_rows_at_a_time_is_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(pooling, "_ROWS_AT_ONCE", 8)
     a = _alone(eager, text)[1][4:43, 4:43]
     expected = (a / a.sum(1, keepdim=True)).mean(0)
-    run = pooling.Run(start=0, texts=1, length=45, pooled=slice(4, 43))
-    np.testing.assert_allclose(pooling.attention_received(last, run)[0], expected, atol=1e-6)
+    alike = pooling.Alike(start=0, texts=1, length=45, pooled=slice(4, 43))
+    np.testing.assert_allclose(pooling.attention_received(last, alike)[0], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("at_once", [1, 4 * 9 * 9 * 2])
@@ -176,22 +176,48 @@ def test_any_network_gives_what_it_gives_alone(config_class, overrides, packs):
         start += len(ids)
 
 
-def test_only_norms_that_are_rms_norms_are_replaced():
-    class Other(torch.nn.Module):  # as Gemma's: one plus the weight
-        variance_epsilon = 1e-6
+class _OnePlusWeight(torch.nn.Module):
+    """As Gemma's: not what PyTorch's RMS norm computes."""
 
-        def __init__(self):
-            super().__init__()
-            self.weight = torch.nn.Parameter(0.3 * torch.ones(32))
+    variance_epsilon = 1e-6
 
-        def forward(self, states):
-            return torch.nn.functional.rms_norm(states, (32,), 1 + self.weight, 1e-6)
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(0.3 * torch.ones(32))
 
+    def forward(self, hidden_states):
+        return torch.nn.functional.rms_norm(hidden_states, (32,), 1 + self.weight, 1e-6)
+
+
+class _Gated(_OnePlusWeight):
+    """As those of hybrid networks, which want a gate."""
+
+    def forward(self, hidden_states, gate=None):
+        assert gate is None
+        return torch.nn.functional.rms_norm(hidden_states, (32,), self.weight, 1e-6)
+
+
+@pytest.mark.parametrize("other", [_OnePlusWeight, _Gated])
+def test_only_norms_that_are_rms_norms_are_replaced(other):
     network = _small(transformers.LlamaConfig)
-    other = network.layers[1].input_layernorm = Other()
+    kept = network.layers[1].input_layernorm = other()
     assert attention.use_packed_attention(network)
     norms = [m for m in network.modules() if isinstance(m, torch.nn.RMSNorm)]
-    assert len(norms) == 4 and network.layers[1].input_layernorm is other
+    assert len(norms) == 4 and network.layers[1].input_layernorm is kept
+
+
+def test_a_network_that_cannot_be_packed_keeps_its_norms(monkeypatch):
+    network = _small(transformers.LlamaConfig)
+    before, states_of = list(network.modules()), attention.states_of
+
+    def fail_when_packed(network, batch):
+        if network.config._attn_implementation == attention.NAME:
+            raise RuntimeError
+        return states_of(network, batch)
+
+    monkeypatch.setattr(attention, "states_of", fail_when_packed)
+    assert not attention.use_packed_attention(network)
+    assert list(network.modules()) == before
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

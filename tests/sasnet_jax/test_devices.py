@@ -89,13 +89,13 @@ def test_neither_devices_nor_the_place_of_the_table_change_the_training(
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
+        ("", "--xla_gpu_deterministic_ops=true"),
         ("--xla_a=1", "--xla_a=1 --xla_gpu_deterministic_ops=true"),
+        ("flags.txt", "flags.txt"),
         ("--xla_gpu_deterministic_ops=false", "--xla_gpu_deterministic_ops=false"),
     ],
 )
-def test_a_gpu_is_told_to_compute_the_same_again_but_by_who_knows_better(
-    monkeypatch, flags, expected
-):
+def test_deterministic_kernels_are_asked_for_unless_xla_flags_say(monkeypatch, flags, expected):
     monkeypatch.setenv("XLA_FLAGS", flags)
     compilation.set_up()
     assert os.environ["XLA_FLAGS"] == expected
