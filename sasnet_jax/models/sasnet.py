@@ -1,8 +1,9 @@
 """The Siamese AttentionSetNet (paper section 2.4; DESIGN section 4).
 
 In: for each target the sampled reviews of its user and of its business. Out: logits over bad, good
-and excellent, or over five stars. Letters: b batch, s set, e embedding width, d model width, f bias
-features, c classes.
+and excellent, or over five stars. Each side is encoded by itself (`SASNet.encode`); only
+`SASNet.decide` looks at both, so that what is encoded once can meet any number of others. Letters:
+b batch, s set, e embedding width, d model width, f bias features, c classes.
 """
 
 from typing import Literal, NamedTuple
@@ -26,6 +27,21 @@ class ReviewSet(NamedTuple):
     embeddings: Float[Array, "b s e"]
     stars: Float[Array, "b s"] | None
     mask: Bool[Array, "b s"]
+
+
+class Sums(NamedTuple):
+    """What `Match` needs to know of one side."""
+
+    total: Float[Array, "b d"]  # of the projected reviews
+    reviews: Float[Array, "b 1"]  # how many
+
+
+class Encoded(NamedTuple):
+    """One side by itself: all that the network knows of it when it meets the other side."""
+
+    tokens: Float[Array, "b s d"]  # with `cross_attention="pooled"` s = 1, their mean
+    mask: Bool[Array, "b s"]
+    sums: Sums | None  # with `match`
 
 
 class SASNet(nnx.Module):
@@ -116,49 +132,37 @@ class SASNet(nnx.Module):
         bias: Float[Array, "b f"] | None = None,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "b c"]:
-        """Logits. `bias` is for `bias_term`; `key` drives dropout, without one there is none."""
-        parts = len(self.encoder) + 2  # that drop out: the encoder's blocks, cross, hidden
-        keys = [None] * parts if key is None else list(jax.random.split(key, parts))
-        tokens, mask = self._encode(user, business, keys)  # [2b, s, d]
-        if self.cross_attention == "pooled":
-            tokens, mask = masked_mean(tokens, mask)[:, None], mask.any(axis=1, keepdims=True)
-        users, businesses = jnp.split(tokens, 2)
-        user_mask, business_mask = jnp.split(mask, 2)
-        if self.cross is not None:
-            users = self.cross(users, businesses, business_mask, keys[-2])
-        pair = [masked_mean(users, user_mask), masked_mean(businesses, business_mask)]
-        beside = jnp.float32(0)  # logits that do not go through the classifier
-        if self.match is not None and self.classify_match is not None:
-            pair.append(self.match(user, business))
-            beside += self.classify_match(pair[-1])
-        if self.bias is not None:
-            assert bias is not None, "a network with a bias term needs its features"
-            pair.append(bias)
-            beside += self.bias(bias)
-        hidden = jax.nn.gelu(self.hidden(jnp.concatenate(pair, axis=-1)))
-        return self.classify(dropout(hidden, self.dropout, keys[-1])) + beside
+        """Logits. `bias` is for `bias_term`; `key` drives dropout, without one there is none.
+
+        `decide` of what `encode` gives of each side, but in one pass over both.
+        """
+        keys = self._dropout_keys(key)
+        # Joined after the projection, where they are narrow.
+        tokens = jnp.concatenate([self._tokens(user), self._tokens(business)])
+        tokens, mask = self._attend(tokens, jnp.concatenate([user.mask, business.mask]), keys)
+        parts = zip(jnp.split(tokens, 2), jnp.split(mask, 2), (user, business), strict=True)
+        users, businesses = (Encoded(*part, self._sums(side)) for *part, side in parts)
+        return self._decide(users, businesses, bias, keys)
+
+    def encode(self, reviews: ReviewSet) -> Encoded:
+        """One side, users or businesses alike, without dropout; sets of any size s."""
+        tokens, mask = self._attend(self._tokens(reviews), reviews.mask, self._dropout_keys(None))
+        return Encoded(tokens, mask, self._sums(reviews))
+
+    def decide(
+        self, user: Encoded, business: Encoded, bias: Float[Array, "b f"] | None = None
+    ) -> Float[Array, "b c"]:
+        """Logits of each user and the business in the same place, without dropout."""
+        return self._decide(user, business, bias, self._dropout_keys(None))
 
     def ratings(self, reviews: ReviewSet) -> Float[Array, "b s c"]:
         """What each review by itself says of its own stars: logits, for `rate_reviews`."""
         assert self.rate is not None
         return self.rate(self._tokens(reviews._replace(stars=None)))
 
-    def _encode(
-        self, user: ReviewSet, business: ReviewSet, keys: list
-    ) -> tuple[Float[Array, "b2 s d"], Bool[Array, "b2 s"]]:
-        """Contextualised reviews of users, then businesses, and the mask of the valid ones.
-
-        Siamese: one encoder for both. They are joined after the projection, where they are narrow.
-        """
-        tokens = jnp.concatenate([self._tokens(user), self._tokens(business)])
-        mask = jnp.concatenate([user.mask, business.mask])
-        first = jnp.arange(tokens.shape[1])[None] == 0
-        alone = first & ~mask.any(axis=1, keepdims=True)  # stands for "no reviews"
-        tokens = jnp.where(alone[..., None], self.no_reviews[None, None], tokens)
-        mask = mask | alone
-        for block, key in zip(self.encoder, keys[:-2], strict=True):
-            tokens = block(tokens, tokens, mask, key)
-        return tokens, mask
+    def _dropout_keys(self, key: Key[Array, ""] | None) -> list:
+        parts = len(self.encoder) + 2  # that drop out: the encoder's blocks, cross, hidden
+        return [None] * parts if key is None else list(jax.random.split(key, parts))
 
     def _tokens(self, reviews: ReviewSet) -> Float[Array, "b s d"]:
         tokens = jax.nn.gelu(self.project(reviews.embeddings))
@@ -167,6 +171,42 @@ class SASNet(nnx.Module):
             if self.stars is None or reviews.stars is None
             else tokens + self.stars(star_index(reviews.stars))
         )
+
+    def _sums(self, reviews: ReviewSet) -> Sums | None:
+        return None if self.match is None else self.match.sums(reviews)
+
+    def _attend(
+        self, tokens: Float[Array, "b s d"], mask: Bool[Array, "b s"], keys: list
+    ) -> tuple[Float[Array, "b s_or_1 d"], Bool[Array, "b s_or_1"]]:
+        """Contextualized reviews, or their mean where that comes first, and which are valid."""
+        first = jnp.arange(tokens.shape[1])[None] == 0
+        alone = first & ~mask.any(axis=1, keepdims=True)  # stands for "no reviews"
+        tokens = jnp.where(alone[..., None], self.no_reviews[None, None], tokens)
+        mask = mask | alone
+        for block, key in zip(self.encoder, keys[:-2], strict=True):
+            tokens = block(tokens, tokens, mask, key)
+        if self.cross_attention == "pooled":
+            return masked_mean(tokens, mask)[:, None], mask.any(axis=1, keepdims=True)
+        return tokens, mask
+
+    def _decide(
+        self, user: Encoded, business: Encoded, bias: Float[Array, "b f"] | None, keys: list
+    ) -> Float[Array, "b c"]:
+        users = user.tokens
+        if self.cross is not None:
+            users = self.cross(users, business.tokens, business.mask, keys[-2])
+        pair = [masked_mean(users, user.mask), masked_mean(business.tokens, business.mask)]
+        beside = jnp.float32(0)  # logits that do not go through the classifier
+        if self.match is not None and self.classify_match is not None:
+            assert user.sums is not None and business.sums is not None
+            pair.append(self.match(user.sums, business.sums))
+            beside += self.classify_match(pair[-1])
+        if self.bias is not None:
+            assert bias is not None, "a network with a bias term needs its features"
+            pair.append(bias)
+            beside += self.bias(bias)
+        hidden = jax.nn.gelu(self.hidden(jnp.concatenate(pair, axis=-1)))
+        return self.classify(dropout(hidden, self.dropout, keys[-1])) + beside
 
 
 class Match(nnx.Module):
@@ -184,15 +224,20 @@ class Match(nnx.Module):
         self.of_user = nnx.Linear(width, width, rngs=rngs)
         self.of_business = nnx.Linear(width, width, rngs=rngs)
 
-    def __call__(self, user: ReviewSet, business: ReviewSet) -> Float[Array, "b three_d"]:
+    def sums(self, side: ReviewSet) -> Sums:
+        """One side by itself; the average over it is taken once its k is known."""
+        mask = side.mask.astype(jnp.float32)
+        reviews = mask.sum(axis=1, keepdims=True)
+        # The projection of a sum, not the sum of projections: s times less work.
+        total = self.project(jnp.einsum("bse,bs->be", side.embeddings, mask))
+        return Sums(total + reviews * self.usual[...][None], reviews)
+
+    def __call__(self, user: Sums, business: Sums) -> Float[Array, "b three_d"]:
         """Both averages and the product of what each side's is mapped to."""
-        averages = []
-        for side, k in zip((user, business), jax.nn.softplus(self.shrinkage[...]), strict=True):
-            mask = side.mask.astype(jnp.float32)
-            seen = mask.sum(axis=1, keepdims=True)
-            # The projection of a sum, not the sum of projections: s times less work.
-            total = self.project(jnp.einsum("bse,bs->be", side.embeddings, mask))
-            averages.append((total + seen * self.usual[...][None]) / (seen + k[None]))
+        averages = [
+            side.total / (side.reviews + k[None])
+            for side, k in zip((user, business), jax.nn.softplus(self.shrinkage[...]), strict=True)
+        ]
         product = self.of_user(averages[0]) * self.of_business(averages[1])
         return jnp.concatenate([*averages, product], axis=-1)
 

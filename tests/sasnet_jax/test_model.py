@@ -16,6 +16,15 @@ EVERY_NETWORK = pytest.mark.parametrize(
     [("pooled", "text"), ("pooled", "text+stars"), ("set", "text"), ("set", "text+stars")],
 )
 
+SWITCHES = {
+    "cross_attention": ("pooled", "set"),
+    "review_features": ("text", "text+stars"),
+    "encoder": (False, True),
+    "match": (False, True),
+    "bias_term": (False, True),
+    "classes": (3, 5),
+}
+
 
 def _network(
     cross_attention="set", review_features="text+stars", embedding=EMBEDDING, **options
@@ -121,10 +130,39 @@ def test_an_empty_side_is_the_learned_vector(cross_attention, review_features):
 def test_one_encoder_serves_both_sides():
     """Siamese: with the sides exchanged, the encoder gives the sides' tokens exchanged."""
     network, (user, business) = _network(), _sets()
-    tokens, _ = network._encode(user, business, [None] * 4)
-    swapped, _ = network._encode(business, user, [None] * 4)
-    _close(tokens[:6], swapped[6:])
-    _close(tokens[6:], swapped[:6])
+    joined = jax.tree.map(lambda *sides: jnp.concatenate(sides), user, business)
+    swapped = jax.tree.map(lambda *sides: jnp.concatenate(sides), business, user)
+    tokens, swapped_tokens = network.encode(joined).tokens, network.encode(swapped).tokens
+    _close(tokens[:6], swapped_tokens[6:])
+    _close(tokens[6:], swapped_tokens[:6])
+
+
+@pytest.mark.parametrize("switched", [None, *SWITCHES])
+@pytest.mark.parametrize("base", [0, 1])
+def test_the_halves_are_the_whole(base, switched):
+    """Every switch against all others off, and on; empty sides are among the sets, and the sides'
+    sets may be of different sizes.
+    """
+    options = {name: values[base ^ (name == switched)] for name, values in SWITCHES.items()}
+    network = _network(**options)
+    classes, bias_term = options["classes"], options["bias_term"]
+    user, business = _sets()
+    bias = None
+    if bias_term:
+        bias = jnp.asarray(np.random.default_rng(2).normal(size=(6, 2 * classes + 2)), jnp.float32)
+    whole = _logits(network, user, business, bias)
+
+    @jax.jit
+    def halves(params, user, business, bias):
+        network = nnx.merge(graphdef, params)
+        return network.decide(network.encode(user), network.encode(business), bias)
+
+    graphdef, params = nnx.split(network, nnx.Param)
+    longer = jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (0, 4)] + [(0, 0)] * (x.ndim - 2)), user)
+    for some in (user, longer):
+        np.testing.assert_allclose(
+            halves(params, some, business, bias), whole, rtol=1e-6, atol=1e-6
+        )
 
 
 @EVERY_NETWORK
