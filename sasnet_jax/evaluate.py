@@ -1,11 +1,9 @@
 """`python -m sasnet_jax.evaluate`: runs on validation and test, beside baselines."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Float, Int32
 
@@ -14,10 +12,9 @@ from sasnet_jax.cli import UserError, setting
 from sasnet_jax.data import frequencies, interactions
 from sasnet_jax.data.corpus import Corpus, read_corpus
 from sasnet_jax.evaluation import comparison, metrics, predictions
-from sasnet_jax.training import compilation, devices, loop, run_folder, step
+from sasnet_jax.training import compilation, devices, inputs, loop, network, step
 from sasnet_jax.training.batches import Data
-from sasnet_jax.training.checkpoint import Checkpoints
-from sasnet_jax.training.config import TrainConfig
+from sasnet_jax.training.run import Run
 
 _TRUNCATED = (0, 1, 2, 4)  # reviews kept of a history
 
@@ -52,17 +49,17 @@ def run(config: EvaluateConfig) -> None:
     foreign = output.is_file() or any(output.glob("[!.]*"))
     if config.output and foreign and not (output / "comparison.json").exists():
         raise UserError(f"--output={output} holds other files: choose a new folder")
-    descriptions = {name: _finished(Path(name)) for name in config.run}
-    about = _same(descriptions)
+    opened = {name: _finished(name) for name in config.run}
+    about = _same(opened)
     if config.truncate_histories and about["target_review"] == "include":
         raise UserError("--truncate_histories: the runs have the target among their histories")
     made = _baselines(Path(config.baselines), about) if config.baselines else {}
     found = {}
     for name in config.run:
-        found[name] = evaluate(Path(name), config.truncate_histories)
+        found[name] = evaluate(opened[name], config.truncate_histories)
         print(f"written: {name}/evaluation.json, {name}/predictions.parquet")
-    corpus = read_corpus(Path(descriptions[config.run[0]]["config"]["corpus"]))
-    groups = comparison.groups_of(descriptions)
+    corpus = read_corpus(Path(opened[config.run[0]].config.corpus))
+    groups = comparison.groups_of({name: run.description for name, run in opened.items()})
     runs = {name: predictions.read(Path(name) / "predictions.parquet", corpus) for name in found}
     folder = Path(config.baselines) / "predictions"
     baselines = {name: predictions.read(folder / f"{name}.parquet", corpus) for name in made}
@@ -84,34 +81,34 @@ def run(config: EvaluateConfig) -> None:
         _write(output, compared, corpus, groups, runs)
 
 
-def evaluate(folder: Path, truncate_histories: bool = False) -> dict[str, Any]:
+def evaluate(run: Run, truncate_histories: bool = False) -> dict[str, Any]:
     """Predicts validation and test with the best parameters; returns evaluation.json."""
-    config, corpus, data = run_folder.open_run(folder)
+    folder, config = run.folder, run.config
+    corpus, stores = run.open_inputs()
+    data = inputs.build_data(config, corpus, stores, run.transform())
     rows = np.concatenate([corpus.rows(split) for split in predictions.EVALUATED])
     remedy = f"evaluate {folder} on a device like the one that trained it"
     with devices.enough_memory(data.tables, remedy):
-        predictor = _Predictor(folder, config, data)
-        probability = predictor(rows)
+        predict = _RowPredictor(run, data)
+        probability = predict(rows)
         predictions.write(folder / "predictions.parquet", corpus, rows, probability)
         found = predictions.summarize(corpus, rows, probability)
         found |= {"target_review": config.target_review, "corpus_sha256": corpus.sha256}
         if truncate_histories:
-            found["truncated_histories"] = _truncated(folder, corpus, data, predictor)
+            found["truncated_histories"] = _truncated(folder, corpus, data, predict)
     files.write_json(folder / "evaluation.json", found)
     return found
 
 
-class _Predictor:
-    """The best parameters of a run, compiled once."""
+class _RowPredictor:
+    """The best parameters of a run over the reviews of its corpus, compiled once."""
 
-    def __init__(self, folder: Path, config: TrainConfig, data: Data):
-        self.config, self.mesh = config, devices.mesh_of_all()
-        self.functions = step.build(config, self.mesh, data.embedding_dim, total_steps=1)
-        checkpoints = Checkpoints(folder, read_only=True)
-        params = checkpoints.restore_best(jax.device_get(self.functions.init().params))
-        checkpoints.close()
-        self.params = devices.place(self.mesh, params)
-        self.data = loop.on_devices(config, self.mesh, data)
+    def __init__(self, run: Run, data: Data):
+        self.mesh = devices.mesh_of_all()
+        self.functions = step.build(run.config, self.mesh, data.embedding_dim, total_steps=1)
+        _, like = network.definition(run.config, data.embedding_dim)
+        self.params = devices.place(self.mesh, run.best_params(like))
+        self.data = loop.on_devices(run.config, self.mesh, data)
 
     def __call__(self, rows: Int32[np.ndarray, "n"], **changed: Any) -> Float[np.ndarray, "n c"]:
         """Probabilities, with some of the data changed."""
@@ -120,7 +117,7 @@ class _Predictor:
 
 
 def _truncated(
-    folder: Path, corpus: Corpus, data: Data, predict: _Predictor
+    folder: Path, corpus: Corpus, data: Data, predict: _RowPredictor
 ) -> dict[str, dict[str, Any]]:
     """Metrics of the test reviews, by how much of the users' histories is seen.
 
@@ -149,42 +146,36 @@ def _truncated(
     return found
 
 
-def _finished(run: Path) -> dict[str, Any]:
-    """config.json of a run.
-
-    Raises:
-      UserError: it is absent, or its training is not at its end.
-    """
-    description = run_folder.read_description(run)
-    config = run_folder.config_of(description)
-    path = run / "metrics.jsonl"
-    lines = path.read_bytes().splitlines() if path.exists() else []
-    last = json.loads(lines[-1]) if lines else {"epoch": 0, "best_epoch": 0}
-    if last["epoch"] < config.epochs and last["epoch"] - last["best_epoch"] < config.patience:
+def _finished(name: str) -> Run:
+    """Opens a run; refuses, by a UserError, one whose training is not at its end."""
+    run = Run(name)
+    if not run.finished:
         raise UserError(
-            f"run {run} is unfinished, after {last['epoch']} of at most {config.epochs} epochs: "
+            f"run {run} is unfinished, after {run.epochs} of at most {run.config.epochs} epochs: "
             "run train again"
         )
-    return description
+    return run
 
 
-def _same(descriptions: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _same(runs: dict[str, Run]) -> dict[str, Any]:
     """What all runs have in common, so that they can be compared.
 
     Raises:
       UserError: they have not.
     """
-    keys = {name: (one["corpus_sha256"], one["config"]) for name, one in descriptions.items()}
     about = [
-        {"corpus_sha256": sha256, **{k: config[k] for k in ("target_review", "classes")}}
-        for sha256, config in keys.values()
+        {
+            "corpus_sha256": run.corpus_sha256,
+            "target_review": run.config.target_review,
+            "classes": run.config.classes,
+        }
+        for run in runs.values()
     ]
-    for name, one in zip(descriptions, about, strict=True):
+    for name, one in zip(runs, about, strict=True):
         for key, value in one.items():
             if value != about[0][key]:
                 raise UserError(
-                    f"run {name} has another {key} than run {next(iter(descriptions))}: "
-                    "evaluate them apart"
+                    f"run {name} has another {key} than run {next(iter(runs))}: evaluate them apart"
                 )
     return about[0]
 

@@ -19,7 +19,7 @@ from sasnet_jax.data.interactions import TargetReview
 from sasnet_jax.evaluation import comparison, predictions
 from sasnet_jax.evaluation.baseline_models import ORACLE
 from sasnet_jax.evaluation.protocol import AveragesOver
-from sasnet_jax.training import run_folder
+from sasnet_jax.training.run import Run
 
 _EITHER: tuple[TargetReview, ...] = ("exclude", "include")
 
@@ -153,24 +153,28 @@ def _runs(config: LeakageConfig, corpus_sha256: str) -> dict[str, dict[str, floa
     Raises:
       UserError: a run is of another corpus or classes, or was not evaluated.
     """
-    descriptions = {name: run_folder.read_description(Path(name)) for name in config.run}
+    runs = {name: Run(name) for name in config.run}
     accuracy = {}
-    for name, description in descriptions.items():
-        path = Path(name) / "evaluation.json"
-        found = files.read_json(path, f"python -m sasnet_jax.evaluate --run={name}", ("test",))
-        if found["corpus_sha256"] != corpus_sha256:
+    for name, run in runs.items():
+        if run.corpus_sha256 != corpus_sha256:
             raise UserError(f"run {name} is of another corpus than {config.corpus}")
-        if description["config"]["classes"] != 3:
+        if run.config.classes != 3:
             raise UserError(f"run {name} predicts other classes than the paper's three")
-        accuracy[name] = found["test"]["accuracy"]
+        if run.evaluation is None:
+            raise UserError(
+                f"run {name} has no evaluation of its best epoch: "
+                f"python -m sasnet_jax.evaluate --run={name}"
+            )
+        accuracy[name] = run.evaluation["test"]["accuracy"]
     rows: dict[str, dict[str, float | None]] = {}
+    descriptions = {name: run.description for name, run in runs.items()}
     for group in comparison.groups_of(descriptions, free=("seed", "target_review")):
         rows[group.name] = {}
         for target_review in _EITHER:
             values = [
                 accuracy[name]
                 for name in group.runs
-                if descriptions[name]["config"]["target_review"] == target_review
+                if runs[name].config.target_review == target_review
             ]
             rows[group.name][target_review] = float(np.mean(values)) if values else None
     return rows

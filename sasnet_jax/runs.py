@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,10 +10,11 @@ from typing import Any, Literal, TypeAlias
 
 from tqdm import tqdm
 
-from sasnet_jax import cli, files
+from sasnet_jax import cli
 from sasnet_jax.cli import UserError, setting
 from sasnet_jax.evaluation import predictions
-from sasnet_jax.training import plots, run_folder
+from sasnet_jax.training import plots
+from sasnet_jax.training.run import Run
 
 Column: TypeAlias = Literal[
     "name",
@@ -112,14 +112,9 @@ def look(name: str, path: Path) -> Listed:
     try:
         if not (path / "config.json").is_file():
             raise UserError("holds no run")
-        description = run_folder.read_description(path)
-        records = run_folder.read_metrics(path)
-        return Listed(
-            name=name,
-            columns={"name": name} | _columns(path, description, records),
-            settings=_settings(description),
-            records=records,
-        )
+        one = Run(path)
+        columns = {"name": name} | _columns(one)
+        return Listed(name=name, columns=columns, settings=_settings(one), records=one.curve)
     except UserError as error:
         return Listed(name=name, problem=str(error))
     except OSError as error:
@@ -128,28 +123,12 @@ def look(name: str, path: Path) -> Listed:
         return Listed(name=name, problem=f"damaged, or not a run ({error!r})")
 
 
-def _columns(
-    path: Path, description: dict[str, Any], records: list[dict[str, Any]]
-) -> dict[str, Any]:
-    config = run_folder.config_of(description)
-    best: dict[str, Any] = dict.fromkeys(("epoch", "validation_log_loss", "validation_accuracy"))
-    state = "never evaluated"
-    if records:
-        epoch = records[-1]["epoch"]
-        best = records[records[-1]["best_epoch"] - 1]
-        ended = config.ends(epoch, best["epoch"])
-        state = "finished" if ended else f"epoch {epoch} of {config.epochs}"
-    tested = {}
-    if (path / "evaluation.json").exists():
-        made_by = "python -m sasnet_jax.evaluate"
-        evaluation = files.read_json(path / "evaluation.json", made_by, predictions.EVALUATED)
-        evaluated = evaluation["validation"]["log_loss"]
-        if best["epoch"] and math.isclose(evaluated, best["validation_log_loss"], rel_tol=1e-3):
-            tested = evaluation["test"]
-        else:  # the run went on after its evaluation
-            state += ", evaluate again"
+def _columns(one: Run) -> dict[str, Any]:
+    config = one.config
+    best = one.best or dict.fromkeys(("epoch", "validation_log_loss", "validation_accuracy"))
+    tested = one.evaluation["test"] if one.evaluation else {}
     return {
-        "state": state,
+        "state": one.state,
         "inputs": "text+stars" if config.sees_stars else "text",
         "protocol": predictions.LEAKY if config.target_review == "include" else "target excluded",
         "best_epoch": best["epoch"],
@@ -158,19 +137,19 @@ def _columns(
         "test_accuracy": tested.get("accuracy"),
         "test_macro_f1": tested.get("macro_f1"),
         "seed": config.seed,
-        "corpus": description["corpus_sha256"][:_SHORT_HASH],
+        "corpus": one.corpus_sha256[:_SHORT_HASH],
     }
 
 
-def _settings(description: dict[str, Any]) -> dict[str, Any]:
+def _settings(one: Run) -> dict[str, Any]:
     """The settings by flag; corpus and stores by what they are, not by where they lie."""
-    settings = dict(description["config"])
+    settings = dict(one.description["config"])
     del settings["output"]
     stores = [
         f"{Path(name).name}:{_hash(identity)}"
-        for name, identity in zip(settings["store"], description["stores"], strict=True)
+        for name, identity in zip(settings["store"], one.description["stores"], strict=True)
     ]
-    corpus = description["corpus_sha256"][:_SHORT_HASH]
+    corpus = one.corpus_sha256[:_SHORT_HASH]
     return settings | {"corpus": corpus, "store": "+".join(stores)}
 
 

@@ -23,10 +23,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from sasnet_jax import __version__, cli, files
 from sasnet_jax.cli import Preempted, UserError, setting
-from sasnet_jax.data import reading
+from sasnet_jax.data import transform
 from sasnet_jax.evaluation import predictions
-from sasnet_jax.training import compilation, devices, loop, run_folder, search_results, search_space
+from sasnet_jax.training import compilation, devices, inputs, loop, search_results, search_space
 from sasnet_jax.training.config import TrainConfig, with_defaults
+from sasnet_jax.training.run import Run
 
 FORMAT_VERSION = 1
 _MADE_BY = "python -m sasnet_jax.sweep"
@@ -74,9 +75,9 @@ def run(config: SweepConfig) -> None:
     """Makes the trials that are missing, and writes best.flags and trials.csv."""
     base, space = _read_search(config)
     # A mistake in them is told before any trial.
-    corpus, stores = run_folder.open_inputs(base)
+    corpus, stores = inputs.open_inputs(base)
     corpus.refuse_missing_class(base.classes)
-    reading.refuse_too_many(search_space.largest(space, "discriminants"), stores)
+    transform.refuse_too_many(search_space.largest(space, "discriminants"), stores)
     settings = {
         "base": _decisive(dataclasses.asdict(base)),
         "vary": {
@@ -257,7 +258,7 @@ class _Sweep:
 
         def report() -> None:
             nonlocal reported
-            for record in run_folder.read_metrics(folder)[reported:]:
+            for record in Run(folder).curve[reported:]:
                 trial.report(record["validation_log_loss"], record["epoch"])
                 reported += 1
 
@@ -271,20 +272,20 @@ class _Sweep:
             raise loop.NotTrainable(str(error)) from None
         loop.train(config, watch)
         report()
-        records = run_folder.read_metrics(folder)
-        epochs, best = len(records), records[records[-1]["best_epoch"] - 1]
+        trained = Run(folder)
+        best = trained.best
+        assert best is not None  # an epoch is over
         if not math.isfinite(best["validation_log_loss"]):
             raise loop.NotTrainable("the validation log-loss is not finite")
         for name in search_results.OUTCOME:
             trial.set_user_attr(name, best[name])
-        trial.set_user_attr("epochs", epochs)
-        ended = config.ends(epochs, best["best_epoch"])
-        return best["validation_log_loss"] if ended else None
+        trial.set_user_attr("epochs", trained.epochs)
+        return best["validation_log_loss"] if trained.finished else None
 
     def _given(self, folder: Path, number: int) -> dict[str, Any] | None:
         """The settings of a run that was begun; of the first, the base's if the space has them."""
         if (folder / "config.json").exists():
-            config = run_folder.config_of(run_folder.read_description(folder))
+            config = Run(folder).config
         elif number == 0:
             config = self.base
         else:

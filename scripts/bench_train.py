@@ -40,6 +40,7 @@ from sasnet_jax import cli, files, prepare
 from sasnet_jax.cli import UserError, setting
 from sasnet_jax.data import embeddings
 from sasnet_jax.data.corpus import Corpus, read_corpus
+from sasnet_jax.data.embeddings import ZScore
 from sasnet_jax.data.interactions import Context, Contexts
 from sasnet_jax.training import batches, compilation, devices, loop, step
 from sasnet_jax.training.config import TrainConfig
@@ -175,7 +176,7 @@ def _random_data(reviews: int) -> batches.Data:
     scale = reviews / _REVIEWS
     return batches.Data(
         tables=(table,),
-        scalings=(batches.Scaling(np.zeros(_DIM, np.float32), np.ones(_DIM, np.float32)),),
+        scalings=(ZScore(np.zeros(_DIM, np.float32), np.ones(_DIM, np.float32)),),
         stars=np.full(reviews, 4, np.float32),
         label=rng.integers(0, 3, reviews).astype(np.int8),
         contexts=Contexts(context(int(_USERS * scale)), context(int(_BUSINESSES * scale))),

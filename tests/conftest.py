@@ -24,6 +24,9 @@ import pytest  # noqa: E402
 from sasnet_jax import files, prepare  # noqa: E402
 from sasnet_jax.data import embeddings  # noqa: E402
 from sasnet_jax.data.corpus import Corpus, read_corpus  # noqa: E402
+from sasnet_jax.training import inputs  # noqa: E402
+from sasnet_jax.training.batches import Data  # noqa: E402
+from sasnet_jax.training.config import TrainConfig  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -104,6 +107,13 @@ def world(tmp_path_factory) -> World:
     table = rng.normal(size=(corpus.user.size, 16)) + corpus.stars[:, None]
     write_store(folder / "store", corpus, table.astype(np.float16))
     return World(folder / "corpus", folder / "store")
+
+
+def load_data(config: TrainConfig) -> tuple[Corpus, Data]:
+    """What a new run of these settings reads."""
+    corpus, stores = inputs.open_inputs(config)
+    transform = inputs.fit_transform(config, corpus, stores)
+    return corpus, inputs.build_data(config, corpus, stores, transform)
 
 
 def reviews_frame(rows: list[tuple[str, str, float, str | None]]) -> pl.DataFrame:

@@ -54,7 +54,7 @@ class Corpus:
 
     def labels(self, classes: int) -> Int8[np.ndarray, "reviews"]:
         """Index into CLASS_NAMES[classes] of every review; among 5, half stars round up."""
-        return self.label if classes == 3 else np.ceil(self.stars).astype(np.int8) - 1
+        return self.label if classes == 3 else labels_of(self.stars, classes)
 
     def texts(self) -> pl.Series:
         """The review texts, str [reviews].
@@ -78,9 +78,13 @@ class Corpus:
             raise UserError(f"corpus {self.folder} has no training review that is {name}{stars}")
 
 
-def label_of(stars: pl.Expr) -> pl.Expr:
-    """Index into CLASSES: bad up to 3 stars, excellent at 5, good between (paper section 2.1)."""
-    return pl.when(stars <= 3).then(0).when(stars < 5).then(1).otherwise(2).cast(pl.Int8)
+def labels_of(stars: Float32[np.ndarray, "n"], classes: int) -> Int8[np.ndarray, "n"]:
+    """Index into CLASS_NAMES[classes]: of 3, bad up to 3 stars, excellent at 5, good between (paper
+    section 2.1); of 5, half stars round up.
+    """
+    if classes == 3:
+        return ((stars > 3).astype(np.int8) + (stars >= 5)).astype(np.int8)
+    return np.ceil(stars).astype(np.int8) - 1
 
 
 def tables_of(
@@ -98,7 +102,7 @@ def tables_of(
         reviews.with_columns(split)
         .join(users, on="user_id", how="left", maintain_order="left")
         .join(names, on="business_id", how="left", maintain_order="left")
-        .with_columns(label_of(pl.col("stars")).alias("label"))
+        .with_columns(label=pl.Series(labels_of(reviews["stars"].to_numpy(), len(CLASSES))))
         .select(name for name in _REVIEW_COLUMNS if name not in ("review_id", "text"))
     )
     described = _describe(names, businesses)

@@ -1,9 +1,9 @@
-"""Reads embedding stores (docs/formats.md) and standardises them (paper section 2.2: z-score)."""
+"""Reads embedding stores (docs/formats.md) and fits their z-score (paper section 2.2)."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float32, Int32
@@ -20,15 +20,14 @@ CHUNK = 4096  # rows read at a time
 _SMALLEST_DEVIATION = 1e-6  # a dimension that varies less is left unscaled
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class ZScore:
-    """Per-dimension standardisation (x - mean) / scale."""
+class ZScore(NamedTuple):
+    """Per-dimension standardization (x - mean) / scale."""
 
     mean: Float32[np.ndarray, "e"]
     scale: Float32[np.ndarray, "e"]
 
     def __call__(self, table: Float[np.ndarray, "n e"]) -> Float32[np.ndarray, "n e"]:
-        """Standardises rows."""
+        """Standardizes rows."""
         return (table - self.mean) / self.scale
 
 

@@ -18,7 +18,7 @@ from sasnet_jax.data.corpus import Corpus
 from sasnet_jax.evaluation import paired, predictions
 from sasnet_jax.evaluation.baseline_models import ORACLE
 from sasnet_jax.evaluation.predictions import EVALUATED, Predictions
-from sasnet_jax.training.config import RESUMABLE
+from sasnet_jax.training.run import what_decides
 
 _MEASURED = (
     *("accuracy", "macro_f1", "weighted_f1", "balanced_accuracy", "quadratic_kappa"),
@@ -46,10 +46,8 @@ def groups_of(
     """
     members: dict[str, list[str]] = {}
     for run, description in descriptions.items():
-        kept = {k: v for k, v in description.items() if k != "program_version"}
-        settings = description["config"].items()
-        kept["config"] = {k: v for k, v in settings if k not in (*RESUMABLE, *free)}
-        members.setdefault(json.dumps(kept, sort_keys=True), []).append(run)
+        alike = json.dumps(what_decides(description, free), sort_keys=True)
+        members.setdefault(alike, []).append(run)
     groups: list[Group] = []
     for runs in members.values():
         common = os.path.commonprefix([str(Path(run)) for run in runs])

@@ -141,7 +141,7 @@ class SASNet(nnx.Module):
         tokens = jnp.concatenate([self._tokens(user), self._tokens(business)])
         tokens, mask = self._attend(tokens, jnp.concatenate([user.mask, business.mask]), keys)
         parts = zip(jnp.split(tokens, 2), jnp.split(mask, 2), (user, business), strict=True)
-        users, businesses = (Encoded(*part, self._sums(side)) for *part, side in parts)
+        users, businesses = (Encoded(part, valid, self._sums(side)) for part, valid, side in parts)
         return self._decide(users, businesses, bias, keys)
 
     def encode(self, reviews: ReviewSet) -> Encoded:

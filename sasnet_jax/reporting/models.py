@@ -15,7 +15,8 @@ import numpy as np
 from sasnet_jax.evaluation import comparison, paper
 from sasnet_jax.evaluation.baseline_models import ORACLE
 from sasnet_jax.evaluation.predictions import LEAKY
-from sasnet_jax.reporting.sources import Output, Run, Sources
+from sasnet_jax.reporting.sources import Output, Sources
+from sasnet_jax.training.run import Run
 
 MAJORITY = "majority"
 EXCLUDED = "target excluded"

@@ -84,7 +84,7 @@ def _contents(sources: Sources, sample: int, seed: int, show_texts: bool) -> dic
         "groups": groups,
         "metrics": models.METRICS,
         "paper_only": _paper_only(groups),
-        "waiting": [run for run in sources.runs if run.state],
+        "waiting": [run for run in sources.runs if run.state != "finished"],
         "curves": [results.curves(run) for run in sources.runs],
         "confusions": [results.confusion(group) for group in shown],
         "reliability": results.reliability(shown, corpus),

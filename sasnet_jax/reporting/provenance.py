@@ -14,8 +14,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from sasnet_jax import __version__
 from sasnet_jax.data.embeddings import Store
-from sasnet_jax.reporting.sources import Run, Sources
+from sasnet_jax.reporting.sources import Sources
 from sasnet_jax.training.config import TrainConfig
+from sasnet_jax.training.run import Run
 
 _PACKAGES = ("jax", "flax", "numpy", "scikit-learn", "polars")
 _PATHS = ("corpus", "store", "output", "coordinator")  # of the machine, not of the result
@@ -132,9 +133,9 @@ def _of_run(run: Run) -> Facts:
         if field.name not in _PATHS and getattr(run.config, field.name) != field.default
     }
     bound = {"stores": ", ".join(Path(name).name for name in run.config.store)}
-    bound |= {"corpus_sha256": run.description["corpus_sha256"]}
+    bound |= {"corpus_sha256": run.corpus_sha256}
     bound |= {"program version": run.description.get("program_version", "")}
-    return _facts(f"run {run.name}", {"state": run.state or "complete"} | flags | bound)
+    return _facts(f"run {run.name}", {"state": run.state} | flags | bound)
 
 
 def _facts(title: str, values: dict[str, Any]) -> Facts:

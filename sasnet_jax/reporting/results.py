@@ -15,7 +15,8 @@ from sasnet_jax.evaluation.quality_tables import Table
 from sasnet_jax.reporting import charts, models
 from sasnet_jax.reporting.charts import PALETTE, Bar, Bars, Chart, Series
 from sasnet_jax.reporting.models import Group, Model
-from sasnet_jax.reporting.sources import Output, Run
+from sasnet_jax.reporting.sources import Output
+from sasnet_jax.training.run import Run
 
 _MOST_RUNS = 4  # groups of runs in a picture; the tables hold all
 _NOT_READING = (models.MAJORITY, ORACLE)  # their contexts
@@ -92,7 +93,7 @@ def curves(run: Run) -> Curves:
         drawn("On validation", "share", rates),
     )
     said = [LEAKY] if run.config.target_review == "include" else []
-    said += [run.state] if run.state else []
+    said += [run.state]
     said += [f"best epoch {best:,} of {epochs[-1]:,}"] if run.curve else []
     return Curves(run.name, "; ".join(said), pictures if run.curve else ())
 

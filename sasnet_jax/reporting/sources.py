@@ -5,7 +5,6 @@ absent; keys that an older version did not write are absent too.
 """
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,8 @@ from sasnet_jax.data import embeddings
 from sasnet_jax.data.corpus import Corpus, read_corpus
 from sasnet_jax.data.embeddings import Store
 from sasnet_jax.evaluation import predictions
-from sasnet_jax.training import run_folder
-from sasnet_jax.training.config import TrainConfig
+from sasnet_jax.training.run import Run
 
-_SAME_LOSS = 1e-3  # relative; devices and batches round otherwise
 # KIND.json -> the command that writes it, and the keys that every version has.
 _OUTPUTS = {
     "baselines": ("baselines", ("models", "target_review")),
@@ -26,23 +23,6 @@ _OUTPUTS = {
     "embedding_quality": ("embedding_quality", ("methods", "compared")),
     "leakage": ("leakage", ("accuracy", "readings", "sentence")),
 }
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Run:
-    """A run of `train`: finished or not, evaluated or not."""
-
-    folder: Path
-    description: dict[str, Any]  # config.json
-    config: TrainConfig
-    curve: list[dict[str, Any]]  # metrics.jsonl
-    evaluation: dict[str, Any] | None  # of the best epoch; None where it is of an earlier one
-    state: str  # what is still to be done; empty where nothing is
-
-    @property
-    def name(self) -> str:
-        """The folder's name."""
-        return self.folder.resolve().name
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -92,7 +72,7 @@ def open_sources(
         opened,
         files.read_json(corpus / "corpus.json", "python -m sasnet_jax.prepare"),
         tuple(embeddings.open_store(Path(name), opened) for name in stores),
-        tuple(_run(Path(name), opened) for name in runs),
+        tuple(_run(name, opened) for name in runs),
         *(
             tuple(_output(Path(name), kind, opened) for name in folders)
             for kind, folders in (
@@ -105,44 +85,17 @@ def open_sources(
     )
 
 
-def _run(folder: Path, corpus: Corpus) -> Run:
-    description = run_folder.read_description(folder)
-    _refuse_foreign(folder / "config.json", description, corpus)
-    try:
-        config = run_folder.config_of(description)
-    except UserError as error:
-        raise UserError(f"run {folder}: {error}") from None
-    curve = run_folder.read_metrics(folder)
-    last = curve[-1] if curve else {"epoch": 0, "best_epoch": 0}
-    states = []
-    if not config.ends(last["epoch"], last["best_epoch"]):
-        states.append(f"unfinished: {last['epoch']:,} of at most {config.epochs:,} epochs")
-    evaluation = _evaluation(folder, config, corpus)
-    if evaluation is None:
-        states.append("not yet evaluated")
-    elif not curve or not _is_of_best_epoch(evaluation, curve):
-        evaluation = None
-        states.append("went on after its evaluation: evaluate it again")
-    return Run(folder, description, config, curve, evaluation, ", ".join(states))
-
-
-def _evaluation(folder: Path, config: TrainConfig, corpus: Corpus) -> dict[str, Any] | None:
-    path = folder / "evaluation.json"
-    if not path.exists():
-        return None
-    keys = (*predictions.EVALUATED, "target_review")
-    found = files.read_json(path, "python -m sasnet_jax.evaluate", keys)
-    _refuse_foreign(path, found, corpus)
-    if found["target_review"] != config.target_review:
-        raise UserError(f"{path} was made with another target_review than its run")
-    if (folder / "predictions.parquet").exists():
-        predictions.read(folder / "predictions.parquet", corpus)  # refuses another split's
-    return found
-
-
-def _is_of_best_epoch(evaluation: dict[str, Any], curve: list[dict[str, Any]]) -> bool:
-    best = curve[curve[-1]["best_epoch"] - 1]["validation_log_loss"]
-    return math.isclose(evaluation["validation"]["log_loss"], best, rel_tol=_SAME_LOSS)
+def _run(folder: str, corpus: Corpus) -> Run:
+    run = Run(folder)
+    _refuse_foreign(run.folder / "config.json", run.description, corpus)
+    if (found := run.evaluation) is not None:
+        path = run.folder / "evaluation.json"
+        _refuse_foreign(path, found, corpus)
+        if found["target_review"] != run.config.target_review:
+            raise UserError(f"{path} was made with another target_review than its run")
+        if (run.folder / "predictions.parquet").exists():
+            predictions.read(run.folder / "predictions.parquet", corpus)  # refuses another split's
+    return run
 
 
 def _output(folder: Path, kind: str, corpus: Corpus) -> Output:

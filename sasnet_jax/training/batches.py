@@ -12,25 +12,19 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int8, Int32, Key
 
-from sasnet_jax.data import frequencies
+from sasnet_jax.data import frequencies, transform
+from sasnet_jax.data.embeddings import ZScore
 from sasnet_jax.data.interactions import Contexts, HostOrDevice
 from sasnet_jax.models.sasnet import ReviewSet
 from sasnet_jax.training import devices, sampling
 from sasnet_jax.training.config import TrainConfig
 
 
-class Scaling(NamedTuple):
-    """The z-score of one store."""
-
-    mean: Float[HostOrDevice, "e"]
-    scale: Float[HostOrDevice, "e"]
-
-
 class Data(NamedTuple):
     """Corpus and stores, as a step reads them; on the host, or on the devices."""
 
     tables: tuple[Float[HostOrDevice, "reviews e"], ...]  # one a store, as stored
-    scalings: tuple[Scaling, ...]
+    scalings: tuple[ZScore, ...]  # one a store, still to be applied
     stars: Float[HostOrDevice, "reviews"]
     label: Int8[HostOrDevice, "reviews"]
     contexts: Contexts
@@ -158,13 +152,12 @@ def _gather_split(
 def sides_of(
     data: Data, draw: Draw, values: tuple[Float[Array, "2 b s _"], ...]
 ) -> tuple[ReviewSet, ReviewSet]:
-    """The two sets of every target: embeddings as stored, standardised, side by side."""
-    standardised = [
-        (value.astype(jnp.float32) - scaling.mean[None, None, None])
-        * (1 / scaling.scale)[None, None, None]
+    """The two sets of every target: embeddings as stored, standardized, side by side."""
+    standardized = [
+        transform.standardize(value.astype(jnp.float32), scaling)
         for value, scaling in zip(values, data.scalings, strict=True)
     ]
-    embeddings = jnp.concatenate(standardised, axis=-1)
+    embeddings = jnp.concatenate(standardized, axis=-1)
     stars = data.stars[draw.rows]
     user, business = (ReviewSet(embeddings[i], stars[i], draw.mask[i]) for i in range(2))
     return user, business

@@ -22,10 +22,11 @@ from sasnet_jax.data.corpus import Corpus
 from sasnet_jax.data.embeddings import Store
 from sasnet_jax.evaluation import metrics, predictions
 from sasnet_jax.files import sole_writer
-from sasnet_jax.training import batches, devices, run_folder, step
+from sasnet_jax.training import batches, devices, inputs, run_folder, step
 from sasnet_jax.training.batches import Data
 from sasnet_jax.training.checkpoint import Checkpoints, Progress
 from sasnet_jax.training.config import TrainConfig
+from sasnet_jax.training.run import Run, has_checkpoint
 from sasnet_jax.training.tensorboard import Scalars
 
 _CHUNK_SECONDS = 1.0  # between two looks at the clock and at SIGTERM
@@ -62,13 +63,14 @@ def train(config: TrainConfig, watch: Watch = lambda record: False) -> None:
             if devices.is_writer():
                 held.enter_context(sole_writer(run))
             description = run_folder.describe(run, config, corpus, stores)
-            # A run that goes on reads its stores as it did before.
-            if run_folder.has_checkpoint(run):
-                readings = run_folder.read_zscore(run, stores, config)
+            # A run that is resumed reads its stores as it did before.
+            if has_checkpoint(run):
+                transform = Run(run).transform()
             else:
-                readings = run_folder.fit_readings(config, corpus, stores)
-        readings = run_folder.as_the_writer(readings)
-        data = run_folder.build_data(config, corpus, readings)
+                transform = inputs.fit_transform(config, corpus, stores)
+        # Fitted elsewhere, a last bit may differ, and with it which way a direction points.
+        transform = devices.from_writer(transform)
+        data = inputs.build_data(config, corpus, stores, transform)
         if not (run / "config.json").exists() and devices.is_writer():
             run_folder.write_description(run, description)
         with devices.enough_memory(data.tables, _with_less_memory(config, data)):
@@ -79,7 +81,7 @@ def train(config: TrainConfig, watch: Watch = lambda record: False) -> None:
                 if devices.is_writer():
                     # epochs or patience may have grown
                     run_folder.write_description(run, description)
-                    run_folder.write_zscore(run, readings)
+                    transform.save(run / "zscore.npz")
                 loop.run()
             finally:
                 signal.signal(signal.SIGTERM, handler)
@@ -88,7 +90,7 @@ def train(config: TrainConfig, watch: Watch = lambda record: False) -> None:
 
 
 def _inputs(config: TrainConfig) -> tuple[Corpus, tuple[Store, ...]]:
-    corpus, stores = run_folder.open_inputs(config)
+    corpus, stores = inputs.open_inputs(config)
     corpus.refuse_missing_class(config.classes)
     if not corpus.rows("validation").size:
         raise UserError(f"corpus {corpus.folder} has no validation review to stop by")
@@ -181,14 +183,14 @@ class _Loop:
         if devices.is_writer():
             from sasnet_jax.training import plots  # here: no start should wait for matplotlib
 
-            plots.learning_curve(self.run_folder)
+            plots.learning_curve(Run(self.run_folder))
             what = "already complete" if complete else self.title
             print(f"{what}: best epoch {self._best()} -> {self.run_folder}")
 
     def _train(self) -> None:
         first = self._epochs()
         # Whatever `watch` said of the last epoch may have been lost with the process.
-        ended = self._watched(run_folder.read_metrics(self.run_folder)[-1:])
+        ended = self._watched(Run(self.run_folder).curve[-1:])
         scalars = Scalars(self.run_folder, first + 1) if devices.is_writer() else None
         try:
             with (

@@ -9,15 +9,15 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from sasnet_jax.files import replacing
-from sasnet_jax.training import run_folder
+from sasnet_jax.training.run import Run
 
 
-def learning_curve(run: Path) -> None:
+def learning_curve(run: Run) -> None:
     """Draws training loss and validation log-loss (nats), and validation accuracy, by epoch.
 
     Writes `plots/learning_curve.png` into the run.
     """
-    records = run_folder.read_metrics(run)
+    records = run.curve
     epochs = [record["epoch"] for record in records]
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     losses, accuracies = figure.subplots(1, 2)
@@ -32,9 +32,9 @@ def learning_curve(run: Path) -> None:
         axes.legend(frameon=False)
     losses.set_ylabel("nats")
     leaky = records[-1]["target_review"] == "include"
-    figure.suptitle(run.resolve().name + (", target included (leaky)" if leaky else ""))
-    (run / "plots").mkdir(exist_ok=True)
-    figure.savefig(run / "plots" / "learning_curve.png", dpi=120)
+    figure.suptitle(run.name + (", target included (leaky)" if leaky else ""))
+    (run.folder / "plots").mkdir(exist_ok=True)
+    figure.savefig(run.folder / "plots" / "learning_curve.png", dpi=120)
 
 
 def learning_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:

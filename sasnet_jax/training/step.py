@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int32
 
 from sasnet_jax.data.interactions import HostOrDevice
 from sasnet_jax.models.sasnet import SASNet
-from sasnet_jax.training import batches, devices, sampling
+from sasnet_jax.training import batches, devices, network, sampling
 from sasnet_jax.training.batches import Data, Draw, Epoch
 from sasnet_jax.training.config import TrainConfig
 
@@ -80,32 +80,12 @@ class _Steps:
 
     def __init__(self, config: TrainConfig, mesh: Mesh, embedding_dim: int, total_steps: int):
         self.config, self.mesh, self.embedding_dim = config, mesh, embedding_dim
-        self.graphdef, _ = nnx.split(nnx.eval_shape(self.network), nnx.Param)
+        self.graphdef, _ = network.definition(config, embedding_dim)
         self.optimizer = _optimizer(config, total_steps)
-
-    def network(self) -> SASNet:
-        """A new network."""
-        config = self.config
-        return SASNet(
-            self.embedding_dim,
-            width=config.width,
-            depth=config.depth,
-            heads=config.heads,
-            feed_forward=config.feed_forward,
-            classes=config.classes,
-            dropout=config.dropout,
-            encoder=config.encoder,
-            cross_attention=config.cross_attention,
-            review_features=config.review_features,
-            bias_term=config.bias_term,
-            match=config.match,
-            rate_reviews=config.review_loss > 0,
-            rngs=nnx.Rngs(params=sampling.stream(config.seed, "init")),
-        )
 
     def init(self) -> TrainState:
         """The state before the first step."""
-        params = nnx.state(self.network(), nnx.Param)
+        params = nnx.state(network.build(self.config, self.embedding_dim), nnx.Param)
         average = params if self.config.average_decay else None
         opt_state = self.optimizer.init(params)
         return TrainState(jnp.int32(0), params, opt_state, average, jnp.float32(0))
@@ -119,15 +99,15 @@ class _Steps:
         key = jax.random.fold_in(sampling.stream(self.config.seed, "dropout"), state.step)
 
         def loss_of(params):
-            network = nnx.merge(self.graphdef, params)
-            logits = network(*sides, draw.bias, key)
+            merged = nnx.merge(self.graphdef, params)
+            logits = merged(*sides, draw.bias, key)
             losses = optax.softmax_cross_entropy_with_integer_labels(
                 logits, data.label[targets].astype(jnp.int32)
             )
             total = (losses * real).sum()
             loss = total / real.sum()
             if self.config.review_loss:
-                read = self._review_loss(network, sides, data, draw, real)
+                read = self._review_loss(merged, sides, data, draw, real)
                 loss += self.config.review_loss * read
             return loss, total
 
@@ -144,10 +124,10 @@ class _Steps:
         return after, jnp.isfinite(loss)
 
     def _review_loss(
-        self, network: SASNet, sides: Any, data: Data, draw: Draw, real: Array
+        self, merged: SASNet, sides: Any, data: Data, draw: Draw, real: Array
     ) -> Array:
         """Cross-entropy of each sampled review's own rating, read from its embedding."""
-        logits = jnp.stack([network.ratings(side) for side in sides])
+        logits = jnp.stack([merged.ratings(side) for side in sides])
         label = data.label[draw.rows].astype(jnp.int32)
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, label)
         counted = draw.mask & real[None, :, None]

@@ -10,11 +10,13 @@ import sys
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, SMALL, assert_one_line_mistake, run_command
+from conftest import ROOT, SMALL, assert_one_line_mistake, load_data, run_command
 
 from sasnet_jax import files
 from sasnet_jax.cli import UserError
-from sasnet_jax.training import compilation, devices, loop, run_folder, step
+from sasnet_jax.training import compilation, devices, loop, step
+from sasnet_jax.training.config import TrainConfig
+from sasnet_jax.training.run import Run
 
 SETTINGS = SMALL | {
     "review_features": "text+stars",
@@ -47,8 +49,8 @@ def _environment(count: int) -> dict[str, str]:
 
 def _state(run):
     """State and best parameters of the last checkpoint, and the epochs' losses."""
-    config = run_folder.config_of(run_folder.read_description(run))
-    _, _, data = run_folder.load_data(config)
+    config = Run(run).config
+    _, data = load_data(config)
     mesh = devices.mesh_for(config.batch_size)
     state = jax.device_get(step.build(config, mesh, data.embedding_dim, 100).init())
     checkpoints = loop.Checkpoints(run, read_only=True)
@@ -118,10 +120,12 @@ def test_a_gpu_trains_the_same_again_where_it_compiles_anew(world, tmp_path):
 
 SHOW_PLACES = """
 import sys
-from sasnet_jax.training import devices, loop, run_folder
+from sasnet_jax.training import devices, inputs, loop
+from sasnet_jax.training.config import TrainConfig
 paths = {'corpus': sys.argv[1], 'store': (sys.argv[2],), 'output': '-'}
-config = run_folder.TrainConfig(**paths, table=sys.argv[3])
-_, _, data = run_folder.load_data(config)
+config = TrainConfig(**paths, table=sys.argv[3])
+corpus, stores = inputs.open_inputs(config)
+data = inputs.build_data(config, corpus, stores, inputs.fit_transform(config, corpus, stores))
 (table,) = loop.on_devices(config, devices.mesh_of_all(), data).tables
 shards = getattr(table, 'addressable_shards', None)
 print(type(table).__name__ if shards is None else [shard.data.shape[0] for shard in shards])
@@ -260,14 +264,14 @@ def test_a_batch_that_devices_cannot_share_is_refused(world, tmp_path):
 def test_too_little_memory_says_how_much_and_which_flag_helps(
     world, tmp_path, table, batch_size, helps
 ):
-    config = run_folder.TrainConfig(
+    config = TrainConfig(
         corpus=str(world.corpus_folder),
         store=(str(world.store_folder),),
         output=str(tmp_path),
         table=table,
         batch_size=batch_size,
     )
-    _, _, data = run_folder.load_data(config)
+    _, data = load_data(config)
 
     def allocate():
         jax.device_put(np.zeros(1, np.float32)).block_until_ready()

@@ -1,9 +1,11 @@
 """The directions that tell users and businesses apart, against loops over pairs of reviews."""
 
 import dataclasses
+import functools
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 import scipy.linalg
@@ -11,9 +13,11 @@ from conftest import SMALL, assert_one_line_mistake, run_command, write_store
 
 from sasnet_jax import evaluate
 from sasnet_jax.cli import UserError
-from sasnet_jax.data import discriminants, embeddings, reading
-from sasnet_jax.training import loop, run_folder
+from sasnet_jax.data import discriminants, embeddings
+from sasnet_jax.data.transform import InputTransform, StoreTransform
+from sasnet_jax.training import inputs, loop
 from sasnet_jax.training.config import TrainConfig
+from sasnet_jax.training.run import Run
 
 
 def _reviews(reviews=600, entities=60, dim=12, share=(0.8, 0.3), seed=0):
@@ -94,13 +98,14 @@ def test_many_reviews_are_sampled_by_whole_entities(monkeypatch):
         assert (entity[found] == one).sum() == (entity == one).sum()
 
 
-def test_a_reading_projects_what_numpy_projects(world):
+def test_the_transform_projects_what_numpy_projects(world):
     corpus = world.corpus
     store = embeddings.open_store(world.store_folder, corpus)
-    found = reading.fit(store, corpus, corpus.rows("train"), 3)
-    assert found.directions.shape == (16, 6)
-    z = (np.float64(store.table) - found.zscore.mean) / found.zscore.scale
-    np.testing.assert_allclose(found.table(), z @ found.directions, atol=5e-3)
+    fitted = InputTransform.fit((store,), corpus, corpus.rows("train"), 3)
+    ((zscore, directions),) = fitted.stores
+    assert directions.shape == (16, 6)
+    z = (np.float64(store.table) - zscore.mean) / zscore.scale
+    np.testing.assert_allclose(fitted.tables((store,))[0], z @ directions, atol=5e-3)
 
 
 def _config(world, output, **settings) -> TrainConfig:
@@ -130,11 +135,11 @@ def _copy(run, folder):
 
 def test_a_run_predicts_with_the_directions_that_it_was_trained_with(run, tmp_path):
     run = _copy(run, tmp_path / "run")
-    first = evaluate.evaluate(run)
+    first = evaluate.evaluate(Run(run))
     directions = _edit(run / "zscore.npz")["directions_0"]
     assert directions.shape == (16, 6)
     _edit(run / "zscore.npz", directions_0=-directions)
-    assert evaluate.evaluate(run)["test"]["log_loss"] != first["test"]["log_loss"]
+    assert evaluate.evaluate(Run(run))["test"]["log_loss"] != first["test"]["log_loss"]
 
 
 def test_a_run_that_goes_on_reads_its_store_as_before(world, run, tmp_path):
@@ -154,7 +159,8 @@ def test_a_damaged_zscore_is_one_line(world, run, tmp_path, damage):
     else:
         _edit(path, directions_0=np.zeros((9, 6), np.float32))
     before = path.read_bytes()
-    for go in (lambda: loop.train(_config(world, run, epochs=3)), lambda: evaluate.evaluate(run)):
+    resume = functools.partial(loop.train, _config(world, run, epochs=3))
+    for go in (resume, lambda: evaluate.evaluate(Run(run))):
         with pytest.raises(UserError, match="zscore.npz is (damaged|of other stores)"):
             go()
     assert path.read_bytes() == before
@@ -186,15 +192,15 @@ def test_nobody_with_two_reviews_is_refused(world):
     alone = dataclasses.replace(corpus, user=np.arange(corpus.user.size, dtype=np.int32))
     store = embeddings.open_store(world.store_folder, corpus)
     with pytest.raises(UserError, match="no user has two reviews"):
-        reading.fit(store, alone, corpus.rows("train"), 3)
+        InputTransform.fit((store,), alone, corpus.rows("train"), 3)
 
 
 def test_what_float16_cannot_hold_is_its_largest(world):
     corpus = world.corpus
     store = embeddings.open_store(world.store_folder, corpus)
-    found = reading.fit(store, corpus, corpus.rows("train"), 3)
-    flat = dataclasses.replace(found.zscore, scale=np.full(16, 2e-6, np.float32))
-    table = found._replace(zscore=flat).table()
+    ((zscore, directions),) = InputTransform.fit((store,), corpus, corpus.rows("train"), 3).stores
+    flat = StoreTransform(zscore._replace(scale=np.full(16, 2e-6, np.float32)), directions)
+    (table,) = InputTransform((flat,)).tables((store,))
     assert np.isfinite(table).all() and np.abs(table).max() > 60_000
 
 
@@ -212,12 +218,10 @@ def test_two_stores_are_read_side_by_side(world, tmp_path, kept):
     folder = write_store(tmp_path / "other", corpus, other)
     stores = (str(world.store_folder), str(folder))
     config = _config(world, tmp_path / "run", store=stores, discriminants=kept)
-    opened = run_folder.open_inputs(config)
-    readings = run_folder.fit_readings(config, *opened)
-    data = run_folder.build_data(config, corpus, readings)
+    opened = inputs.open_inputs(config)
+    fitted = inputs.fit_transform(config, *opened)
+    data = inputs.build_data(config, *opened, fitted)
     assert [table.shape[1] for table in data.tables] == [2 * kept, 2 * kept]
-    run_folder.write_zscore(tmp_path, readings)
-    again = run_folder.read_zscore(tmp_path, opened[1], config)
-    for one, same in zip(readings, again, strict=True):
-        np.testing.assert_array_equal(one.directions, same.directions)
-        np.testing.assert_array_equal(one.zscore.scale, same.zscore.scale)
+    fitted.save(tmp_path / "zscore.npz")
+    again = InputTransform.load(tmp_path / "zscore.npz", fitted.dims, kept)
+    jax.tree.map(np.testing.assert_array_equal, fitted, again)

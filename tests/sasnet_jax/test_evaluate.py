@@ -15,6 +15,7 @@ from sasnet_jax.evaluation import comparison, metrics, predictions
 from sasnet_jax.evaluation.predictions import Predictions
 from sasnet_jax.training import loop
 from sasnet_jax.training.config import TrainConfig
+from sasnet_jax.training.run import Run
 
 SMALL = {"width": 16, "depth": 1, "feed_forward": 16, "epochs": 1, "eval_sets": 1}
 
@@ -54,7 +55,7 @@ def test_too_little_memory_on_the_device_is_one_line(trained, monkeypatch):
 
     monkeypatch.setattr(loop, "predict", allocate)
     with pytest.raises(UserError, match="too little memory.*: evaluate .*net-0 on a device like"):
-        evaluate.evaluate(Path(trained[0]))
+        evaluate.evaluate(Run(trained[0]))
 
 
 def test_runs_that_differ_in_the_seed_are_a_group(world, trained, made, tmp_path, capsys):
@@ -124,7 +125,7 @@ def test_a_comparison_can_be_recomputed_from_predictions(world):
 
 def test_truncated_histories_are_what_was_kept(world, trained, capsys):
     run = trained[2]
-    found = evaluate.evaluate(Path(run), truncate_histories=True)
+    found = evaluate.evaluate(Run(run), truncate_histories=True)
     corpus = world.corpus
     cut = found["truncated_histories"]
     assert list(cut) == ["0", "1", "2", "4", "all"]

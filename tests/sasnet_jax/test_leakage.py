@@ -8,6 +8,7 @@ from sasnet_jax.cli import UserError
 from sasnet_jax.evaluation import baseline_models
 from sasnet_jax.training import loop
 from sasnet_jax.training.config import TrainConfig
+from sasnet_jax.training.run import Run
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,7 @@ def runs(world, tmp_path_factory):
     for target_review in ("exclude", "include"):
         output = folder / f"net-{target_review}"
         loop.train(TrainConfig(**paths, output=str(output), target_review=target_review, **small))
-        found[str(output)] = evaluate.evaluate(output)
+        found[str(output)] = evaluate.evaluate(Run(output))
     return found
 
 

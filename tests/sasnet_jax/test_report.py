@@ -356,13 +356,13 @@ def test_seeds_of_one_model_are_shown_as_mean_and_deviation(made, tmp_path):
 
 
 def test_an_unfinished_run_is_shown_as_such(made, parsed, tmp_path):
-    assert f"unfinished: unfinished: {_EPOCHS} of at most 999 epochs" in parsed.text
+    assert f"unfinished: epoch {_EPOCHS} of 999" in parsed.text
     assert not [row for row in parsed.rows if row[0] == "unfinished"]  # it has no result
     begun = shutil.copytree(made.folder / "unfinished", tmp_path / "begun")
     (begun / "metrics.jsonl").write_text('{"epoch": 1, "ste')  # killed while it wrote
     report.run(made.config(tmp_path / "out", run=(str(begun),)))
     text = _Page((tmp_path / "out" / "report.html").read_text()).text
-    assert "begun: unfinished: 0 of at most 999 epochs" in text
+    assert "begun: epoch 0 of 999" in text
     assert "No epoch is done yet" in text
 
 
@@ -385,7 +385,7 @@ def test_an_evaluation_of_an_earlier_epoch_is_not_shown(made, tmp_path):
         file.write(json.dumps(last | more) + "\n")
     report.run(made.config(tmp_path / "out", run=(str(run),)))
     parsed = _Page((tmp_path / "out" / "report.html").read_text())
-    assert "went_on: went on after its evaluation: evaluate it again" in parsed.text
+    assert "went_on: finished, evaluate again" in parsed.text
     assert not [row for row in parsed.rows if row[0].startswith("went_on")]
 
 

@@ -8,6 +8,7 @@ from conftest import SMALL, assert_one_line_mistake, run_command
 from sasnet_jax import evaluate, runs
 from sasnet_jax.training import loop
 from sasnet_jax.training.config import TrainConfig
+from sasnet_jax.training.run import Run
 
 
 def _files(folder):
@@ -21,7 +22,7 @@ def folder(world, tmp_path_factory):
     data = {"corpus": str(world.corpus_folder), "store": (str(world.store_folder),)}
     config = TrainConfig(**data, output=str(folder / "first"), epochs=2, **SMALL)
     loop.train(config)
-    evaluate.evaluate(folder / "first")
+    evaluate.evaluate(Run(folder / "first"))
     settings = {**SMALL, "review_features": "text+stars", "target_review": "include", "seed": 3}
     leaky = TrainConfig(**data, output=str(folder / "more" / "leaky"), epochs=5, **settings)
     loop.train(leaky, watch=lambda record: record["epoch"] == 3)
@@ -73,7 +74,7 @@ def test_the_table_says_of_each_run_what_its_files_say(folder, world, capsys):
     leaky = table["more/leaky"]
     assert (leaky["inputs"], leaky["protocol"]) == ("text+stars", "target included (leaky)")
     assert (leaky["seed"], leaky["test accuracy"]) == ("3", "-")
-    assert (table["begun"]["state"], table["begun"]["val log loss"]) == ("never evaluated", "-")
+    assert (table["begun"]["state"], table["begun"]["val log loss"]) == ("epoch 0 of 2", "-")
 
 
 @pytest.mark.parametrize(

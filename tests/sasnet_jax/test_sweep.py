@@ -16,8 +16,9 @@ from conftest import ROOT, assert_one_line_mistake, run_command
 
 from sasnet_jax import cli, files, sweep
 from sasnet_jax.cli import UserError
-from sasnet_jax.training import run_folder, search_space
+from sasnet_jax.training import search_space
 from sasnet_jax.training.config import TrainConfig
+from sasnet_jax.training.run import Run
 
 # Without attention and dropout, because each trial compiles its own step.
 BASE = """# A tiny network.
@@ -121,7 +122,7 @@ def test_trials_begin_with_the_base_and_stay_in_the_declared_space(uninterrupted
         assert 1e-4 <= trial.params["learning_rate"] <= 1e-2
         assert 0 <= trial.params["weight_decay"] <= 0.5
         run = uninterrupted / f"trial-{number:04d}"
-        config = run_folder.config_of(run_folder.read_description(run))
+        config = Run(run).config
         assert {name: getattr(config, name) for name in trial.params} == trial.params
 
 
@@ -140,7 +141,7 @@ def test_best_flags_are_the_settings_of_the_run_with_the_lowest_validation_loss(
     arguments = ["train", f"--flagfile={flags}", f"--corpus={world.corpus_folder}"]
     arguments += [f"--store={world.store_folder}", f"--output={best}", "--checkpoint_seconds=0"]
     parsed = cli.parse(TrainConfig, arguments, "")
-    assert parsed == run_folder.config_of(run_folder.read_description(best))
+    assert parsed == Run(best).config
     table = pl.read_csv(uninterrupted / "trials.csv")
     assert table["trial"][table["validation_log_loss"].arg_min()] == best.name
 

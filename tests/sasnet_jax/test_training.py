@@ -15,7 +15,7 @@ import matplotlib.image
 import numpy as np
 import polars as pl
 import pytest
-from conftest import ROOT, SMALL, assert_one_line_mistake, run_command, write_store
+from conftest import ROOT, SMALL, assert_one_line_mistake, load_data, run_command, write_store
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sasnet_jax import evaluate, files
@@ -23,8 +23,9 @@ from sasnet_jax.cli import Preempted, UserError
 from sasnet_jax.data import frequencies, interactions
 from sasnet_jax.data.corpus import read_corpus
 from sasnet_jax.data.embeddings import fit_zscore
-from sasnet_jax.training import batches, devices, loop, run_folder, step
+from sasnet_jax.training import batches, devices, loop, step
 from sasnet_jax.training.config import TrainConfig
+from sasnet_jax.training.run import Run
 
 SETTINGS = SMALL | {"epochs": 4, "review_features": "text+stars", "cross_attention": "set"}
 
@@ -51,7 +52,7 @@ def test_prediction_ignores_the_target_review(world, tmp_path, split, target_rev
     settings = {"target_review": target_review, "set_size": 5, "eval_sets": 8, "bias_term": True}
     settings |= options
     config = _config(world, tmp_path / "run", **settings)
-    corpus, _, data = run_folder.load_data(config)
+    corpus, data = load_data(config)
     functions = _build(config, data)
     params = functions.init().params
     rows = corpus.rows(split)[:20]
@@ -72,7 +73,7 @@ def test_prediction_ignores_the_target_review(world, tmp_path, split, target_rev
 
 def test_prediction_depends_on_the_context(world, tmp_path):
     config = _config(world, tmp_path / "run")
-    corpus, _, data = run_folder.load_data(config)
+    corpus, data = load_data(config)
     functions = _build(config, data)
     params = functions.init().params
     rows = corpus.rows("test")
@@ -84,7 +85,7 @@ def test_prediction_depends_on_the_context(world, tmp_path):
 
 def test_prediction_does_not_depend_on_the_batch(world, tmp_path):
     config = _config(world, tmp_path / "run")
-    corpus, _, data = run_folder.load_data(config)
+    corpus, data = load_data(config)
     functions = _build(config, data)
     params = functions.init().params
     rows = corpus.rows("test")[:12]
@@ -95,7 +96,7 @@ def test_prediction_does_not_depend_on_the_batch(world, tmp_path):
 
 def test_a_chunk_of_any_length_is_traced_once_and_gives_the_same_bits(world, tmp_path):
     config = _config(world, tmp_path / "run", batch_size=32)
-    corpus, _, data = run_folder.load_data(config)
+    corpus, data = load_data(config)
     functions = _build(config, data)
     rows = jax.device_put(corpus.rows("train"))
     order = batches.shuffle(rows, np.int32(0), config.batch_size, config.seed)
@@ -130,7 +131,7 @@ def test_padding_of_the_last_batch_has_no_weight(world, tmp_path):
     """The loss of an epoch, with nothing random and nothing learned, is that of a NumPy sum."""
     quiet = {"dropout": 0.0, "empty_side": 0.0, "learning_rate": 1e-30, "set_size": 80}
     config = _config(world, tmp_path / "run", **quiet)
-    corpus, _, data = run_folder.load_data(config)
+    corpus, data = load_data(config)
     rows = corpus.rows("train")
     assert rows.size % config.batch_size
     assert max(context.size[rows].max() for context in data.contexts) <= 80  # so sets are whole
@@ -145,7 +146,7 @@ def test_padding_of_the_last_batch_has_no_weight(world, tmp_path):
 
 def test_rows_that_fill_up_a_batch_do_not_matter(world, tmp_path):
     config = _config(world, tmp_path / "run", review_loss=0.5, dropout=0.0)
-    corpus, _, data = run_folder.load_data(config)
+    corpus, data = load_data(config)
     rows = corpus.rows("train")
     functions = _build(config, data)
     real = np.arange(config.batch_size) < 5
@@ -173,7 +174,7 @@ def test_zscore_is_fitted_on_training_reviews_by_default(world, tmp_path):
     corpus = world.corpus
     table = np.load(world.store_folder / "mean.npy").astype(np.float64)
     for fit_on, rows in (("train", corpus.rows("train")), ("all", np.arange(len(table)))):
-        _, _, data = run_folder.load_data(_config(world, tmp_path / "run", fit_on=fit_on))
+        _, data = load_data(_config(world, tmp_path / "run", fit_on=fit_on))
         expected = table[rows].mean(axis=0)
         np.testing.assert_allclose(data.scalings[0].mean, expected, rtol=1e-5)
 
@@ -188,7 +189,7 @@ def test_training_learns_and_evaluation_recomputes(world, tmp_path, capsys):
     best = int(np.argmin(losses)) + 1
     assert records[-1]["best_epoch"] == best
     assert len(records) == min(30, best + 10)  # patience: ten epochs without a better one
-    found = evaluate.evaluate(run)
+    found = evaluate.evaluate(Run(run))
     # Evaluation reads the best parameters, not the last.
     assert found["validation"]["log_loss"] == pytest.approx(min(losses), rel=1e-5)
     table = pl.read_parquet(run / "predictions.parquet")
@@ -208,9 +209,9 @@ def test_training_learns_and_evaluation_recomputes(world, tmp_path, capsys):
 
 def _result(run):
     """What an exact resume must reproduce: best parameters' predictions, metrics, parameters."""
-    evaluate.evaluate(run)
-    config = run_folder.config_of(run_folder.read_description(run))
-    _, _, data = run_folder.load_data(config)
+    evaluate.evaluate(Run(run))
+    config = Run(run).config
+    _, data = load_data(config)
     state = jax.device_get(_build(config, data).init())
     checkpoints = loop.Checkpoints(run, read_only=True)
     restored, best, progress = checkpoints.restore(state, state.params)
@@ -355,7 +356,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(
     loop.train(dataclasses.replace(config, epochs=6))
     number = _damage_latest(run, how)
     with pytest.raises(UserError, match=f"{number} does not fit this run's network or is damaged"):
-        evaluate.evaluate(run)
+        evaluate.evaluate(Run(run))
     loop.train(config)
     assert f"{number} does not fit" in capsys.readouterr().err
     assert (run / "checkpoints" / f"damaged-{number}").is_dir()
@@ -392,8 +393,7 @@ def test_settings_may_be_mended_until_the_first_checkpoint(world, tmp_path):
     with pytest.raises(loop.NotTrainable):
         loop.train(wrong)
     loop.train(dataclasses.replace(wrong, learning_rate=1e-3, weight_decay=0.0, epochs=1))
-    description = run_folder.read_description(tmp_path / "run")
-    assert run_folder.config_of(description).learning_rate == 1e-3
+    assert Run(tmp_path / "run").config.learning_rate == 1e-3
 
 
 def test_an_update_that_ruins_the_last_step_of_an_epoch_is_noticed(world, tmp_path):
@@ -442,7 +442,7 @@ def test_a_cosine_rate_falls_to_nothing(world, tmp_path):
 def test_the_average_of_the_weights_is_what_predicts(world, tmp_path):
     """Against a loop over the parameters after each step."""
     config = _config(world, tmp_path / "run", average_decay=0.7)
-    corpus, _, data = run_folder.load_data(config)
+    corpus, data = load_data(config)
     functions = _build(config, data)
     rows = jax.device_put(corpus.rows("train"))
     order = batches.shuffle(rows, np.int32(0), config.batch_size, config.seed)
@@ -462,7 +462,7 @@ def test_the_average_of_the_weights_is_what_predicts(world, tmp_path):
 def test_five_classes_predict_stars(world, tmp_path):
     config = _config(world, tmp_path / "run", classes=5, bias_term=True, epochs=2)
     loop.train(config)
-    found = evaluate.evaluate(tmp_path / "run")
+    found = evaluate.evaluate(Run(tmp_path / "run"))
     table = pl.read_parquet(tmp_path / "run" / "predictions.parquet")
     probability = table.select(f"p_{star}" for star in range(1, 6)).to_numpy()
     corpus = world.corpus
@@ -488,7 +488,7 @@ def test_sets_larger_than_any_list_change_nothing(world, tmp_path):
     found = []
     for size in (90, 120):
         config = _config(world, tmp_path / "run", set_size=size)
-        corpus, _, data = run_folder.load_data(config)
+        corpus, data = load_data(config)
         assert max(context.size.max() for context in data.contexts) < 90
         functions = _build(config, data)
         rows = corpus.rows("test")
@@ -529,7 +529,7 @@ def test_a_float16_table_trains_as_well_as_a_float32_one(world, tmp_path):
 def test_64_examples_are_learned_by_heart(world, tmp_path):
     quiet = {"dropout": 0.0, "empty_side": 0.0, "set_size": 90, "batch_size": 64, "width": 32}
     config = _config(world, tmp_path / "run", **quiet, learning_rate=3e-3)
-    corpus, _, data = run_folder.load_data(config)
+    corpus, data = load_data(config)
     functions = _build(config, data)
     rows = corpus.rows("train")[:64]
     order = batches.shuffle(jax.device_put(rows), np.int32(0), 64, config.seed)
@@ -683,13 +683,13 @@ def test_evaluation_leaves_a_checkpoint_in_progress_alone(world, tmp_path):
     loop.train(_config(world, tmp_path / "run", epochs=1))
     in_progress = tmp_path / "run" / "checkpoints" / "99.orbax-checkpoint-tmp"
     in_progress.mkdir()
-    evaluate.evaluate(tmp_path / "run")
+    evaluate.evaluate(Run(tmp_path / "run"))
     assert in_progress.is_dir()
 
 
 def test_sets_are_drawn_anew_at_each_step(world, tmp_path):
     config = _config(world, tmp_path / "run", empty_side=0.0)
-    corpus, _, data = run_folder.load_data(config)
+    corpus, data = load_data(config)
     targets = jax.device_put(corpus.rows("train")[:64])
     draw = jax.jit(lambda data, number: batches.draw_training(config, data, targets, number))
     first, again, other = (jax.device_get(draw(data, np.int32(number))) for number in (0, 0, 1))

@@ -1,0 +1,62 @@
+"""What a run reads: corpus and stores, and from them everything that a step reads."""
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from sasnet_jax.data import embeddings, frequencies, interactions
+from sasnet_jax.data.corpus import Corpus, read_corpus
+from sasnet_jax.data.embeddings import Store
+from sasnet_jax.data.transform import InputTransform
+from sasnet_jax.training.batches import Data
+from sasnet_jax.training.config import TrainConfig
+
+
+def open_inputs(config: TrainConfig) -> tuple[Corpus, tuple[Store, ...]]:
+    """Opens corpus and stores.
+
+    Raises:
+      UserError: they are unreadable or do not belong together.
+    """
+    corpus = read_corpus(Path(config.corpus))
+    stores = [embeddings.open_store(Path(name), corpus, config.pooling) for name in config.store]
+    return corpus, tuple(stores)
+
+
+def fit_transform(config: TrainConfig, corpus: Corpus, stores: tuple[Store, ...]) -> InputTransform:
+    """How a new run reads its stores.
+
+    Raises:
+      UserError: discriminants cannot be fitted.
+    """
+    rows = corpus.rows("train")
+    if config.fit_on == "all":
+        rows = np.arange(corpus.user.size, dtype=np.int32)
+    return InputTransform.fit(stores, corpus, rows, config.discriminants)
+
+
+def build_data(
+    config: TrainConfig, corpus: Corpus, stores: tuple[Store, ...], transform: InputTransform
+) -> Data:
+    """Everything that a step reads, on the host."""
+    contexts = interactions.contexts_of(corpus, config.target_review)
+    label = corpus.labels(config.classes)
+    counts = None
+    if config.bias_term:
+        counts = frequencies.context_counts(contexts, label, config.classes)
+    return Data(
+        tables=transform.tables(stores),
+        scalings=tuple(one.scaling() for one in transform.stores),
+        stars=corpus.stars,
+        label=label,
+        contexts=contexts,
+        counts=counts,
+        shares=class_shares(config, corpus),
+    )
+
+
+def class_shares(config: TrainConfig, corpus: Corpus) -> Float[np.ndarray, "c"]:
+    """The share of each class among the training reviews."""
+    label = corpus.labels(config.classes)[corpus.rows("train")]
+    return frequencies.class_shares(label, config.classes)
