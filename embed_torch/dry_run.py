@@ -14,6 +14,7 @@ from embed_torch.backbone import Batch, Checkpoint, Encoder
 from embed_torch.cli import UserError
 from embed_torch.config import EmbedConfig
 from embed_torch.corpus import Texts
+from embed_torch.files import text_hashes
 from embed_torch.inputs import Tokenization
 
 _ROWS_AT_ONCE = 4096
@@ -54,7 +55,7 @@ def report(
     if config.reuse:
         folder = Path(config.reuse)
         reuse.identity(folder, settings)
-        found, _ = reuse.look_up(folder, store.text_hashes(texts.reviews))
+        found, _ = reuse.look_up(folder, text_hashes(texts.reviews))
         left -= lengths[found].sum()
         print(f"{found.size:,} reviews would be copied from {folder}: {left:,} tokens are left")
     print(f"the first input:\n{tokenization.text(texts.reviews[0])}")

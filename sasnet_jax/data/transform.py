@@ -68,6 +68,11 @@ class InputTransform(NamedTuple):
         """The width of each store."""
         return [one.zscore.mean.size for one in self.stores]
 
+    @property
+    def width(self) -> int:
+        """What is read of a review: k of all stores together."""
+        return sum(one.scaling().mean.size for one in self.stores)
+
     def apply(self, vectors: Float[np.ndarray, "n e"]) -> Float32[np.ndarray, "n k"]:
         """Stored vectors of all stores side by side, as the network reads them.
 

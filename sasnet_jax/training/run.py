@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -23,6 +23,7 @@ from sasnet_jax.training.config import RESUMABLE, TrainConfig, with_defaults
 
 if TYPE_CHECKING:
     from sasnet_jax.training.predictor import Predictor
+    from sasnet_jax.training.sets import Context, StoredReviews
 
 FORMAT_VERSION = 2
 _KEYS = ("format_version", "config", "corpus_sha256", "stores")
@@ -154,6 +155,22 @@ class Run:
         finally:
             checkpoints.close()
 
+    def users(self, context: "Context" = "all") -> "StoredReviews":
+        """The reviews of every user of its corpus; see `businesses`."""
+        return self._stored("user", context)
+
+    def businesses(self, context: "Context" = "all") -> "StoredReviews":
+        """The reviews of every business of its corpus, as the run reads them.
+
+        Args:
+          context: "all" shows every review, "train" those only that the run was trained on: what
+            an evaluation may see.
+
+        Raises:
+          UserError: the corpus or a store is gone, or is not what the run was trained on.
+        """
+        return self._stored("business", context)
+
     def predictor(self) -> "Predictor":
         """The trained network, ready to score any two sets of reviews; needs no corpus.
 
@@ -167,6 +184,12 @@ class Run:
     def __str__(self) -> str:
         """The folder."""
         return str(self.folder)
+
+    def _stored(self, side: Literal["user", "business"], context: "Context") -> "StoredReviews":
+        from sasnet_jax.training.sets import StoredReviews
+
+        with_stars = self.config.sees_stars
+        return StoredReviews(*self.open_inputs(), side, context=context, with_stars=with_stars)
 
     @functools.cached_property
     def _recorded(self) -> dict[str, Any] | None:

@@ -1,0 +1,52 @@
+"""Run folders as `train` leaves them, without training: for tests of what reads them."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+from conftest import SMALL, World
+
+from sasnet_jax.training import inputs, network, run_folder
+from sasnet_jax.training.checkpoint import Checkpoints, Progress
+from sasnet_jax.training.config import TrainConfig
+from sasnet_jax.training.run import Run
+
+# Every switch of the network, off and on.
+SWITCHES = {
+    "cross_attention": ("pooled", "set"),
+    "review_features": ("text", "text+stars"),
+    "encoder": (False, True),
+    "match": (False, True),
+    "bias_term": (False, True),
+    "classes": (3, 5),
+    "discriminants": (0, 4),
+}
+
+
+def write_run(world: World, output: Path, **settings) -> Run:
+    """A finished run whose parameters are random, and large enough to matter."""
+    paths = {"corpus": str(world.corpus_folder), "store": (str(world.store_folder),)}
+    config = TrainConfig(**paths | SMALL | {"epochs": 1} | settings, output=str(output))
+    corpus, stores = inputs.open_inputs(config)
+    output.mkdir(parents=True)
+    run_folder.write_description(output, run_folder.describe(output, config, corpus, stores))
+    transform = inputs.fit_transform(config, corpus, stores)
+    transform.save(output / "zscore.npz")
+    _, like = network.definition(config, transform.width)
+    rng = np.random.default_rng(config.seed)
+    params = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(x.dtype), like)
+    checkpoints = Checkpoints(output)
+    progress = Progress(epochs_evaluated=1, best_epoch=1, best_log_loss=1.0)
+    checkpoints.save(1, params, params, progress)
+    checkpoints.close()
+    run_folder.append_metrics(
+        output,
+        {
+            "epoch": 1,
+            "best_epoch": 1,
+            "validation_log_loss": 1.0,
+            "validation_accuracy": 0.5,
+            "target_review": config.target_review,
+        },
+    )
+    return Run(output)
