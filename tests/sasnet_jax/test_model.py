@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from scipy.special import erf
+from written_runs import NETWORK_SWITCHES
 
 from sasnet_jax.models.layers import AttentionBlock, dropout, masked_mean
 from sasnet_jax.models.sasnet import ReviewSet, SASNet, star_index
@@ -15,15 +16,6 @@ EVERY_NETWORK = pytest.mark.parametrize(
     ("cross_attention", "review_features"),
     [("pooled", "text"), ("pooled", "text+stars"), ("set", "text"), ("set", "text+stars")],
 )
-
-SWITCHES = {
-    "cross_attention": ("pooled", "set"),
-    "review_features": ("text", "text+stars"),
-    "encoder": (False, True),
-    "match": (False, True),
-    "bias_term": (False, True),
-    "classes": (3, 5),
-}
 
 
 def _network(
@@ -137,13 +129,13 @@ def test_one_encoder_serves_both_sides():
     _close(tokens[6:], swapped_tokens[:6])
 
 
-@pytest.mark.parametrize("switched", [None, *SWITCHES])
+@pytest.mark.parametrize("switched", [None, *NETWORK_SWITCHES])
 @pytest.mark.parametrize("base", [0, 1])
 def test_the_halves_are_the_whole(base, switched):
     """Every switch against all others off, and on; empty sides are among the sets, and the sides'
     sets may be of different sizes.
     """
-    options = {name: values[base ^ (name == switched)] for name, values in SWITCHES.items()}
+    options = {name: values[base ^ (name == switched)] for name, values in NETWORK_SWITCHES.items()}
     network = _network(**options)
     classes, bias_term = options["classes"], options["bias_term"]
     user, business = _sets()

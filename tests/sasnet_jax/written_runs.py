@@ -11,16 +11,16 @@ from sasnet_jax.training.checkpoint import Checkpoints, Progress
 from sasnet_jax.training.config import TrainConfig
 from sasnet_jax.training.run import Run
 
-# Every switch of the network, off and on.
-SWITCHES = {
+# Every switch of the network, off and on, and of what it reads.
+NETWORK_SWITCHES = {
     "cross_attention": ("pooled", "set"),
     "review_features": ("text", "text+stars"),
     "encoder": (False, True),
     "match": (False, True),
     "bias_term": (False, True),
     "classes": (3, 5),
-    "discriminants": (0, 4),
 }
+SWITCHES = NETWORK_SWITCHES | {"discriminants": (0, 4)}
 
 
 def write_run(world: World, output: Path, **settings) -> Run:
