@@ -22,7 +22,7 @@ import polars as pl  # noqa: E402
 import pytest  # noqa: E402
 
 from sasnet_jax import files, prepare  # noqa: E402
-from sasnet_jax.data import embeddings  # noqa: E402
+from sasnet_jax.data import embeddings, interactions  # noqa: E402
 from sasnet_jax.data.corpus import Corpus, read_corpus  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -104,6 +104,20 @@ def world(tmp_path_factory) -> World:
     table = rng.normal(size=(corpus.user.size, 16)) + corpus.stars[:, None]
     write_store(folder / "store", corpus, table.astype(np.float16))
     return World(folder / "corpus", folder / "store")
+
+
+@pytest.fixture
+def opened(monkeypatch) -> list[str]:
+    """The sides of a corpus whose interaction files were opened, each time that they were."""
+    sides: list[str] = []
+    read = interactions.read_grouped
+
+    def counted(corpus, side):
+        sides.append(side)
+        return read(corpus, side)
+
+    monkeypatch.setattr(interactions, "read_grouped", counted)
+    return sides
 
 
 def reviews_frame(rows: list[tuple[str, str, float, str | None]]) -> pl.DataFrame:
