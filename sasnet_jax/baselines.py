@@ -14,9 +14,9 @@ from sasnet_jax.data import embeddings
 from sasnet_jax.data.corpus import CLASS_NAMES, Corpus, read_corpus
 from sasnet_jax.data.embeddings import Store
 from sasnet_jax.data.interactions import TargetReview
-from sasnet_jax.evaluation import baseline_models, predictions, protocol, svm
-from sasnet_jax.evaluation.baseline_models import ORACLE
+from sasnet_jax.evaluation import baseline_models, predictions, protocol, registry, svm
 from sasnet_jax.evaluation.protocol import AveragesOver
+from sasnet_jax.evaluation.registry import ORACLE, Baseline
 
 _COMPLETE = "baselines.json"
 _BEGUN = "begun.json"  # what is to become of it, until it is complete
@@ -59,9 +59,7 @@ def run(config: BaselinesConfig) -> None:
     """
     corpus = read_corpus(Path(config.corpus))
     stores = [embeddings.open_store(Path(name), corpus) for name in config.store]
-    features = ["tfidf", *(store.name for store in stores)]
-    if len(set(features)) < len(features):
-        raise UserError("--store: folders need names of their own, and not tfidf")
+    wanted = registry.baselines_of([store.name for store in stores])
     output = Path(config.output)
     settings = {
         "target_review": config.target_review,
@@ -79,14 +77,18 @@ def run(config: BaselinesConfig) -> None:
     if begun.exists() or not complete.exists():
         with files.sole_writer(output):
             if made := not complete.exists():  # else another process was before this one
-                _make(config, corpus, stores, settings)
+                _make(config, corpus, stores, wanted, settings)
             _tidy(output, _read(complete, settings))
     print(_shown(_read(complete, settings), config))
     print(f"written: {complete}" if made else f"{complete} is already complete: nothing to do")
 
 
 def _make(
-    config: BaselinesConfig, corpus: Corpus, stores: Sequence[Store], settings: dict[str, Any]
+    config: BaselinesConfig,
+    corpus: Corpus,
+    stores: Sequence[Store],
+    baselines: Sequence[Baseline],
+    settings: dict[str, Any],
 ) -> None:
     """Fits what is not there yet, and writes baselines.json."""
     asked = protocol.protocol_of(
@@ -98,8 +100,7 @@ def _make(
         seed=config.seed,
     )
     rows = np.concatenate([asked.rows[split] for split in predictions.EVALUATED])
-    features = ["tfidf", *(store.name for store in stores)]
-    total = 2 + 5 * len(features)  # majority and bias; of each of the features, an oracle too
+    history = predictions.history_lengths(corpus)
     about = {"svm_library": svm.LIBRARY, "train_reviews": int(asked.rows["train"].size)}
     output, folder = Path(config.output), Path(config.output) / "predictions"
     models: dict[str, Any] = {}
@@ -112,23 +113,27 @@ def _make(
 
     keep()
     print(f"SVMs by {svm.LIBRARY}, on {asked.rows['train'].size:,} reviews")
-    of_reviews = baseline_models.features_of(corpus, stores, asked)
-    predicted = baseline_models.predict_all(asked, of_reviews, config.seed, done=set(models))
+    done = {name: model["chosen"] for name, model in models.items()}
+    predicted = baseline_models.predict_all(baselines, asked, corpus, stores, config.seed, done)
+    total = len(baselines)
     with tqdm(total=total, desc="baselines", unit="model", initial=len(models)) as bar:
-        for name, probability, chosen in predicted:
+        for baseline, probability, chosen in predicted:
+            name = baseline.name
             predictions.write(_file(folder, name), corpus, rows, probability)
-            bar.update(name not in models)
-            models[name] = predictions.summarize(corpus, rows, probability) | {"chosen": chosen}
+            summary = predictions.summarize(corpus, rows, probability, history)
+            models[name] = baseline.description | summary | {"chosen": chosen}
             keep()
-            bar.set_postfix_str(f"{name} {predictions.number(models[name]['test']['accuracy'])}")
+            bar.update()
+            bar.set_postfix_str(f"{name} {predictions.number(summary['test']['accuracy'])}")
     best = baseline_models.best_oracle(
-        {name: model["chosen"] for name, model in models.items()}, features
+        baselines, {name: model["chosen"] for name, model in models.items()}
     )
-    models[ORACLE] = models[best]
-    with files.replacing(_file(folder, ORACLE)) as file:
-        file.write(_file(folder, best).read_bytes())
-    named = {name: models[name] for name in baseline_models.names(features)}
-    files.write_json(output / _COMPLETE, {"models": named, **settings, **about})
+    oracle = registry.oracle_of(best)
+    with files.replacing(_file(folder, oracle.name)) as file:
+        file.write(_file(folder, best.name).read_bytes())
+    complete = {one.name: models[one.name] for one in baselines if not one.is_ceiling}
+    complete[oracle.name] = models[best.name] | oracle.description
+    files.write_json(output / _COMPLETE, {"models": complete, **settings, **about})
 
 
 def _tidy(output: Path, models: dict[str, Any]) -> None:
@@ -162,6 +167,7 @@ def _read(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
         )
     if not isinstance(found["models"], dict):
         raise damaged
+    registry.read(path, found["models"])
     return found["models"]
 
 

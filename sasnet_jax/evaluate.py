@@ -11,7 +11,8 @@ from sasnet_jax import cli, files
 from sasnet_jax.cli import UserError, setting
 from sasnet_jax.data import frequencies, interactions
 from sasnet_jax.data.corpus import Corpus, read_corpus
-from sasnet_jax.evaluation import comparison, metrics, predictions
+from sasnet_jax.evaluation import comparison, metrics, predictions, registry
+from sasnet_jax.evaluation.registry import Baseline
 from sasnet_jax.training import compilation, devices, inputs, loop, network, step
 from sasnet_jax.training.batches import Data
 from sasnet_jax.training.run import Run
@@ -62,7 +63,9 @@ def run(config: EvaluateConfig) -> None:
     groups = comparison.groups_of({name: run.description for name, run in opened.items()})
     runs = {name: predictions.read(Path(name) / "predictions.parquet", corpus) for name in found}
     folder = Path(config.baselines) / "predictions"
-    baselines = {name: predictions.read(folder / f"{name}.parquet", corpus) for name in made}
+    baselines = {
+        one: predictions.read(folder / f"{name}.parquet", corpus) for name, one in made.items()
+    }
     compared = comparison.compare(corpus, groups, runs, baselines, config.seed) | about
     models = compared["models"]
     order = [*made, *config.run, *(name for name in models if name not in {*made, *config.run})]
@@ -92,7 +95,8 @@ def evaluate(run: Run, truncate_histories: bool = False) -> dict[str, Any]:
         predict = _RowPredictor(run, data)
         probability = predict(rows)
         predictions.write(folder / "predictions.parquet", corpus, rows, probability)
-        found = predictions.summarize(corpus, rows, probability)
+        history = predictions.history_lengths(corpus)
+        found = predictions.summarize(corpus, rows, probability, history)
         found |= {"target_review": config.target_review, "corpus_sha256": corpus.sha256}
         if truncate_histories:
             found["truncated_histories"] = _truncated(folder, corpus, data, predict)
@@ -180,14 +184,15 @@ def _same(runs: dict[str, Run]) -> dict[str, Any]:
     return about[0]
 
 
-def _baselines(folder: Path, about: dict[str, Any]) -> dict[str, Any]:
+def _baselines(folder: Path, about: dict[str, Any]) -> dict[str, Baseline]:
     """The baselines of the same protocol as the runs, by name."""
     path = folder / "baselines.json"
     found = files.read_json(path, "python -m sasnet_jax.baselines", ("models",))
+    baselines = registry.read(path, found["models"])
     for key, value in (about | {"subset": 0}).items():
         if found.get(key) != value:
             raise UserError(f"{path} has another {key} than the run: they cannot be compared")
-    return found["models"]
+    return baselines
 
 
 def _write(

@@ -16,9 +16,9 @@ from sasnet_jax.baselines import BaselinesConfig
 from sasnet_jax.cli import UserError, setting
 from sasnet_jax.data.corpus import read_corpus
 from sasnet_jax.data.interactions import TargetReview
-from sasnet_jax.evaluation import comparison, predictions
-from sasnet_jax.evaluation.baseline_models import ORACLE
+from sasnet_jax.evaluation import comparison, predictions, registry
 from sasnet_jax.evaluation.protocol import AveragesOver
+from sasnet_jax.evaluation.registry import MAJORITY, ORACLE
 from sasnet_jax.training.run import Run
 
 _EITHER: tuple[TargetReview, ...] = ("exclude", "include")
@@ -60,6 +60,9 @@ def run(config: LeakageConfig) -> None:
             "subset_corpus": _Reading(f"{of} all", config.subset, "corpus"),
             **readings,
         }
+    for path in output.glob("*/baselines.json"):
+        found = files.read_json(path, "python -m sasnet_jax.leakage", ("models",))
+        registry.read(path, found["models"], "python -m sasnet_jax.leakage")
     runs = _runs(config, corpus.sha256)
     rows: list[dict[str, Any]] = []
     for name, reading in readings.items():
@@ -80,10 +83,12 @@ def run(config: LeakageConfig) -> None:
             )
             path = folder / "baselines.json"
             made[target_review] = files.read_json(path, "python -m sasnet_jax.leakage")["models"]
-        for model in made["exclude"]:
+        for model, baseline in registry.read(path, made["include"]).items():
             both = {one: made[one][model]["test"]["accuracy"] for one in _EITHER}
             tuned = made["include"][model]["validation"]["accuracy"]
-            rows.append(_row(name, model, both) | {"validation_include": tuned})
+            rows.append(
+                _row(name, model, both) | {"validation_include": tuned} | baseline.description
+            )
     rows += [_row("all", name, both) for name, both in runs.items()]
     titles = {name: reading.title for name, reading in readings.items()}
     sentence = explained(rows)
@@ -100,8 +105,10 @@ def table(rows: list[dict[str, Any]], titles: Mapping[str, str]) -> str:
     width = max([24, *(len(row["model"]) + 2 for row in rows)])
     lines = ["test accuracy with the target excluded, included (leaky), and the difference"]
     lines.append(f"  {'':<{width}}" + "".join(f"{title:^36}" for title in titles.values()))
-    for model in dict.fromkeys(row["model"] for row in rows):
-        cells = {row["reading"]: row for row in rows if row["model"] == model}
+    models: dict[tuple[str, bool], dict[str, dict[str, Any]]] = {}
+    for row in rows:  # only a baseline says what it sees; a run may have its name
+        models.setdefault((row["model"], "sees" in row), {})[row["reading"]] = row
+    for (model, _), cells in models.items():
         numbers = [
             f"{predictions.number(cells.get(name, {}).get(key)):>12}"
             for name in titles
@@ -116,15 +123,10 @@ def explained(rows: list[dict[str, Any]]) -> str:
 
     The best on validation, with the target included. (With stars beside, the leak is the label.)
     """
-    every = {row["model"]: row for row in rows if row["reading"] == "all"}
-    no_text = ("majority", "bias", ORACLE)
-    text = [
-        row
-        for name, row in every.items()
-        if "validation_include" in row and name not in no_text and not name.endswith("_stars")
-    ]
+    every = {row["model"]: row for row in rows if row["reading"] == "all" and "sees" in row}
+    text = [row for row in every.values() if row["sees"] == "text"]
     best = max(text, key=lambda row: row["validation_include"])
-    majority, oracle = every["majority"]["include"], every[ORACLE]["exclude"]
+    majority, oracle = every[MAJORITY]["include"], every[ORACLE]["exclude"]
     gain, leak = best["include"] - majority, best["leak"]
     share = f"{leak / gain:.0%} of" if gain > 0 else "all of"
     return (

@@ -22,7 +22,7 @@ import polars as pl  # noqa: E402
 import pytest  # noqa: E402
 
 from sasnet_jax import files, prepare  # noqa: E402
-from sasnet_jax.data import embeddings  # noqa: E402
+from sasnet_jax.data import embeddings, interactions  # noqa: E402
 from sasnet_jax.data.corpus import Corpus, read_corpus  # noqa: E402
 from sasnet_jax.training import inputs  # noqa: E402
 from sasnet_jax.training.batches import Data  # noqa: E402
@@ -114,6 +114,20 @@ def load_data(config: TrainConfig) -> tuple[Corpus, Data]:
     corpus, stores = inputs.open_inputs(config)
     transform = inputs.fit_transform(config, corpus, stores)
     return corpus, inputs.build_data(config, corpus, stores, transform)
+
+
+@pytest.fixture
+def opened(monkeypatch) -> list[str]:
+    """The sides of a corpus whose interaction files were opened, each time that they were."""
+    sides: list[str] = []
+    read = interactions.read_grouped
+
+    def counted(corpus, side):
+        sides.append(side)
+        return read(corpus, side)
+
+    monkeypatch.setattr(interactions, "read_grouped", counted)
+    return sides
 
 
 def reviews_frame(rows: list[tuple[str, str, float, str | None]]) -> pl.DataFrame:

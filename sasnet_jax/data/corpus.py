@@ -4,6 +4,7 @@ Rows of `reviews.parquet` are the review index of the whole program.
 """
 
 import dataclasses
+import functools
 import hashlib
 import shutil
 from collections.abc import Iterable, Iterator
@@ -26,7 +27,7 @@ _COUNT_BINS = (1, 2, 5, 10, 20, 50, 100)
 _REVIEW_COLUMNS = ("review_id", "user", "business", "stars", "label", "date", "text", "split")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)  # no slots: `sha256` is kept
 class Corpus:
     """The columns of a corpus that training and evaluation use."""
 
@@ -40,7 +41,7 @@ class Corpus:
     texts_sha256: str
     folder: Path
 
-    @property
+    @functools.cached_property
     def sha256(self) -> str:
         """Names texts, pairs, stars, dates and split: what a run's results depend on."""
         digest = hashlib.sha256((self.texts_sha256 + self.split_scheme).encode())

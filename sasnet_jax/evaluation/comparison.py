@@ -16,8 +16,8 @@ from jaxtyping import Float64
 from sasnet_jax.cli import UserError
 from sasnet_jax.data.corpus import Corpus
 from sasnet_jax.evaluation import paired, predictions
-from sasnet_jax.evaluation.baseline_models import ORACLE
 from sasnet_jax.evaluation.predictions import EVALUATED, Predictions
+from sasnet_jax.evaluation.registry import Baseline
 from sasnet_jax.training.run import what_decides
 
 _MEASURED = (
@@ -70,20 +70,26 @@ def compare(
     corpus: Corpus,
     groups: Sequence[Group],
     runs: Mapping[str, Predictions],
-    baselines: Mapping[str, Predictions],
+    baselines: Mapping[Baseline, Predictions],
     seed: int,
 ) -> dict[str, Any]:
     """What comparison.json is to hold, but for what was compared.
 
     Raises:
-      UserError: they do not predict the same reviews into the same classes.
+      UserError: they do not predict the same reviews into the same classes, or two have one name.
     """
     first = runs[groups[0].runs[0]]
-    _refuse_others(first, {**runs, **baselines})
     ensembles = {
         f"{group.name} ensemble": ensemble(group, runs) for group in groups if len(group.runs) > 1
     }
-    kinds = {"run": runs, "ensemble": ensembles, "baseline": baselines}
+    predicted_by = {one.name: predicted for one, predicted in baselines.items()}
+    for name in predicted_by:
+        if name in runs or name in ensembles:
+            raise UserError(f"a run and a baseline are both called {name}: rename the run's folder")
+    _refuse_others(first, {**runs, **predicted_by})
+    kinds = {"run": runs, "ensemble": ensembles, "baseline": predicted_by}
+    described = {one.name: one.description for one in baselines}
+    history = predictions.history_lengths(corpus)
     test = corpus.split[first.rows] == "test"
     user = corpus.user[first.rows[test]]
     label = corpus.labels(first.probability.shape[1])[first.rows[test]]
@@ -94,18 +100,19 @@ def compare(
         for name, predicted in models.items():
             probability = predicted.probability.astype(np.float64)
             statistics[name] = paired.statistics(label, probability[test])
-            summary = predictions.summarize(corpus, *predicted)
+            summary = predictions.summarize(corpus, *predicted, history)
             sums = paired.resample_users(user, statistics[name], seed)
             intervals = {k: paired.interval(v) for k, v in paired.metrics_of(sums).items()}
             intervals = {k: v for k, v in intervals.items() if summary["test"][k] is not None}
-            found["models"][name] = {"kind": kind, **summary, "test_intervals": intervals}
+            what = {"kind": kind, **described.get(name, {})}
+            found["models"][name] = what | summary | {"test_intervals": intervals}
     for group in groups:
         found["groups"][group.name] = {
             "runs": list(group.runs),
             **_spread([found["models"][run] for run in group.runs]),
         }
     right = {name: _right(one) for name, one in statistics.items()}
-    compared = [name for name in baselines if name != ORACLE]
+    compared = [one.name for one in baselines if not one.is_ceiling]
     found["comparisons"] = []
     for group in groups:
         if len(group.runs) > 1:

@@ -65,16 +65,29 @@ def read(path: Path, corpus: Corpus) -> Predictions:
     return Predictions(rows, table.select(_columns(classes)).to_numpy())
 
 
-def summarize(
-    corpus: Corpus, rows: Int32[np.ndarray, "n"], probability: Float[np.ndarray, "n c"]
-) -> dict[str, Any]:
-    """Metrics by split, over the evaluated ones; in each, by the user's number of other reviews.
+def history_lengths(corpus: Corpus) -> Int32[np.ndarray, "reviews"]:
+    """The user's number of other reviews that may be seen with the target excluded, per review.
 
-    Those are the reviews that may be seen with the target excluded, whatever the protocol, so that
-    a review is in the same group in every table.
+    Whatever the protocol, so that a review is in the same group in every table.
+    """
+    return np.asarray(interactions.contexts_of(corpus, "exclude").user.size)
+
+
+def summarize(
+    corpus: Corpus,
+    rows: Int32[np.ndarray, "n"],
+    probability: Float[np.ndarray, "n c"],
+    history: Int32[np.ndarray, "reviews"],
+) -> dict[str, Any]:
+    """Metrics by split, over the evaluated ones; in each, by the length of the user's history.
+
+    Args:
+      corpus: the corpus.
+      rows: what was predicted.
+      probability: of each class.
+      history: `history_lengths` of the corpus.
     """
     label = corpus.labels(probability.shape[1])
-    history = np.asarray(interactions.contexts_of(corpus, "exclude").user.size)
     found = {}
     for split in EVALUATED:
         here = corpus.split[rows] == split

@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 
 from sasnet_jax.evaluation import comparison, paper
-from sasnet_jax.evaluation.baseline_models import ORACLE
 from sasnet_jax.evaluation.predictions import LEAKY
+from sasnet_jax.evaluation.registry import Baseline
 from sasnet_jax.reporting.sources import Output, Sources
 from sasnet_jax.training.run import Run
 
-MAJORITY = "majority"
 EXCLUDED = "target excluded"
 # Of the metrics of a split, those that the table of models shows, and what it calls them.
 METRICS = {
@@ -28,8 +27,7 @@ METRICS = {
     "log_loss": "log-loss",
     "calibration_error": "calibration error",
 }
-_KINDS = {"svm": "SVM", "linear_svm": "linear SVM", "logistic": "logistic regression"}
-_STARS = "_stars"
+_INPUTS = {"nothing": "", "target": "the target's own text"}  # else what a baseline sees
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -37,6 +35,7 @@ class Model:
     """One model's results on validation and test."""
 
     name: str
+    label: str  # as a person says it
     inputs: str
     target_review: str
     scope: str  # what else the protocol changes, in words; empty for the whole corpus
@@ -44,7 +43,12 @@ class Model:
     found: dict[str, Any]  # of evaluation.json, or of one model of baselines.json
     predictions: Path
     paper: tuple[float, float] | None  # F1 and accuracy that the paper printed of it
-    is_run: bool = False
+    baseline: Baseline | None = None  # what it is; None of a run
+
+    @property
+    def is_run(self) -> bool:
+        """Whether it is a SASNet."""
+        return self.baseline is None
 
     @property
     def test(self) -> dict[str, Any]:
@@ -59,7 +63,12 @@ class Model:
     @property
     def is_ceiling(self) -> bool:
         """Whether it reads the target's own text, whatever the protocol."""
-        return self.name == ORACLE
+        return self.baseline is not None and self.baseline.is_ceiling
+
+    @property
+    def reads_context(self) -> bool:
+        """Whether it depends on other reviews, and so on the protocol."""
+        return self.baseline is None or self.baseline.reads_context
 
     @property
     def leaky(self) -> bool:
@@ -119,7 +128,7 @@ def groups_of(sources: Sources) -> list[Group]:
         for group in comparison.groups_of(descriptions)
     ]
     for baselines in sources.baselines:
-        found += [Group(model.name, (model,)) for model in _of_baselines(baselines)]
+        found += [Group(model.label, (model,)) for model in _of_baselines(baselines)]
     return sorted(
         found, key=lambda g: (g.first.leaky, g.first.is_ceiling, g.first.scope, -g.accuracy)
     )
@@ -151,16 +160,6 @@ def spread(values: Sequence[float | None]) -> str:
     return f"{np.mean(known):.3f} ± {np.std(known, ddof=1):.3f}"
 
 
-def label(name: str) -> str:
-    """`tfidf_svm_stars` as a person says it."""
-    stem, stars = name.removesuffix(_STARS), name.endswith(_STARS)
-    for kind, said in sorted(_KINDS.items(), key=lambda pair: -len(pair[0])):
-        if stem.endswith(f"_{kind}"):
-            features = stem.removesuffix(f"_{kind}").replace("tfidf", "TF-IDF")
-            return f"{features} + {said}{', stars too' if stars else ''}"
-    return {"bias": "bias (class counts)"}.get(name, name)
-
-
 def _reads_target(group: Group) -> bool:
     return group.first.leaky or group.first.is_ceiling
 
@@ -177,14 +176,14 @@ def _of_run(run: Run, alike: str) -> Model:
     scope = "five classes" if config.classes == 5 else ""
     return Model(
         name=run.name,
+        label=run.name,
         inputs="text+stars" if config.sees_stars else "text",
         target_review=config.target_review,
         scope=scope,
         alike=f"run {alike}",
         found=run.evaluation,
         predictions=run.folder / "predictions.parquet",
-        paper=None if config.sees_stars or scope else paper.TABLE_2["sasnet"],
-        is_run=True,
+        paper=None if config.sees_stars or scope else paper.TABLE_2["SASNet"],
     )
 
 
@@ -196,35 +195,36 @@ def _of_baselines(baselines: Output) -> list[Model]:
     if found.get("classes", 3) == 5:
         parts.append("five classes")
     scope = ", ".join(parts)
-    return [
-        Model(
-            name=name,
-            inputs=_inputs(name),
-            target_review=found["target_review"],
-            scope=scope,
-            alike=json.dumps(["baseline", name, scope, _store_of(name, stores)], sort_keys=True),
-            found=splits,
-            predictions=baselines.folder / "predictions" / f"{name}.parquet",
-            paper=_papers(name, stores),
+    models = []
+    for name, one in baselines.baselines.items():
+        store = stores.get(one.store)
+        models.append(
+            Model(
+                name=name,
+                label=one.label,
+                inputs=_INPUTS.get(one.sees, one.sees),
+                target_review=found["target_review"],
+                scope=scope,
+                alike=json.dumps(["baseline", name, scope, store], sort_keys=True),
+                found=found["models"][name],
+                predictions=baselines.folder / "predictions" / f"{name}.parquet",
+                paper=_papers(one, store),
+                baseline=one,
+            )
         )
-        for name, splits in found["models"].items()
-    ]
+    return models
 
 
-def _inputs(name: str) -> str:
-    known = {MAJORITY: "", "bias": "stars", ORACLE: "the target's own text"}
-    return known.get(name, "text+stars" if name.endswith(_STARS) else "text")
+def _papers(baseline: Baseline, store: dict[str, Any] | None) -> tuple[float, float] | None:
+    """What the paper printed of such a baseline.
 
-
-def _papers(name: str, stores: dict[str, Any]) -> tuple[float, float] | None:
-    """What the paper printed of such a baseline."""
-    if name == "tfidf_svm":
-        return paper.TABLE_2[name]
-    store = _store_of(name, stores)
+    Args:
+      baseline: the baseline.
+      store: the identity of the store that it reads, or None.
+    """
+    if (baseline.sees, baseline.fit) != ("text", "svm"):
+        return None
+    if baseline.features == "tfidf":
+        return paper.TABLE_2["TF-IDF + SVM"]
     is_phi3 = store and (paper.method_of(store, store["pooling"]) or "").startswith("phi3")
-    return paper.TABLE_2["phi3_svm"] if name.endswith("_svm") and is_phi3 else None
-
-
-def _store_of(name: str, stores: dict[str, Any]) -> dict[str, Any] | None:
-    """The identity of the store that a baseline is made from; None of TF-IDF, bias and majority."""
-    return next((found for store, found in stores.items() if name.startswith(f"{store}_")), None)
+    return paper.TABLE_2["phi3 + SVM"] if is_phi3 else None

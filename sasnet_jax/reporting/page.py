@@ -13,6 +13,7 @@ from markupsafe import Markup, escape
 from sasnet_jax.data.corpus import CLASSES
 from sasnet_jax.evaluation import paper
 from sasnet_jax.evaluation.predictions import LEAKY
+from sasnet_jax.evaluation.registry import MAJORITY
 from sasnet_jax.reporting import (
     corpus_facts,
     embedding_map,
@@ -52,7 +53,7 @@ def render(sources: Sources, *, title: str, sample: int, seed: int, show_texts: 
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"label": models.label, "breakable": _breakable}
+    environment.filters["breakable"] = _breakable
     script = environment.get_template("report.js").render()
     return environment.get_template("report.html.j2").render(
         _contents(sources, sample, seed, show_texts),
@@ -119,13 +120,13 @@ def _headlines(sources: Sources, groups: list[Group]) -> list[Headline]:
     inputs = run.first.inputs if run else ""
     given = f" given {inputs}" if run else ""
     chosen = {
-        "majority": models.named(groups, models.MAJORITY),
+        "majority": models.named(groups, MAJORITY),
         f"best baseline{given}": models.best_baseline(groups, inputs),
         f"SASNet{given}": run,
     }
     for said, group in chosen.items():
         if group:
-            name = "" if group.first.name == said else f": {models.label(group.name)}"
+            name = "" if group.first.name == said else f": {group.name}"
             found.append(Headline(group.value("accuracy"), f"test accuracy, {said}{name}"))
     return found
 

@@ -9,7 +9,6 @@ import numpy as np
 
 from sasnet_jax.data.corpus import CLASS_NAMES, Corpus
 from sasnet_jax.evaluation import metrics, paired, predictions
-from sasnet_jax.evaluation.baseline_models import ORACLE
 from sasnet_jax.evaluation.predictions import LEAKY
 from sasnet_jax.evaluation.quality_tables import Table
 from sasnet_jax.reporting import charts, models
@@ -19,7 +18,6 @@ from sasnet_jax.reporting.sources import Output
 from sasnet_jax.training.run import Run
 
 _MOST_RUNS = 4  # groups of runs in a picture; the tables hold all
-_NOT_READING = (models.MAJORITY, ORACLE)  # their contexts
 _LEAST_SURE = 0.2  # the largest of five probabilities is no smaller
 _FEWEST_IN_BIN = 10  # reviews; the accuracy of fewer says nothing
 
@@ -218,9 +216,10 @@ def comparison(compared: Output) -> Table:
     for one in found["comparisons"]:
         if one["model"] not in inside:
             low, high = one["interval"]
+            baseline = compared.baselines[one["baseline"]]
             rows.append(
                 [
-                    f"{Path(one['model']).name} against {models.label(one['baseline'])}",
+                    f"{Path(one['model']).name} against {baseline.label}",
                     f"{one['difference']:+.3f}",
                     f"[{low:+.3f}, {high:+.3f}]",
                     "–" if one.get("holm_p") is None else f"{one['holm_p']:.2g}",
@@ -248,15 +247,17 @@ def leakage(groups: Sequence[Group], measured: Sequence[Output]) -> list[Bars]:
     pictures: dict[str, list[Bar]] = {}
     for output in measured:
         for row in output.found["accuracy"]:
-            if row["model"] not in _NOT_READING and row["leak"] is not None:
-                bars = _pair(models.label(row["model"]), row["exclude"], row["include"])
+            one = output.baselines[row["model"]] if "sees" in row else None  # None: a run
+            if row["leak"] is not None and (one is None or one.reads_context):
+                name = one.label if one else row["model"]
+                bars = _pair(name, row["exclude"], row["include"])
                 pictures.setdefault(output.found["readings"][row["reading"]], []).extend(bars)
     if not measured:
         honest = {g.first.alike: g for g in groups if not g.first.leaky}
         for group in groups:
             other = honest.get(group.first.alike)
-            if group.first.leaky and other and group.first.name not in _NOT_READING:
-                bars = _pair(models.label(other.stem), other.accuracy, group.accuracy)
+            if group.first.leaky and other and group.first.reads_context:
+                bars = _pair(other.stem, other.accuracy, group.accuracy)
                 title = group.first.scope or "all reviews"
                 pictures.setdefault(title, []).extend(bars)
     return [
@@ -273,5 +274,4 @@ def _pair(name: str, exclude: float, include: float) -> list[Bar]:
 
 
 def _legend(group: Group) -> str:
-    name = models.label(group.name)
-    return f"{name}, {group.first.protocol}" if group.first.leaky else name
+    return f"{group.name}, {group.first.protocol}" if group.first.leaky else group.name

@@ -5,6 +5,7 @@ absent; keys that an older version did not write are absent too.
 """
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,27 @@ from sasnet_jax.cli import UserError
 from sasnet_jax.data import embeddings
 from sasnet_jax.data.corpus import Corpus, read_corpus
 from sasnet_jax.data.embeddings import Store
-from sasnet_jax.evaluation import predictions
+from sasnet_jax.evaluation import predictions, registry
+from sasnet_jax.evaluation.registry import Baseline
 from sasnet_jax.training.run import Run
 
 # KIND.json -> the command that writes it, and the keys that every version has.
 _OUTPUTS = {
     "baselines": ("baselines", ("models", "target_review")),
-    "comparison": ("evaluate --output", ("comparisons", "groups", "target_review")),
+    "comparison": ("evaluate --output", ("models", "comparisons", "groups", "target_review")),
     "embedding_quality": ("embedding_quality", ("methods", "compared")),
     "leakage": ("leakage", ("accuracy", "readings", "sentence")),
+}
+# KIND.json -> what it says of each baseline, by name.
+_BASELINES_IN: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "baselines": lambda found: found["models"],
+    "comparison": lambda found: {
+        name: model for name, model in found["models"].items() if model.get("kind") == "baseline"
+    },
+    "embedding_quality": lambda found: {},
+    "leakage": lambda found: {
+        row["model"]: row for row in found["accuracy"] if "validation_include" in row
+    },
 }
 
 
@@ -31,6 +44,7 @@ class Output:
 
     folder: Path
     found: dict[str, Any]
+    baselines: dict[str, Baseline]  # those that it has results of, by name
 
     @property
     def name(self) -> str:
@@ -103,7 +117,8 @@ def _output(folder: Path, kind: str, corpus: Corpus) -> Output:
     path = folder / f"{kind}.json"
     found = files.read_json(path, f"python -m sasnet_jax.{made_by}", (*keys, "corpus_sha256"))
     _refuse_foreign(path, found, corpus)
-    return Output(folder, found)
+    models = _BASELINES_IN[kind](found)
+    return Output(folder, found, registry.read(path, models, f"python -m sasnet_jax.{made_by}"))
 
 
 def _refuse_foreign(path: Path, found: dict[str, Any], corpus: Corpus) -> None:

@@ -13,6 +13,7 @@ from sasnet_jax.cli import UserError
 from sasnet_jax.data import interactions
 from sasnet_jax.evaluation import comparison, metrics, predictions
 from sasnet_jax.evaluation.predictions import Predictions
+from sasnet_jax.evaluation.registry import Baseline
 from sasnet_jax.training import loop
 from sasnet_jax.training.config import TrainConfig
 from sasnet_jax.training.run import Run
@@ -99,6 +100,10 @@ def test_runs_that_differ_in_the_seed_are_a_group(world, trained, made, tmp_path
         assert one["at_least_level"] == (one["interval"][0] > -0.02)
 
 
+def _baseline(name, sees):
+    return Baseline(name=name, label=name, sees=sees, features=None, store=None, fit="svm")
+
+
 def test_a_comparison_can_be_recomputed_from_predictions(world):
     """One model is the other but for five reviews of two users that it gets right."""
     corpus = world.corpus
@@ -107,20 +112,23 @@ def test_a_comparison_can_be_recomputed_from_predictions(world):
     right = wrong.copy()
     first = np.flatnonzero(corpus.split[rows] == "test")[:5]
     right[first] = np.eye(3)[corpus.label[rows[first]]] * 0.8 + 0.2 / 3
+    worse, best = _baseline("worse", "text"), _baseline("best", "target")
     found = comparison.compare(
         corpus,
         [comparison.Group("better", ("better",))],
         {"better": Predictions(rows, right)},
-        {"worse": Predictions(rows, wrong), "oracle": Predictions(rows, right)},
+        {worse: Predictions(rows, wrong), best: Predictions(rows, right)},
         seed=0,
     )
-    (one,) = found["comparisons"]  # the oracle is shown and never compared with
+    (one,) = found["comparisons"]  # what reads the target is shown and never compared with
     assert (one["model"], one["baseline"]) == ("better", "worse")
     assert one["difference"] == pytest.approx(5 / corpus.rows("test").size)
     assert (one["only_model_right"], one["only_baseline_right"]) == (5, 0)
     assert one["mcnemar_p"] == pytest.approx(2 * 0.5**5) == one["holm_p"]
     assert one["at_least_level"]
     assert found["models"]["worse"]["test"]["accuracy"] == 0
+    shown = {name: model.get("sees") for name, model in found["models"].items()}
+    assert shown == {"better": None, "worse": "text", "best": "target"}
 
 
 def test_truncated_histories_are_what_was_kept(world, trained, capsys):
@@ -215,7 +223,28 @@ def test_predictions_of_other_reviews_are_not_compared(world):
         (Predictions(rows, np.full((rows.size, 5), 0.2)), "5 classes"),
     ):
         with pytest.raises(UserError, match=message):
-            comparison.compare(corpus, groups, whole, {"b": other}, 0)
+            comparison.compare(corpus, groups, whole, {_baseline("b", "text"): other}, 0)
+
+
+def test_a_run_that_is_called_like_a_baseline_is_refused(world):
+    rows = np.concatenate([world.corpus.rows("validation"), world.corpus.rows("test")])
+    same = Predictions(rows, np.full((rows.size, 3), 1 / 3))
+    groups = [comparison.Group("bias", ("bias",))]
+    with pytest.raises(UserError, match="a run and a baseline are both called bias"):
+        comparison.compare(
+            world.corpus, groups, {"bias": same}, {_baseline("bias", "stars"): same}, 0
+        )
+
+
+def test_the_interaction_files_are_opened_once_however_many_models_are_compared(
+    trained, made, opened
+):
+    times = []
+    for compared in ("", str(made / "exclude")):
+        evaluate.run(evaluate.EvaluateConfig(run=(trained[0],), baselines=compared))
+        times.append(len(opened))
+        opened.clear()
+    assert times[0] == times[1]
 
 
 def test_groups_have_names_of_their_own():

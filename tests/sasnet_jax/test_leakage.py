@@ -5,7 +5,6 @@ import pytest
 
 from sasnet_jax import evaluate, files, leakage
 from sasnet_jax.cli import UserError
-from sasnet_jax.evaluation import baseline_models
 from sasnet_jax.training import loop
 from sasnet_jax.training.config import TrainConfig
 from sasnet_jax.training.run import Run
@@ -34,7 +33,8 @@ def test_every_model_is_shown_with_the_target_out_and_in(world, runs, tmp_path, 
     leakage.run(_config(world, output, subset=300, run=tuple(runs)))
     printed = capsys.readouterr().out
     found = json.loads((output / "leakage.json").read_text())
-    names = baseline_models.names(["tfidf"])
+    names = ["majority", "bias", "tfidf_svm", "tfidf_stars_svm"]
+    names += ["tfidf_logistic", "tfidf_stars_logistic", "oracle"]
     for reading in ("subset", "subset_corpus", "all"):
         rows = {row["model"]: row for row in found["accuracy"] if row["reading"] == reading}
         assert list(rows)[: len(names)] == names
@@ -56,21 +56,34 @@ def test_every_model_is_shown_with_the_target_out_and_in(world, runs, tmp_path, 
 
 
 def test_the_sentence_is_arithmetic():
-    numbers = {"majority": (0.4, 0.4), "weak": (0.4, 0.5), "good": (0.5, 0.7), "oracle": (0.8, 0.8)}
-    numbers |= {"bias": (0.5, 0.9), "good_stars": (0.5, 0.9)}  # there the leak is the label
+    numbers = {
+        ("majority", "nothing"): (0.4, 0.4),
+        ("weak", "text"): (0.4, 0.5),
+        ("good_stars", "text"): (0.5, 0.7),  # of a store that is called good_stars
+        ("oracle", "target"): (0.8, 0.8),
+        ("bias", "stars"): (0.5, 0.9),  # there the leak is the label
+        ("good", "text+stars"): (0.5, 0.9),
+    }
     rows = [
         {
             "reading": "all",
             "model": name,
+            "sees": sees,
             "exclude": exclude,
             "include": include,
             "leak": include - exclude,
             "validation_include": include,
         }
-        for name, (exclude, include) in numbers.items()
+        for (name, sees), (exclude, include) in numbers.items()
     ]
+    run = {"reading": "all", "model": "majority", "exclude": 0.9, "include": 0.9, "leak": 0.0}
+    rows.append(run)  # is called like a baseline
+    majority = [
+        line for line in leakage.table(rows, {"all": ""}).splitlines() if "majority" in line
+    ]
+    assert ["0.400" in majority[0], "0.900" in majority[1]] == [True, True]
     sentence = leakage.explained(rows)
-    for part in ("67% of what good gains", "0.700", "0.500", "0.400", "0.800"):
+    for part in ("67% of what good_stars gains", "0.700", "0.500", "0.400", "0.800"):
         assert part in sentence
 
 

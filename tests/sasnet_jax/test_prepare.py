@@ -1,4 +1,6 @@
+import dataclasses
 import gzip
+import hashlib
 import json
 import signal
 import subprocess
@@ -50,6 +52,19 @@ def test_every_line_is_kept_or_rejected_with_its_reason(tmp_path, suffix):
     assert pl.read_parquet(output / "reviews.parquet").height == 60
 
 
+def test_a_corpus_is_hashed_once_and_another_split_has_another_hash(world, monkeypatch):
+    corpus, digests, sha256 = world.corpus, [], hashlib.sha256
+
+    def counted(*args):
+        digests.append(args)
+        return sha256(*args)
+
+    monkeypatch.setattr(hashlib, "sha256", counted)
+    assert corpus.sha256 == corpus.sha256
+    assert len(digests) == 1
+    assert dataclasses.replace(corpus, split_scheme="by_time").sha256 != corpus.sha256
+
+
 def test_labels_follow_the_stars(tmp_path):
     stars = [0.5, 1, 2.5, 3, 3.5, 4, 4.5, 5] * 10
     records = [line | {"stars": float(s)} for line, s in zip(_lines(80), stars, strict=True)]
@@ -91,8 +106,6 @@ def test_filters_equal_a_loop(mode):
 
 def test_texts_hash_is_length_prefixed():
     assert files.texts_sha256(["ab", "c"]) != files.texts_sha256(["a", "bc"])
-    import hashlib
-
     by_hand = hashlib.sha256(b"\x03\0\0\0\0\0\0\0\xc3\xa9!" + b"\0" * 8).hexdigest()
     assert files.texts_sha256(["é!", ""]) == by_hand
 
