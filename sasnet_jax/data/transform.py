@@ -18,11 +18,10 @@ from jaxtyping import Float, Float32, Int32
 from sasnet_jax.cli import UserError
 from sasnet_jax.data import discriminants, embeddings
 from sasnet_jax.data.corpus import Corpus
-from sasnet_jax.data.embeddings import Store, ZScore
+from sasnet_jax.data.embeddings import CHUNK, Store, ZScore
 from sasnet_jax.files import replacing
 
 _LARGEST = float(np.finfo(np.float16).max)
-_FEW_ROWS = 64  # BLAS multiplies fewer by another kernel, to other last bits
 
 
 class StoreTransform(NamedTuple):
@@ -37,6 +36,17 @@ class StoreTransform(NamedTuple):
             return vectors
         values = self.zscore(vectors) @ self.directions
         return np.clip(values, -_LARGEST, _LARGEST).astype(np.float16)
+
+    def apply(self, vectors: Float32[np.ndarray, "n e"]) -> Float32[np.ndarray, "n k"]:
+        """Stored vectors as the network reads them."""
+        read = vectors
+        if self.directions is not None:
+            # In blocks as large as those of a table: BLAS multiplies a few rows by another kernel,
+            # to other last bits.
+            filled = np.pad(vectors, ((0, -len(vectors) % CHUNK), (0, 0)))
+            blocks = [self.project(block) for block in filled.reshape(-1, CHUNK, filled.shape[1])]
+            read = np.concatenate(blocks or [self.project(filled)])[: len(vectors)]
+        return standardize(read.astype(np.float32), self.scaling())
 
     def scaling(self) -> ZScore:
         """The z-score that is left to do; along directions none."""
@@ -78,13 +88,9 @@ class InputTransform(NamedTuple):
 
         A row comes out the same whatever rows are beside it.
         """
-        filled = np.pad(vectors, ((0, -len(vectors) % _FEW_ROWS), (0, 0)))
-        parts = np.split(filled, np.cumsum(self.dims)[:-1], axis=1)
-        read = [
-            standardize(one.project(part).astype(np.float32), one.scaling())
-            for one, part in zip(self.stores, parts, strict=True)
-        ]
-        return np.concatenate(read, axis=1)[: len(vectors)]
+        parts = np.split(np.asarray(vectors, np.float32), np.cumsum(self.dims)[:-1], axis=1)
+        read = [one.apply(part) for one, part in zip(self.stores, parts, strict=True)]
+        return np.concatenate(read, axis=1)
 
     def tables(self, stores: Sequence[Store]) -> tuple[Float[np.ndarray, "reviews _"], ...]:
         """What sets are gathered from: each store's memory map, or its directions in memory."""

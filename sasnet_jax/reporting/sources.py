@@ -102,13 +102,8 @@ def open_sources(
 def _run(folder: str, corpus: Corpus) -> Run:
     run = Run(folder)
     _refuse_foreign(run.folder / "config.json", run.description, corpus)
-    if (found := run.evaluation) is not None:
-        path = run.folder / "evaluation.json"
-        _refuse_foreign(path, found, corpus)
-        if found["target_review"] != run.config.target_review:
-            raise UserError(f"{path} was made with another target_review than its run")
-        if (run.folder / "predictions.parquet").exists():
-            predictions.read(run.folder / "predictions.parquet", corpus)  # refuses another split's
+    if run.evaluation and (run.folder / "predictions.parquet").exists():
+        predictions.read(run.folder / "predictions.parquet", corpus)  # refuses another split's
     return run
 
 

@@ -81,7 +81,7 @@ class Run:
         """evaluation.json; None where there is none, or it is not of the best epoch any more.
 
         Raises:
-          UserError: it is damaged.
+          UserError: it is damaged, or of another run.
         """
         return None if self.evaluation_is_stale else self._recorded
 
@@ -196,8 +196,12 @@ class Run:
         path = self.folder / "evaluation.json"
         if not path.exists():
             return None
-        keys = (*EVALUATED, "target_review", "corpus_sha256")
-        return read_json(path, f"python -m sasnet_jax.evaluate --run={self}", keys)
+        made_by = f"python -m sasnet_jax.evaluate --run={self}"
+        found = read_json(path, made_by, (*EVALUATED, "target_review", "corpus_sha256"))
+        for key in ("target_review", "corpus_sha256"):
+            if found[key] != (self.description | self.description["config"])[key]:
+                raise UserError(f"{path} is of another {key} than its run: {made_by}")
+        return found
 
 
 def load_run(folder: str | Path) -> Run:

@@ -93,7 +93,7 @@ def test_runs_that_do_not_belong_are_refused(world, runs, tmp_path):
     before = json.loads(path.read_text())
     try:
         files.write_json(path, before | {"corpus_sha256": "0" * 64})
-        with pytest.raises(UserError, match="another corpus"):
+        with pytest.raises(UserError, match="another corpus_sha256 than its run"):
             leakage.run(_config(world, tmp_path / "out", run=(first,)))
         path.unlink()
         with pytest.raises(UserError, match="evaluation.json does not exist"):

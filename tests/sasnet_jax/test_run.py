@@ -18,7 +18,8 @@ def _record(epoch, best_epoch, loss):
 
 def _evaluate(run, loss):
     split = {"accuracy": 0.5, "log_loss": loss}
-    found = {"validation": split, "test": split, "target_review": "exclude", "corpus_sha256": "0"}
+    found = {"validation": split, "test": split, "target_review": "exclude"}
+    found["corpus_sha256"] = run.corpus_sha256
     files.write_json(run.folder / "evaluation.json", found)
 
 
@@ -64,6 +65,16 @@ def test_an_evaluation_is_of_the_best_epoch_of_its_run(world, tmp_path):
     path.unlink()
     run_folder.append_metrics(run.folder, _record(1, 1, found["validation"]["log_loss"]))
     assert sasnet_jax.load_run(run.folder).evaluation == json.loads(json.dumps(found))
+
+
+@pytest.mark.parametrize("key", ["target_review", "corpus_sha256"])
+def test_an_evaluation_of_another_run_is_refused(world, tmp_path, key):
+    run = write_run(world, tmp_path / "run")
+    _evaluate(run, 1.0)
+    path = run.folder / "evaluation.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: "include"}))
+    with pytest.raises(UserError, match=f"evaluation.json is of another {key} than its run"):
+        print(sasnet_jax.load_run(run.folder).evaluation)
 
 
 @pytest.mark.parametrize(
