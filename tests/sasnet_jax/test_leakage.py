@@ -96,7 +96,7 @@ def test_runs_that_do_not_belong_are_refused(world, runs, tmp_path):
         with pytest.raises(UserError, match="another corpus_sha256 than its run"):
             leakage.run(_config(world, tmp_path / "out", run=(first,)))
         path.unlink()
-        with pytest.raises(UserError, match="evaluation.json does not exist"):
+        with pytest.raises(UserError, match="has no evaluation of its best epoch"):
             leakage.run(_config(world, tmp_path / "out", run=(first,)))
     finally:
         files.write_json(path, before)
