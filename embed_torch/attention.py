@@ -3,8 +3,9 @@
 In: token ids of several texts. Out: the states [t, e] of all their tokens after the final norm, and
 what the last block's attention was computed from, for attentional pooling. Hugging Face networks
 ask `AttentionInterface` for their attention function by name; the one registered here lets each
-token see its own text only. A network whose attention cannot be replaced, or whose positions are
-not plain (RoBERTa, MPNet), runs over texts of equal length instead, which need no padding either.
+token see its own text only. A network that does not do the same when packed (MPNet, with biases by
+distance; Llama 4, whose masks are chunks) runs over texts of one length instead, which need no
+padding either.
 
 Shapes: t tokens of all texts, n heads, g key-value heads, h head width, e embedding width.
 """
@@ -12,7 +13,7 @@ Shapes: t tokens of all texts, n heads, g key-value heads, h head width, e embed
 import dataclasses
 import inspect
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,8 +23,19 @@ from torch.nn import functional
 from torch.nn.attention.varlen import varlen_attn
 
 NAME = "sasnet_packed"
-# What networks tell their attention function that changes nothing here (no cache, no dropout).
+_CHECKED = "sasnet_packed_checked"  # the same, for one text: looks at the masks that are asked for
+# What networks tell their attention function that changes nothing here (no cache, no dropout; the
+# windows that count are those of the masks, with Hugging Face's own attention too).
 _HARMLESS = {"dropout", "position_ids", "use_cache", "is_causal", "output_attentions"}
+_HARMLESS |= {"sliding_window"}
+# By how much the states of a packed text may differ from its states alone, relative to their norm:
+# by so many times what rounding makes of them, in any case by what an embedding may depend on its
+# batch (float32, half precision), and never by so much that another answer would pass.
+_TIMES_NOISE, _SAME_ANSWER, _SAME_ANSWER_IN_HALF, _MOST = 4, 1e-5, 2e-2, 0.25
+
+
+class CannotPack(Exception):
+    """A network does not do over packed texts what it does over single ones; says how so."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -67,19 +79,19 @@ def states_of(
     device = network.device
     texts = Texts([len(ids) for ids in batch], device)
     flat = torch.tensor(list(itertools.chain.from_iterable(batch)), dtype=torch.long)
-    positions = torch.cat([torch.arange(length) for length in texts.lengths])
     flat = _to(device, flat)
     # A causal network would keep the keys and values of every block for tokens yet to come.
     no_cache = {"use_cache": False} if hasattr(network.config, "use_cache") else {}
-    if network.config._attn_implementation != NAME:
+    if network.config._attn_implementation not in (NAME, _CHECKED):
         parts = []
         for start, count, length in texts.of_one_length():
             ids = flat[start : start + count * length].view(count, length)
             parts.append(network(input_ids=ids, **no_cache).last_hidden_state.flatten(0, 1))
         return torch.cat(parts), None
+    positions = torch.cat([torch.arange(length) for length in texts.lengths])
     output = network(
         input_ids=flat[None],
-        position_ids=_to(device, positions)[None],
+        position_ids=_to(device, positions + network.config.first_packed_position)[None],
         packed_texts=texts,
         **no_cache,
     )
@@ -93,51 +105,94 @@ def _to(device: torch.device, values: torch.Tensor) -> torch.Tensor:
     return values.to(device, non_blocking=True)
 
 
-def use_packed_attention(network: transformers.PreTrainedModel) -> bool:
+def use_packed_attention(network: transformers.PreTrainedModel) -> None:
     """Lets a network run over packed texts, if it then does what it does over single ones.
 
     Its RMS norms become PyTorch's then.
 
-    Returns:
-      Whether it does. If not, the network is left as it was.
+    Raises:
+      CannotPack: it does not; the network is left as it was.
     """
-    own = network.config._attn_implementation
-    generator = torch.Generator().manual_seed(0)
-    vocabulary = network.config.vocab_size
-    batch: list[list[int]] = [
-        torch.randint(vocabulary, (length,), generator=generator).tolist() for length in (9, 5, 5)
-    ]
-    alone = torch.cat([states_of(network, [ids])[0] for ids in batch]).float()
-    replaced = _fuse_norms(network)
-    try:
-        network.set_attn_implementation(NAME)
-        together, last = states_of(network, batch)
-    except (ValueError, TypeError, RuntimeError, IndexError):
-        together, last = torch.full_like(alone, torch.nan), None
-    tolerance = 1e-4 if network.dtype == torch.float32 else 5e-2
-    difference = (together.float() - alone).norm(dim=1) / alone.norm(dim=1)
-    if last is not None and (difference <= tolerance).all():
-        return True
+    config = network.config
+    own, batch = config._attn_implementation, _probe(config)
+    alone = torch.cat([states_of(network, [ids])[0] for ids in batch])
+    floor = _SAME_ANSWER if network.dtype == torch.float32 else _SAME_ANSWER_IN_HALF
+    allowed = max(floor, min(_TIMES_NOISE * _noise(network, batch, alone), _MOST))
+    reasons = []
+    for first in _first_positions(config, len(batch[0])):
+        try:
+            difference = _difference(_packed_states(network, batch, first), alone)
+        except Exception as error:  # each network fails in its own way over what it does not expect
+            reasons.append(str(error).partition("\n")[0] or type(error).__name__)
+            continue
+        if difference <= allowed:
+            _fuse_norms(network)
+            return
+        reasons.append(
+            f"with positions from {first} its states differ by {difference:.1e}, "
+            f"and {allowed:.1e} is allowed"
+        )
     network.set_attn_implementation(own)
-    for parent, name, norm in replaced:
-        setattr(parent, name, norm)
-    return False
+    raise CannotPack("; ".join(dict.fromkeys(reasons)))
 
 
-def _fuse_norms(network: torch.nn.Module) -> list[tuple[torch.nn.Module, str, torch.nn.Module]]:
-    """RMS norms by PyTorch's kernel: one pass over the states on a GPU, not Hugging Face's six.
+def _probe(config: transformers.PreTrainedConfig) -> list[list[int]]:
+    """Three texts, two of them half as long as the first, without padding tokens."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(config.vocab_size - 1, (24,), generator=generator)
+    ids += ids == getattr(config, "pad_token_id", None)
+    return [part.tolist() for part in ids.split((12, 6, 6))]
 
-    Returns:
-      What was replaced: parent, name, and the norm that was there.
-    """
-    replaced = []
+
+def _noise(
+    network: transformers.PreTrainedModel,
+    batch: Sequence[Sequence[int]],
+    alone: Float[torch.Tensor, "t e"],
+) -> float:
+    """By how much states differ where the order of sums does: copies of a text, eager attention."""
+    network.set_attn_implementation("eager")
+    long, *short = batch
+    copies = [long, long, *short, *short]  # of each length as many tokens as in the batch
+    states, _ = states_of(network, copies)
+    return _difference(states.view(2, 2, -1, alone.shape[1])[:, 0].flatten(0, 1), alone)
+
+
+def _first_positions(config: transformers.PreTrainedConfig, length: int) -> list[int]:
+    """Where the positions of a text may begin: at 0, and as RoBERTa's, after that of padding."""
+    padding = getattr(config, "pad_token_id", None)
+    # On a GPU, a position that is not in the table could not even be tried.
+    if padding is None or padding + 1 + length > config.max_position_embeddings:
+        return [0]
+    return [0, padding + 1]
+
+
+def _packed_states(
+    network: transformers.PreTrainedModel, batch: Sequence[Sequence[int]], first: int
+) -> Float[torch.Tensor, "t e"]:
+    """Has the network pack, with positions from `first`; raises ValueError where it cannot."""
+    network.config.first_packed_position = first
+    network.set_attn_implementation(_CHECKED)
+    states_of(network, batch[:1])
+    network.set_attn_implementation(NAME)
+    states, last = states_of(network, batch)
+    if last is None:
+        raise ValueError("its attention cannot be replaced")
+    return states
+
+
+def _difference(states: Float[torch.Tensor, "t e"], expected: Float[torch.Tensor, "t e"]) -> float:
+    """The largest distance of a token's states, relative to the norm of the expected ones."""
+    expected = expected.float()
+    return ((states.float() - expected).norm(dim=1) / expected.norm(dim=1)).max().item()
+
+
+def _fuse_norms(network: torch.nn.Module) -> None:
+    """RMS norms by PyTorch's kernel: one pass over the states on a GPU, not Hugging Face's six."""
     for parent in list(network.modules()):
         for name, norm in list(parent.named_children()):
             fused = _fused(norm)
             if fused is not None:
                 setattr(parent, name, fused)
-                replaced.append((parent, name, norm))
-    return replaced
 
 
 @torch.inference_mode()
@@ -162,14 +217,15 @@ def _packed_attention(
     query: Float[torch.Tensor, "1 n t h"],
     key: Float[torch.Tensor, "1 g t h"],
     value: Float[torch.Tensor, "1 g t h"],
-    attention_mask: None,
+    attention_mask: Any,
     *,
     packed_texts: Texts,
     scaling: float | None = None,
-    sliding_window: int | None = None,
     **others: Any,
 ) -> tuple[Float[torch.Tensor, "1 t n h"], None]:
     """Attention of every token to the tokens of its own text.
+
+    In the place of a mask comes its sliding window, an int, or None (`_window`).
 
     Raises:
       ValueError: the network wants more than this function does.
@@ -178,9 +234,12 @@ def _packed_attention(
     causal = others.get("is_causal")
     causal = bool(getattr(module, "is_causal", False) if causal is None else causal)
     wanted = {name for name, value in others.items() if value is not None} - _HARMLESS
-    if wanted or (sliding_window is not None and not causal):
-        raise ValueError(f"packed attention does not know {wanted or 'two-sided windows'}")
-    packed_texts.last = LastAttention(query[0], key[0], scaling, causal, sliding_window)
+    if wanted:
+        raise ValueError(f"packed attention does not know {', '.join(sorted(wanted))}")
+    two_sided = attention_mask is not None and not causal
+    if two_sided or not isinstance(attention_mask, int | None):
+        raise ValueError("packed attention does not know its masks")
+    packed_texts.last = LastAttention(query[0], key[0], scaling, causal, attention_mask)
     attend = _by_length
     if query.is_cuda and query.dtype != torch.float32:  # flash attention knows no float32
         attend = _flash
@@ -256,6 +315,36 @@ def visible(
     return seen if sliding_window is None else seen & (distance.abs() < sliding_window)
 
 
-transformers.AttentionInterface.register(NAME, _packed_attention)
-# Each text sees itself only, whatever mask a network would make.
-transformers.AttentionMaskInterface.register(NAME, lambda *_, **__: None)
+def _window(*_: Any, local_size: int | None = None, **__: Any) -> int | None:
+    """The sliding window of the mask that a network asks for: each text sees itself only anyway."""
+    return local_size
+
+
+def _checked_window(
+    *_: Any,
+    mask_function: Callable[..., torch.Tensor],
+    device: torch.device,
+    local_size: int | None = None,
+    use_vmap: bool = False,
+    **__: Any,
+) -> int | str | None:
+    """The same, or what packed attention refuses where the mask is no sliding window.
+
+    Asked at the window's edges, whatever its length: no text need be as long. `mask_function` tells
+    (text, head, query, key) pairs that are seen; `use_vmap` says that it is not a plain one.
+    """
+    if local_size is None and not use_vmap:
+        return None
+    if local_size is None or use_vmap:
+        return "of its own"
+    near = torch.arange(-3, 4, device=device)
+    edges = torch.cat([near + local_size * windows for windows in range(3)]).clamp(min=0)
+    query, key = edges[:, None], edges[None]
+    seen = mask_function(0, 0, query, key)
+    plain = (key <= query) & (query - key < local_size)
+    return local_size if torch.equal(seen, plain) else "of its own"
+
+
+for _name, _mask in ((NAME, _window), (_CHECKED, _checked_window)):
+    transformers.AttentionInterface.register(_name, _packed_attention)
+    transformers.AttentionMaskInterface.register(_name, _mask)

@@ -158,14 +158,19 @@ class Encoder:
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)  # of events and pinned copies
         self._network = _load(loading, self._device).eval()
-        packs = attention.use_packed_attention(self._network)
-        if not packs and loading.attentional:
-            raise UserError(
-                "--poolings=attentional needs a network whose attention can be replaced, and that "
-                f"of --model={loading.name} cannot: leave it out"
-            )
-        if not packs and loading.name != words.NAME:
-            print(f"{loading.name} runs over inputs of one length at a time: it cannot be packed")
+        try:
+            attention.use_packed_attention(self._network)
+        except attention.CannotPack as why:
+            if loading.attentional:
+                raise UserError(
+                    "--poolings=attentional needs a network that runs over packed texts, and that "
+                    f"of --model={loading.name} does not ({why}): leave it out"
+                ) from None
+            if loading.name != words.NAME:
+                print(
+                    f"{loading.name} runs over inputs of one length at a time: "
+                    f"it cannot be packed ({why})"
+                )
 
     @property
     def device(self) -> torch.device:

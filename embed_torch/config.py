@@ -64,7 +64,7 @@ class EmbedConfig:
         0, help="tokens in a batch; 0 = 4096, on a GPU 32768; there is no padding", topic="speed"
     )
     engine: Literal["inline", "local", "ray"] = setting(
-        "inline", help="this process, one process a GPU, or Ray Data actors", topic="speed"
+        "inline", help="this process, one process a GPU, or Ray actors", topic="speed"
     )
     workers: int = setting(
         0, help="processes of local and ray; 0 = one a GPU, without GPUs one", topic="speed"

@@ -1,4 +1,4 @@
-"""Where batches are embedded: in this process, in one process a GPU, or by Ray Data.
+"""Where batches are embedded: in this process, in one process a GPU, or by Ray actors.
 
 In: tasks, submitted as long as `capacity` allows. Out: their results in any order, None where the
 memory did not hold a batch. One process alone, the caller's, writes the store.
@@ -16,52 +16,20 @@ import signal
 import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections import Counter, deque
+from collections.abc import Iterator
+from concurrent import futures
+from typing import Any, Generic, TypeVar
 
-import numpy as np
 import torch
 
-from embed_torch.backbone import Batch, Encoder, Loading
+from embed_torch.backbone import Encoder, Loading, device_named
 from embed_torch.cli import UserError
+from embed_torch.inline import Engine, Inline, Result, Task, in_turn
 
-Result = dict[str, np.ndarray] | None
 _STOP_SECONDS = 5.0
-_RAY_STOP_SECONDS = 60.0  # Ray ends late while its actors start
+_IN_FLIGHT = 3  # tasks of a worker: one whose result is fetched, one at work, one waiting
 _MOST_DEATHS = 2  # of workers over one task, before the task is to blame
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Task:
-    """A batch, its name in its window, and where its embeddings belong."""
-
-    window: int
-    name: str
-    arrays: tuple[str, ...]  # of the store, one a pooling of the batch
-    rows: list[int]
-    batch: Batch
-
-    def part(self, name: str, members: list[int]) -> "Task":
-        """Some of its texts as a task."""
-        ids = [self.batch.ids[member] for member in members]
-        rows = [self.rows[member] for member in members]
-        batch = dataclasses.replace(self.batch, ids=ids)
-        return dataclasses.replace(self, name=name, rows=rows, batch=batch)
-
-
-class Engine(abc.ABC):
-    """Embeds tasks."""
-
-    capacity: int  # tasks to submit before asking for a result
-
-    @abc.abstractmethod
-    def submit(self, task: Task) -> None:
-        """Takes a task."""
-
-    @abc.abstractmethod
-    def next_finished(self) -> tuple[Task, Result]:
-        """Waits for some task that was submitted."""
 
 
 @contextlib.contextmanager
@@ -71,47 +39,60 @@ def open_engine(kind: str, loading: Loading, workers: int) -> Iterator[Engine]:
         yield Inline(Encoder(loading))
         return
     workers = workers or torch.cuda.device_count() or 1
-    engine = RayData(loading, workers) if kind == "ray" else Local(loading, workers)
+    engine: _Workers = Ray(loading, workers) if kind == "ray" else Local(loading, workers)
     try:
         yield engine
     finally:
         engine.stop()
 
 
-class Inline(Engine):
-    """This process. On a GPU the next batch is begun before the last one's result is fetched."""
-
-    def __init__(self, encoder: Encoder):
-        self.capacity = 2 if encoder.device.type == "cuda" else 1
-        self._encoder = encoder
-        self._begun: deque[tuple[Task, Callable[[], Result] | None]] = deque()
-
-    def submit(self, task: Task) -> None:
-        """Begins a task."""
-        self._begun.append((task, _or_none(lambda: self._encoder.start(task.batch))))
-
-    def next_finished(self) -> tuple[Task, Result]:
-        """The task that was begun first."""
-        task, finish = self._begun.popleft()
-        return task, finish and _or_none(finish)
+class _Died(Exception):
+    """A worker is gone; says what is known of its end."""
 
 
-class Local(Engine):
-    """Processes of this machine, worker i on GPU i; what one was at when it died is redone."""
+class _Worker(abc.ABC):
+    """A process that embeds tasks, in the order in which it is sent them."""
 
-    def __init__(self, loading: Loading, workers: int):
-        self.capacity = 2 * workers  # one at work, one waiting, each
-        self._context = multiprocessing.get_context("spawn")
-        self._loading = loading
-        self._threads = max(1, len(os.sched_getaffinity(0)) // workers)
-        self._workers = [self._start(index) for index in range(workers)]
-        self._deaths: dict[tuple[int, str], int] = {}
+    def __init__(self) -> None:
+        self.tasks: deque[Task] = deque()  # sent and not yet answered, oldest first
+
+    @abc.abstractmethod
+    def send(self, task: Task) -> None:
+        """Gives it a task; that it has died is found out when its answer is received."""
+
+    @abc.abstractmethod
+    def receive(self) -> Result | UserError:
+        """Its answer to the oldest task; raises _Died."""
+
+
+W = TypeVar("W", bound=_Worker)
+
+
+class _Workers(Engine, Generic[W]):
+    """Workers, one a GPU; what one was at when it died is done again by a fresh one."""
+
+    def __init__(self, workers: int):
+        self.capacity = _IN_FLIGHT * workers
+        self._deaths: Counter[tuple[int, str]] = Counter()
+        self._workers = [self._start(index, overlap=True) for index in range(workers)]
+
+    @abc.abstractmethod
+    def _start(self, index: int, overlap: bool) -> W:
+        """A fresh worker; with `overlap` it begins the next task before it ends the last."""
+
+    @abc.abstractmethod
+    def _wait(self, workers: list[W]) -> W:
+        """Waits for one of them that has answered, or died."""
+
+    @abc.abstractmethod
+    def stop(self) -> None:
+        """Ends the workers, those still at work by force."""
 
     def submit(self, task: Task) -> None:
         """Gives a task to the worker that has the fewest."""
         worker = min(self._workers, key=lambda worker: len(worker.tasks))
         worker.tasks.append(task)
-        _send(worker, task)
+        worker.send(task)
 
     def next_finished(self) -> tuple[Task, Result]:
         """The next result of any worker.
@@ -120,17 +101,63 @@ class Local(Engine):
           UserError: a worker could not load the model, or one task kills every worker.
         """
         while True:
-            pipes = {worker.pipe: worker for worker in self._workers if worker.tasks}
-            for pipe in multiprocessing.connection.wait(list(pipes)):
-                worker = pipes[pipe]  # type: ignore[index]
-                try:
-                    found = worker.pipe.recv()
-                except (EOFError, OSError):
-                    self._replace(worker)
-                    break
-                if isinstance(found, UserError):
-                    raise found
-                return worker.tasks.popleft(), found
+            worker = self._wait([worker for worker in self._workers if worker.tasks])
+            try:
+                answer = worker.receive()
+            except _Died as death:
+                self._replace(worker, death)
+                continue
+            if isinstance(answer, UserError):
+                raise answer
+            return worker.tasks.popleft(), answer
+
+    def _replace(self, dead: W, death: _Died) -> None:
+        index, first = self._workers.index(dead), dead.tasks[0]
+        key = (first.window, first.name)
+        self._deaths[key] += 1
+        if self._deaths[key] > _MOST_DEATHS:
+            raise UserError(
+                f"{self._deaths[key]} workers died over the batch of review {first.rows[0]} "
+                f"({death}): out of memory? --batch_tokens, --workers"
+            )
+        print(
+            f"worker {index} died ({death}); its {len(dead.tasks)} batches are done again",
+            file=sys.stderr,
+        )
+        # One task at a time, so that the next to die dies of its oldest.
+        fresh = self._workers[index] = self._start(index, overlap=False)
+        for task in dead.tasks:
+            fresh.tasks.append(task)
+            fresh.send(task)
+
+
+class _Process(_Worker):
+    def __init__(self, process: Any, pipe: multiprocessing.connection.Connection):
+        super().__init__()
+        self.process = process
+        self.pipe = pipe
+
+    def send(self, task: Task) -> None:
+        with contextlib.suppress(OSError):
+            self.pipe.send(task)
+
+    def receive(self) -> Result | UserError:
+        try:
+            return self.pipe.recv()
+        except (EOFError, OSError):
+            self.process.join()
+            self.pipe.close()
+            raise _Died(f"exit status {self.process.exitcode}") from None
+
+
+class Local(_Workers[_Process]):
+    """Processes of this machine, worker i on GPU i."""
+
+    def __init__(self, loading: Loading, workers: int):
+        self._context = multiprocessing.get_context("spawn")
+        self._loading = loading
+        self._threads = max(1, len(os.sched_getaffinity(0)) // workers)
+        super().__init__(workers)
 
     def stop(self) -> None:
         """Ends the workers, those still at work by force."""
@@ -142,134 +169,25 @@ class Local(Engine):
             worker.process.terminate()
             worker.process.join()
 
-    def _start(self, index: int) -> "_Worker":
+    def _start(self, index: int, overlap: bool) -> _Process:
         device = f"cuda:{index}" if _on_every_gpu(self._loading) else self._loading.device
+        loading = dataclasses.replace(self._loading, device=device)
         ours, theirs = self._context.Pipe()
         process = self._context.Process(
-            target=_work,
-            args=(theirs, dataclasses.replace(self._loading, device=device), self._threads),
-            daemon=True,
+            target=_work, args=(theirs, loading, self._threads, overlap), daemon=True
         )
         process.start()
         theirs.close()
-        return _Worker(index, process, ours, deque())
+        return _Process(process, ours)
 
-    def _replace(self, dead: "_Worker") -> None:
-        dead.process.join()
-        dead.pipe.close()
-        first = dead.tasks[0]
-        key = (first.window, first.name)
-        self._deaths[key] = self._deaths.get(key, 0) + 1
-        if self._deaths[key] > _MOST_DEATHS:
-            raise UserError(
-                f"{self._deaths[key]} workers died over the batch of review {first.rows[0]} "
-                f"(exit status {dead.process.exitcode}): out of memory? --batch_tokens, --workers"
-            )
-        print(
-            f"worker {dead.index} died (exit status {dead.process.exitcode}); "
-            f"its {len(dead.tasks)} batches are done again",
-            file=sys.stderr,
-        )
-        fresh = self._start(dead.index)
-        self._workers[dead.index] = fresh
-        for task in dead.tasks:
-            fresh.tasks.append(task)
-            _send(fresh, task)
+    def _wait(self, workers: list[_Process]) -> _Process:
+        pipes = {worker.pipe: worker for worker in workers}
+        return pipes[multiprocessing.connection.wait(list(pipes))[0]]  # type: ignore[index]
 
 
-class RayData(Engine):
-    """Ray Data actors, one a GPU, on this machine or a cluster; Ray starts dead ones again.
-
-    All tasks are taken before the first is begun, and are one dataset.
-    """
-
-    def __init__(self, loading: Loading, workers: int):
-        try:
-            import ray.data
-        except ImportError:
-            raise UserError("--engine=ray needs: pip install 'ray[data]'") from None
-        self.capacity = sys.maxsize
-        handler = signal.getsignal(signal.SIGTERM)
-        ray.init(ignore_reinit_error=True)
-        signal.signal(signal.SIGTERM, handler)  # Ray's own would end the process
-        self._ray = ray
-        self._loading = loading
-        self._workers = workers
-        self._tasks: dict[tuple[int, str], Task] = {}
-        self._results: Iterator[tuple[Task, Result]] = iter(())
-
-    def submit(self, task: Task) -> None:
-        """Takes a task for the next dataset."""
-        self._tasks[task.window, task.name] = task
-
-    def next_finished(self) -> tuple[Task, Result]:
-        """The next result of the dataset; begins one where there is none."""
-        for found in self._results:
-            return found
-        self._results = self._run(self._tasks)
-        self._tasks = {}
-        return next(self._results)
-
-    def _run(self, tasks: dict[tuple[int, str], Task]) -> Iterator[tuple[Task, Result]]:
-        data = self._ray.data
-        data.DataContext.get_current().enable_progress_bars = False
-        gpus = 1 if _on_every_gpu(self._loading) else 0
-        results = data.from_items([{"task": task} for task in tasks.values()]).map(
-            _RayWorker,
-            fn_constructor_args=(self._loading,),
-            compute=data.ActorPoolStrategy(size=self._workers),
-            num_gpus=gpus,
-            max_restarts=-1,
-            max_task_retries=-1,
-        )
-        for row in results.iter_rows():
-            if isinstance(row["result"], UserError):
-                raise row["result"]
-            yield tasks[row["window"], row["name"]], row["result"]
-
-    def stop(self) -> None:
-        """Ends the actors and Ray."""
-        self._results = iter(())
-        for thread in threading.enumerate():
-            if thread.name.startswith("StreamingExecutor"):
-                # Of an unfinished dataset. Were Ray gone before it, it would end this process.
-                thread.join(_RAY_STOP_SECONDS)
-        self._ray.shutdown()
-
-
-class _RayWorker:
-    """An encoder in an actor."""
-
-    def __init__(self, loading: Loading):
-        self._loading = loading
-
-    @functools.cached_property
-    def _encoder(self) -> Encoder:
-        return Encoder(self._loading)
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        task = row["task"]
-        try:
-            result = _or_none(lambda: self._encoder.embed(task.batch))
-        except UserError as error:
-            result = error
-        return {"window": task.window, "name": task.name, "result": result}
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Worker:
-    index: int
-    process: Any
-    pipe: multiprocessing.connection.Connection
-    tasks: deque[Task]  # sent and not yet answered, oldest first
-
-
-def _send(worker: _Worker, task: Task) -> None:
-    with contextlib.suppress(OSError):  # it has died: found out when its result is awaited
-        worker.pipe.send(task)
-
-
-def _work(pipe: multiprocessing.connection.Connection, loading: Loading, threads: int) -> None:
+def _work(
+    pipe: multiprocessing.connection.Connection, loading: Loading, threads: int, overlap: bool
+) -> None:
     """A worker's life: ends when its parent does."""
     torch.set_num_threads(threads)
     tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
@@ -284,27 +202,104 @@ def _work(pipe: multiprocessing.connection.Connection, loading: Loading, threads
     threading.Thread(target=receive, daemon=True).start()
     with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
         try:
-            encoder = Encoder(loading)
-            while task := tasks.get():
-                pipe.send(_or_none(functools.partial(encoder.embed, task.batch)))
+            for result in in_turn(Inline(Encoder(loading), overlap), tasks):
+                pipe.send(result)
         except UserError as error:
             pipe.send(error)
+
+
+class _Actor(_Worker):
+    """Its calls are done in order: the result of a task is asked for `ahead` tasks later."""
+
+    def __init__(self, ray: Any, actor: Any, ahead: int):
+        super().__init__()
+        self._ray = ray
+        self._actor = actor
+        self._ahead = ahead
+        self._begun: deque[Any] = deque()
+        self._answers: deque[futures.Future] = deque()
+
+    def send(self, task: Task) -> None:
+        self._begun.append(self._actor.begin.remote(task))
+        while len(self._begun) > self._ahead:
+            self._ask()
+
+    @property
+    def answer(self) -> futures.Future:
+        """Of the oldest task, to wait for."""
+        if not self._answers:
+            self._ask()
+        return self._answers[0]
+
+    def receive(self) -> Result | UserError:
+        try:
+            answer = self.answer.result()
+        except self._ray.exceptions.RayError as error:
+            self._ray.kill(self._actor)
+            cause = getattr(error, "cause", None) or error
+            raise _Died(f"{type(cause).__name__}: {str(cause).partition(chr(10))[0]}") from None
+        self._answers.popleft()
+        return answer
+
+    def _ask(self) -> None:
+        # Given what was begun, it fails where that failed.
+        self._answers.append(self._actor.finish.remote(self._begun.popleft()).future())
+
+
+class _Embedder:
+    """An encoder in an actor."""
+
+    def __init__(self, loading: Loading):
+        self._loading = loading
+
+    @functools.cached_property
+    def _engine(self) -> Inline:
+        return Inline(Encoder(self._loading))
+
+    def begin(self, task: Task) -> UserError | None:
+        try:
+            self._engine.submit(task)
+        except UserError as error:
+            return error
+        return None
+
+    def finish(self, failure: UserError | None) -> Result | UserError:
+        return failure or self._engine.next_finished()[1]
+
+
+class Ray(_Workers[_Actor]):
+    """Ray actors, one a GPU, on this machine or a cluster."""
+
+    def __init__(self, loading: Loading, workers: int):
+        try:
+            import ray
+        except ImportError:
+            raise UserError("--engine=ray needs: pip install ray") from None
+        handler = signal.getsignal(signal.SIGTERM)
+        ray.init(ignore_reinit_error=True)
+        signal.signal(signal.SIGTERM, handler)  # Ray's own would end the process
+        self._ray = ray
+        self._loading = loading
+        self._class = ray.remote(_Embedder).options(
+            num_cpus=1, num_gpus=1 if _on_every_gpu(loading) else 0
+        )
+        super().__init__(workers)
+
+    def stop(self) -> None:
+        """Ends the actors and Ray."""
+        self._ray.shutdown()
+
+    def _start(self, index: int, overlap: bool) -> _Actor:
+        ahead = int(overlap and device_named(self._loading.device).type == "cuda")
+        return _Actor(self._ray, self._class.remote(self._loading), ahead)
+
+    def _wait(self, workers: list[_Actor]) -> _Actor:
+        answers = {worker.answer: worker for worker in workers}
+        # Ray's own wait makes a SystemError of what a signal's handler raises.
+        done, _ = futures.wait(answers, return_when=futures.FIRST_COMPLETED)
+        return answers[done.pop()]
 
 
 def _on_every_gpu(loading: Loading) -> bool:
     """Whether each worker has a GPU of its own: there are some, and --device names no other."""
     return torch.cuda.is_available() and loading.device in ("", "cuda")
-
-
-def _or_none(function: Callable[[], Any]) -> Any:
-    """What a function returns, or None where the memory did not suffice."""
-    try:
-        return function()
-    except (torch.OutOfMemoryError, MemoryError):
-        pass
-    except RuntimeError as error:  # so torch says it of the CPU
-        if "can't allocate memory" not in str(error):
-            raise
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return None

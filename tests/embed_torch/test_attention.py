@@ -1,6 +1,7 @@
 """Packed attention and the poolings, against Hugging Face's eager forward of single texts."""
 
 import copy
+import re
 
 import numpy as np
 import pytest
@@ -34,7 +35,7 @@ def _phi3(tmp_path, **overrides):
     written_checkpoints.write_phi3(tmp_path / "phi3", **overrides)
     packed = transformers.AutoModel.from_pretrained(tmp_path / "phi3")
     eager = transformers.AutoModel.from_pretrained(tmp_path / "phi3", attn_implementation="eager")
-    assert attention.use_packed_attention(packed)
+    attention.use_packed_attention(packed)
     return packed, eager
 
 
@@ -137,10 +138,10 @@ def test_a_neighbour_that_is_not_finite_does_no_harm():
 
 
 def _small(config_class, **overrides):
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0}
     sizes |= {"intermediate_size": 64, "max_position_embeddings": 64, "vocab_size": 320}
     torch.manual_seed(0)
-    config = config_class(**sizes, pad_token_id=0, **overrides)
+    config = config_class(**sizes | overrides)
     network = transformers.AutoModel.from_config(config).eval()
     with torch.no_grad():
         for weight in network.parameters():
@@ -148,32 +149,98 @@ def _small(config_class, **overrides):
     return network
 
 
+def _packs(network) -> bool:
+    try:
+        attention.use_packed_attention(network)
+    except attention.CannotPack:
+        return False
+    return True
+
+
+GROUPED = {"num_key_value_heads": 2}
+GEMMA = GROUPED | {"head_dim": 8}
+EXPERTS = GROUPED | {"num_experts_per_tok": 2, "pad_token_id": 0, "bos_token_id": 1}
+QWEN2_MOE = {"use_sliding_window": True, "max_window_layers": 1, "num_experts": 4}
+QWEN2_MOE |= {"moe_intermediate_size": 32, "shared_expert_intermediate_size": 32}
+LLAMA4 = GEMMA | {"intermediate_size_mlp": 64, "num_local_experts": 2, "num_hidden_layers": 4}
+WINDOW = {"sliding_window": 15}  # longer than the texts that packing is tried with
+ROBERTA = {"pad_token_id": 1}  # positions begin at 2
+
+
 @pytest.mark.parametrize(
     ("config_class", "overrides", "packs"),
     [
         (transformers.BertConfig, {}, True),
         (transformers.LlamaConfig, {}, True),
-        (transformers.MistralConfig, {"num_key_value_heads": 2, "sliding_window": 5}, True),
-        # positions that begin at 2; biases by distance; logits that are capped
-        (transformers.RobertaConfig, {}, False),
-        (transformers.MPNetConfig, {}, False),
-        (transformers.Gemma2Config, {"num_key_value_heads": 2, "head_dim": 8}, False),
+        (transformers.RobertaConfig, ROBERTA, True),
+        (transformers.RobertaConfig, {"pad_token_id": 5}, True),
+        (transformers.XLMRobertaConfig, ROBERTA, True),
+        (transformers.CamembertConfig, ROBERTA, True),
+        (transformers.MPNetConfig, ROBERTA, False),  # biases by distance
+        (transformers.MistralConfig, GROUPED | WINDOW, True),
+        (transformers.Gemma2Config, GEMMA | WINDOW, False),  # logits are capped
+        (transformers.Gemma3TextConfig, GEMMA | WINDOW | {"num_hidden_layers": 7}, True),
+        # windows that only the mask has
+        (transformers.PhimoeConfig, EXPERTS | WINDOW | {"num_local_experts": 4}, True),
+        (transformers.Qwen2MoeConfig, EXPERTS | WINDOW | QWEN2_MOE, True),
+        # masks that are chunks, shorter and longer than any text
+        (transformers.Llama4TextConfig, LLAMA4 | {"attention_chunk_size": 15}, False),
+        (transformers.Llama4TextConfig, LLAMA4 | {"attention_chunk_size": 8192}, False),
     ],
 )
 def test_any_network_gives_what_it_gives_alone(config_class, overrides, packs):
     network = _small(config_class, **overrides)
-    alone = copy.deepcopy(network)
-    alone.set_attn_implementation("eager")
-    assert attention.use_packed_attention(network) == packs
-    texts = _texts()
+    eager = copy.deepcopy(network)
+    eager.set_attn_implementation("eager")
+    assert _packs(network) == packs
+    texts = [[token + (token == 5) for token in ids] for ids in _texts()]  # no padding
     states, last = attention.states_of(network, texts)
     assert (last is not None) == packs
-    start = 0
-    for ids in texts:
-        with torch.no_grad():
-            expected = alone(input_ids=torch.tensor([ids])).last_hidden_state[0]
-        np.testing.assert_allclose(states[start : start + len(ids)], expected, atol=1e-5)
-        start += len(ids)
+    spans = Batch(texts, (0, 0), ("attentional",)).spans()
+    for row, (ids, span) in enumerate(zip(texts, spans, strict=True)):
+        expected, weights = _alone(eager, ids)
+        np.testing.assert_allclose(states[span.start : span.stop], expected, atol=1e-5)
+        if packs:
+            found = pooling.pool(states, spans, ("attentional",), last)["attentional"][row]
+            wanted = _reference(expected, weights, 0, len(ids))["attentional"]
+            np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def _sharp(dtype):
+    """Eight blocks that write some dimensions far larger than others, as trained ones do."""
+    network = _small(transformers.LlamaConfig, num_hidden_layers=8, initializer_range=0.5)
+    with torch.no_grad():
+        for name, weight in network.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                weight[:2] *= 15
+    return network.to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounding_is_no_reason_not_to_pack(dtype):
+    """Packed or not, the states are about as far from those in float32."""
+    exact, own, packed = _sharp(torch.float32), _sharp(dtype), _sharp(dtype)
+    attention.use_packed_attention(packed)
+    texts = _texts()
+    wanted, alone, found = (
+        attention.states_of(network, texts)[0].float() for network in (exact, own, packed)
+    )
+    error, of_own = ((states - wanted).norm(dim=1).mean() for states in (found, alone))
+    assert 0 < error < 1.5 * of_own
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_refusal_says_by_how_much_the_states_differ(dtype, monkeypatch):
+    network = _small(transformers.RobertaConfig, **ROBERTA).to(dtype)
+    own = network.config._attn_implementation
+    monkeypatch.setattr(attention, "_first_positions", lambda *_: [0])
+    with pytest.raises(attention.CannotPack) as refusal:
+        attention.use_packed_attention(network)
+    number = r"(\d\.\de[+-]\d\d)"
+    figures = re.search(f"states differ by {number}, and {number} is allowed", str(refusal.value))
+    differ, allowed = map(float, figures.groups())
+    assert differ > 2 * allowed and (allowed < 1e-4) == (dtype == torch.float32)
+    assert network.config._attn_implementation == own
 
 
 class _OnePlusWeight(torch.nn.Module):
@@ -201,7 +268,7 @@ class _Gated(_OnePlusWeight):
 def test_only_norms_that_are_rms_norms_are_replaced(other):
     network = _small(transformers.LlamaConfig)
     kept = network.layers[1].input_layernorm = other()
-    assert attention.use_packed_attention(network)
+    attention.use_packed_attention(network)
     norms = [m for m in network.modules() if isinstance(m, torch.nn.RMSNorm)]
     assert len(norms) == 4 and network.layers[1].input_layernorm is kept
 
@@ -216,7 +283,7 @@ def test_a_network_that_cannot_be_packed_keeps_its_norms(monkeypatch):
         return states_of(network, batch)
 
     monkeypatch.setattr(attention, "states_of", fail_when_packed)
-    assert not attention.use_packed_attention(network)
+    assert not _packs(network)
     assert list(network.modules()) == before
 
 

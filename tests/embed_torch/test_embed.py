@@ -422,24 +422,29 @@ def test_an_interrupted_reuse_gives_the_same_bytes(corpus_folder, store, tmp_pat
         assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
 
 
-def test_roberta_counts_its_positions_from_the_padding_token(tiny_model, corpus_folder, tmp_path):
-    model = tmp_path / "roberta"
+@pytest.mark.parametrize(
+    ("config_class", "packs"),
+    [(transformers.RobertaConfig, True), (transformers.MPNetConfig, False)],
+)
+def test_positions_counted_from_the_padding_token(
+    tiny_model, corpus_folder, tmp_path, config_class, packs
+):
+    model = tmp_path / "model"
     shutil.copytree(tiny_model, model)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = transformers.RobertaConfig(
+    config = config_class(
         vocab_size=31000, intermediate_size=16, max_position_embeddings=20, pad_token_id=1, **sizes
     )
-    transformers.RobertaModel(config).save_pretrained(model)
-    output = tmp_path / "s"
-    embed.run(EmbedConfig(corpus=str(corpus_folder), model=str(model), output=str(output)))
-    assert np.load(output / "tokens.npy").max() == 18
-    with pytest.raises(UserError, match="attentional"):
-        embed.run(
-            EmbedConfig(
-                corpus=str(corpus_folder),
-                model=str(model),
-                output=str(tmp_path / "a"),
-                poolings="attentional",
-            )
-        )
+    transformers.AutoModel.from_config(config).save_pretrained(model)
+    settings = {"corpus": str(corpus_folder), "model": str(model)}
+    embed.run(EmbedConfig(**settings, output=str(tmp_path / "s")))
+    assert np.load(tmp_path / "s" / "tokens.npy").max() == 18
+    attentional = EmbedConfig(**settings, output=str(tmp_path / "a"), poolings="attentional")
+    if packs:
+        embed.run(attentional)
+        return
+    with pytest.raises(
+        UserError, match=r"attentional.*does not \(its attention cannot be replaced"
+    ):
+        embed.run(attentional)
     assert not (tmp_path / "a").exists()

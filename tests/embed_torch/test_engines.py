@@ -1,12 +1,16 @@
 """Workers: the same bytes whatever the engine, and nothing lost when one is killed."""
 
+import contextlib
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
 import threading
 import time
+import types
+from concurrent import futures
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +20,7 @@ import written_checkpoints
 import written_tokenizers
 from conftest import ROOT
 
-from embed_torch import backbone, embed, engines
+from embed_torch import backbone, embed, engines, inline
 from embed_torch.cli import UserError
 from embed_torch.config import EmbedConfig
 from sasnet_jax import prepare
@@ -132,30 +136,141 @@ def test_tasks_and_results_larger_than_a_pipe_do_not_wait_for_each_other(flags):
     assert not stuck and finished == ["0", "1", "2"]
 
 
-def test_a_task_that_kills_every_worker_is_named(flags, tmp_path):
-    loading = backbone.Loading("m", Path(flags["model"]), "float32", "cpu", "dequantize")
-    batch = backbone.Batch([[10**9]], (0, 0), ("mean",))  # an id that no vocabulary has
-    engine = engines.Local(loading, 1)
-    try:
-        engine.submit(engines.Task(0, "0", ("mean",), [77], batch))
-        with pytest.raises(UserError, match="workers died over the batch of review 77"):
+def _task(name: str, row: int, ids: list[int]) -> engines.Task:
+    return engines.Task(0, name, ("mean",), [row], backbone.Batch([ids], (0, 0), ("mean",)))
+
+
+@contextlib.contextmanager
+def _opened(kind, folder):
+    if kind == "ray":
+        pytest.importorskip("ray", reason="ray is an optional extra: pip install ray")
+    loading = backbone.Loading("m", Path(folder), "float32", "cpu", "dequantize")
+    with engines.open_engine(kind, loading, 1) as engine:
+        yield engine
+
+
+@pytest.mark.parametrize("kind", ["local", "ray"])
+def test_a_task_that_kills_every_worker_is_named(flags, kind):
+    with _opened(kind, flags["model"]) as engine:
+        assert engine.capacity == 3  # a worker's, however large the corpus
+        engine.submit(_task("0", 76, [5]))
+        engine.submit(_task("1", 77, [10**9]))  # an id that no vocabulary has
+        assert engine.next_finished()[0].rows == [76]
+        with pytest.raises(UserError, match="3 workers died over the batch of review 77.*--batch"):
             engine.next_finished()
-    finally:
-        engine.stop()
 
 
-def test_a_worker_that_cannot_load_says_why(flags, tmp_path):
-    loading = backbone.Loading("m", tmp_path, "float32", "cpu", "dequantize")
+@pytest.mark.parametrize("kind", ["local", "ray"])
+def test_a_worker_that_cannot_load_says_why(tmp_path, kind):
     (tmp_path / "config.json").write_text("{}")
-    engine = engines.Local(loading, 1)
-    try:
-        engine.submit(
-            engines.Task(0, "0", ("mean",), [0], backbone.Batch([[1]], (0, 0), ("mean",)))
-        )
+    with _opened(kind, tmp_path) as engine:
+        engine.submit(_task("0", 0, [1]))
         with pytest.raises(UserError, match="safetensors"):
             engine.next_finished()
-    finally:
-        engine.stop()
+
+
+class _Fragile(engines._Worker):
+    """Dies of a task named "bad", and where it overlaps, already while that waits."""
+
+    def __init__(self, overlap):
+        super().__init__()
+        self.overlap = overlap
+
+    def send(self, task):
+        pass
+
+    def receive(self):
+        begun = list(self.tasks)[: 2 if self.overlap else 1]
+        if any(task.name == "bad" for task in begun):
+            raise engines._Died("exit status 1")
+        return {}
+
+
+class _FragileWorkers(engines._Workers):
+    def _start(self, index, overlap):
+        return _Fragile(overlap)
+
+    def _wait(self, workers):
+        return workers[0]
+
+    def stop(self):
+        pass
+
+
+def test_a_task_begun_together_with_one_that_kills_is_not_to_blame():
+    engine = _FragileWorkers(1)
+    finished = []
+    for row, name in enumerate(("a", "b", "bad")):
+        engine.submit(_task(name, row, [1]))
+    with pytest.raises(UserError, match="3 workers died over the batch of review 2 "):
+        finished.extend(engine.next_finished()[0].name for _ in range(3))
+    assert engine._deaths == {(0, "b"): 1, (0, "bad"): 3}
+
+
+class _RecordedEncoder(backbone.Encoder):
+    """On a GPU, as it says; keeps what was asked of it."""
+
+    device = torch.device("cuda")
+
+    def __init__(self):
+        self.calls = []
+
+    def start(self, batch):
+        (ids,) = batch.ids
+        self.calls.append(f"start {ids}")
+
+        def finish():
+            self.calls.append(f"finish {ids}")
+            return {"mean": np.array([ids])}
+
+        return finish
+
+
+class _RecordedMethod:
+    """Of an actor; its references are their own results."""
+
+    def __init__(self, name, calls):
+        self.name, self.calls = name, calls
+
+    def remote(self, argument):
+        ids = argument.batch.ids[0] if isinstance(argument, engines.Task) else argument.result()
+        self.calls.append(f"{self.name} {ids}")
+        reference = futures.Future()
+        reference.set_result(ids)
+        reference.future = lambda: reference
+        return reference
+
+
+OVERLAPPED = ["start [1]", "start [2]", "finish [1]", "start [3]", "finish [2]", "finish [3]"]
+IN_TURN = ["start [1]", "finish [1]", "start [2]", "finish [2]", "start [3]", "finish [3]"]
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_a_worker_begins_the_next_task_before_it_finishes_the_last(overlap):
+    encoder, tasks, results = _RecordedEncoder(), queue.SimpleQueue(), []
+    for number in (1, 2, 3):
+        tasks.put(_task(str(number), number, [number]))
+    for result in inline.in_turn(inline.Inline(encoder, overlap), tasks):
+        results.append(result["mean"].item())
+        if len(results) == 3:
+            tasks.put(None)
+    assert results == [1, 2, 3]
+    assert encoder.calls == (OVERLAPPED if overlap else IN_TURN)
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+def test_an_actor_begins_the_next_task_before_it_finishes_the_last(overlap):
+    calls, finished = [], []
+    methods = {name: _RecordedMethod(name, calls) for name in ("start", "finish")}
+    actor = types.SimpleNamespace(begin=methods["start"], finish=methods["finish"])
+    worker = engines._Actor(None, actor, ahead=int(overlap))
+    for number in (1, 2, 3):
+        worker.send(_task(str(number), number, [number]))
+    for _ in range(3):
+        finished.append(worker.answer.result())
+        worker._answers.popleft()
+    assert finished == [[1], [2], [3]]
+    assert calls == (OVERLAPPED if overlap else IN_TURN)
 
 
 def _kill_until_done(flags, output, seed, kills) -> None:
@@ -202,7 +317,7 @@ def test_sigterm_saves_what_is_finished_and_exits_75(flags, uninterrupted, tmp_p
 @pytest.mark.parametrize("engine", ["local", "ray"])
 def test_sigterm_ends_the_workers_too(flags, tmp_path, engine):
     if engine == "ray":
-        pytest.importorskip("ray", reason="ray is an optional extra: pip install 'ray[data]'")
+        pytest.importorskip("ray", reason="ray is an optional extra: pip install ray")
     process = _start(flags, tmp_path / "s", engine=engine, workers=2)
     while _journaled(tmp_path / "s") < 1:
         assert process.poll() is None, process.stderr.read()
@@ -316,13 +431,13 @@ def test_one_text_that_the_memory_does_not_hold_is_named(flags, tmp_path, monkey
 
 
 def test_ray_actors_write_the_same_bytes_though_one_is_killed(flags, uninterrupted, tmp_path):
-    pytest.importorskip("ray", reason="ray is an optional extra: pip install 'ray[data]'")
+    pytest.importorskip("ray", reason="ray is an optional extra: pip install ray")
     process = _start(flags, tmp_path / "s", engine="ray", workers=2)
     killed = False
     while not killed and process.poll() is None:
         for stat in Path("/proc").glob("[0-9]*/cmdline"):
             try:
-                at_work = b"ray::" in stat.read_bytes() and b"_RayWorker" in stat.read_bytes()
+                at_work = b"ray::_Embedder" in stat.read_bytes()
                 seconds = sum(map(int, (stat.parent / "stat").read_text().split()[-39:-37]))
             except OSError:
                 continue

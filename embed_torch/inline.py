@@ -1,0 +1,96 @@
+"""Tasks, and the engine that embeds them in this process; each worker of another engine has one.
+
+In: tasks. Out: their results, None where the memory did not hold a batch.
+"""
+
+import abc
+import dataclasses
+import queue
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from embed_torch.backbone import Batch, Encoder
+
+Result = dict[str, np.ndarray] | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Task:
+    """A batch, its name in its window, and where its embeddings belong."""
+
+    window: int
+    name: str
+    arrays: tuple[str, ...]  # of the store, one a pooling of the batch
+    rows: list[int]
+    batch: Batch
+
+    def part(self, name: str, members: list[int]) -> "Task":
+        """Some of its texts as a task."""
+        ids = [self.batch.ids[member] for member in members]
+        rows = [self.rows[member] for member in members]
+        batch = dataclasses.replace(self.batch, ids=ids)
+        return dataclasses.replace(self, name=name, rows=rows, batch=batch)
+
+
+class Engine(abc.ABC):
+    """Embeds tasks."""
+
+    capacity: int  # tasks to submit before asking for a result
+
+    @abc.abstractmethod
+    def submit(self, task: Task) -> None:
+        """Takes a task."""
+
+    @abc.abstractmethod
+    def next_finished(self) -> tuple[Task, Result]:
+        """Waits for some task that was submitted."""
+
+
+class Inline(Engine):
+    """This process. On a GPU the next batch is begun before the last one's result is fetched."""
+
+    def __init__(self, encoder: Encoder, overlap: bool = True):
+        self.capacity = 2 if overlap and encoder.device.type == "cuda" else 1
+        self._encoder = encoder
+        self._begun: deque[tuple[Task, Callable[[], Result] | None]] = deque()
+
+    def submit(self, task: Task) -> None:
+        """Begins a task."""
+        self._begun.append((task, _or_none(lambda: self._encoder.start(task.batch))))
+
+    def next_finished(self) -> tuple[Task, Result]:
+        """The task that was begun first."""
+        task, finish = self._begun.popleft()
+        return task, finish and _or_none(finish)
+
+
+def in_turn(engine: Engine, tasks: queue.SimpleQueue[Task | None]) -> Iterator[Result]:
+    """Results of tasks, until None comes; what has come is begun as far as the engine allows."""
+    in_flight = 0
+    while True:
+        while in_flight < engine.capacity and not (in_flight and tasks.empty()):
+            task = tasks.get()
+            if task is None:
+                return
+            engine.submit(task)
+            in_flight += 1
+        yield engine.next_finished()[1]
+        in_flight -= 1
+
+
+def _or_none(function: Callable[[], Any]) -> Any:
+    """What a function returns, or None where the memory did not suffice."""
+    try:
+        return function()
+    except (torch.OutOfMemoryError, MemoryError):
+        pass
+    except RuntimeError as error:  # so torch says it of the CPU
+        if "can't allocate memory" not in str(error):
+            raise
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return None
