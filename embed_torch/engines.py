@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from embed_torch.backbone import Batch, Encoder, Loading
+from embed_torch.backbone import Backbone, Batch, Loading
 from embed_torch.cli import UserError
 
 Result = dict[str, np.ndarray] | None
@@ -44,10 +44,8 @@ class Task:
 
     def part(self, name: str, members: list[int]) -> "Task":
         """Some of its texts as a task."""
-        ids = [self.batch.ids[member] for member in members]
         rows = [self.rows[member] for member in members]
-        batch = dataclasses.replace(self.batch, ids=ids)
-        return dataclasses.replace(self, name=name, rows=rows, batch=batch)
+        return dataclasses.replace(self, name=name, rows=rows, batch=self.batch.part(members))
 
 
 class Engine(abc.ABC):
@@ -68,7 +66,7 @@ class Engine(abc.ABC):
 def open_engine(kind: str, loading: Loading, workers: int) -> Iterator[Engine]:
     """Yields the engine named by --engine; its processes end with the context."""
     if kind == "inline":
-        yield Inline(Encoder(loading))
+        yield Inline(Backbone(loading))
         return
     workers = workers or torch.cuda.device_count() or 1
     engine = RayData(loading, workers) if kind == "ray" else Local(loading, workers)
@@ -81,7 +79,7 @@ def open_engine(kind: str, loading: Loading, workers: int) -> Iterator[Engine]:
 class Inline(Engine):
     """This process. On a GPU the next batch is begun before the last one's result is fetched."""
 
-    def __init__(self, encoder: Encoder):
+    def __init__(self, encoder: Backbone):
         self.capacity = 2 if encoder.device.type == "cuda" else 1
         self._encoder = encoder
         self._begun: deque[tuple[Task, Callable[[], Result] | None]] = deque()
@@ -244,8 +242,8 @@ class _RayWorker:
         self._loading = loading
 
     @functools.cached_property
-    def _encoder(self) -> Encoder:
-        return Encoder(self._loading)
+    def _encoder(self) -> Backbone:
+        return Backbone(self._loading)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         task = row["task"]
@@ -284,7 +282,7 @@ def _work(pipe: multiprocessing.connection.Connection, loading: Loading, threads
     threading.Thread(target=receive, daemon=True).start()
     with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
         try:
-            encoder = Encoder(loading)
+            encoder = Backbone(loading)
             while task := tasks.get():
                 pipe.send(_or_none(functools.partial(encoder.embed, task.batch)))
         except UserError as error:

@@ -235,8 +235,8 @@ def test_a_batch_that_the_memory_does_not_hold_is_halved(flags, tmp_path, monkey
             raise torch.OutOfMemoryError
         return whole(self, batch)
 
-    whole = backbone.Encoder.start
-    monkeypatch.setattr(backbone.Encoder, "start", start)
+    whole = backbone.Backbone.start
+    monkeypatch.setattr(backbone.Backbone, "start", start)
     monkeypatch.setattr(embed, "_WINDOW_ROWS", 100)
     config = EmbedConfig(**flags, **CONFIG, output=str(tmp_path / "s"))
     embed.run(config)
@@ -269,7 +269,7 @@ def test_a_window_begun_before_keeps_its_plan_when_the_memory_is_short_later(
     split later."""
     monkeypatch.setattr(embed, "_WINDOW_ROWS", 100)
     config = EmbedConfig(**flags, batch_tokens=500, output=str(tmp_path / "s"))
-    write, start, late = embed.StoreWriter.write, backbone.Encoder.start, []
+    write, start, late = embed.StoreWriter.write, backbone.Backbone.start, []
 
     class OutOfOrder(engines.Inline):
         def __init__(self, encoder):
@@ -301,7 +301,7 @@ def test_a_window_begun_before_keeps_its_plan_when_the_memory_is_short_later(
         embed.run(config)
     monkeypatch.undo()
     monkeypatch.setattr(embed, "_WINDOW_ROWS", 100)
-    monkeypatch.setattr(backbone.Encoder, "start", once_too_large)
+    monkeypatch.setattr(backbone.Backbone, "start", once_too_large)
     embed.run(config)
     assert late and np.load(tmp_path / "s" / "mean.npy").any(1).all()
 
@@ -310,7 +310,7 @@ def test_one_text_that_the_memory_does_not_hold_is_named(flags, tmp_path, monkey
     def start(self, batch):
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(backbone.Encoder, "start", start)
+    monkeypatch.setattr(backbone.Backbone, "start", start)
     with pytest.raises(UserError, match=r"does not hold review \d+ of \d+ tokens"):
         embed.run(EmbedConfig(**flags, **CONFIG, output=str(tmp_path / "s")))
 
