@@ -19,7 +19,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 
-from embed_torch import attention, gptq, pooling, sentence_modules, words
+from embed_torch import attention, gptq, packing, pooling, sentence_modules, words
 from embed_torch.cli import UserError
 from embed_torch.files import file_sha256
 from embed_torch.pooling import Span
@@ -30,7 +30,6 @@ MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9d
 # What is asked of the hub: never pickled weights, never code.
 _HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.jinja", "*.txt"]
 _POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet")
-_LEAST_FILL = 256
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.txt", "vocab.json")
 
 
@@ -194,17 +193,11 @@ class Backbone:
 
     @functools.cached_property
     def fill(self) -> int:
-        """Tokens from which on a batch's size does not change the last bits of its embeddings.
-
-        MKL adds up a matrix product in another order where there are few rows: fewer than 16, or
-        than an eighth of the inputs, which it then divides among threads (measured, version 2024.2;
-        kernels of a GPU change at other sizes, and are not filled for).
-        """
-        if self._device.type != "cpu" or not self._packs:
-            return 0
-        layers = self._network.modules()
-        inputs = [layer.in_features for layer in layers if isinstance(layer, torch.nn.Linear)]
-        return max([_LEAST_FILL, *(size // 8 + 1 for size in inputs)]) if inputs else 0
+        """Tokens from which on a batch's size does not change its bits; 0 where that is unknown."""
+        layers = self._network.modules() if self._packs and self._device.type == "cpu" else ()
+        return packing.least_tokens(
+            [layer.in_features for layer in layers if isinstance(layer, torch.nn.Linear)]
+        )
 
     def embed(self, batch: Batch) -> dict[str, np.ndarray]:
         """Embeddings float32 [b, e] by pooling."""

@@ -84,8 +84,8 @@ class Encoder:
     def encode(self, texts: Sequence[str]) -> Float32[np.ndarray, "n e"]:
         """The embeddings of some texts, rounded as a store rounds them.
 
-        A text has the same embedding whatever it is encoded with: on a CPU in float32 to the bit,
-        and that of its store's row (docs/library.md has the measurement and its exceptions).
+        A text has the same embedding whatever it is encoded with, and that of its store's row: in
+        float32 on a CPU to the bit, as far as measured (docs/library.md, with the exceptions).
 
         Args:
           texts: any number of them, of any length.
@@ -98,7 +98,7 @@ class Encoder:
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise TypeError("encode takes a list of texts, each a str")
         found = np.zeros((len(texts), self.dim), np.float32)
-        with tqdm(total=len(texts), desc="encoding", unit="text", delay=1) as bar:
+        with tqdm(total=len(texts), desc="encoding", unit="text", delay=5) as bar:
             for first in range(0, len(texts), _TEXTS_AT_ONCE):
                 rows = list(range(first, min(first + _TEXTS_AT_ONCE, len(texts))))
                 inputs = self.review_inputs(rows, list(texts[first : first + len(rows)]))
@@ -143,12 +143,14 @@ class Encoder:
     @property
     def batch_tokens(self) -> int:
         """The most tokens in a batch."""
-        device = backbone.device_named(self._config.device).type
-        return packing.tokens_in_a_batch(self._config.batch_tokens, device)
+        config = self._config
+        device = backbone.device_named(config.device).type
+        return packing.tokens_in_a_batch(config.batch_tokens, device)
 
     def settings(self) -> dict[str, Any]:
-        """What decides embeddings, as keys of a store's manifest. One that came later is left out
-        where it says nothing, so that older stores still match.
+        """What decides embeddings, as keys of a store's manifest.
+
+        A key that came later is left out where it says nothing, so that older stores still match.
         """
         config, checkpoint, prompt = self._config, self._checkpoint, self._tokenization.prompt
         return {
