@@ -256,11 +256,8 @@ def find(model: str, revision: str | None = None) -> Checkpoint:
     folder = minilm_folder() if model == "minilm" else Path(model)
     try:
         if not folder.is_dir():
-            folder = Path(
-                huggingface_hub.snapshot_download(
-                    model, revision=revision, allow_patterns=_HUB_FILES
-                )
-            )
+            download = huggingface_hub.snapshot_download
+            folder = Path(download(model, revision=revision, allow_patterns=_HUB_FILES))
             revision = folder.name
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

@@ -65,7 +65,7 @@ class Dense:
         """
         linear = torch.nn.Linear(self.inputs, self.outputs, self.bias)
         wanted = {f"linear.{name}": tuple(part.shape) for name, part in linear.named_parameters()}
-        (path,) = gptq.weight_files(self.folder)
+        path = min(gptq.weight_files(self.folder))
         try:
             tensors = load_file(path)
         except (SafetensorError, OSError) as error:

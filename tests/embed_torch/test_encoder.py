@@ -120,9 +120,8 @@ def test_every_pooling_of_a_store_can_be_chosen(stores, texts):
 def test_no_texts_are_no_rows_and_a_text_is_no_list(stores):
     encoder = embed_torch.load_encoder(stores("words"))
     assert encoder.encode([]).shape == (0, 1024) and encoder.encode([]).dtype == np.float32
-    for wrong in ("The soup was cold.", ["fine", None]):
-        with pytest.raises(TypeError, match="a list of texts"):
-            encoder.encode(wrong)
+    with pytest.raises(TypeError, match="a list of texts"):
+        encoder.encode("The soup was cold.")
 
 
 def test_a_model_that_has_moved_is_found_by_model(world, texts, tmp_path):
