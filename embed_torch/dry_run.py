@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from embed_torch import backbone, packing, pooling, reuse, store
-from embed_torch.backbone import Batch, Checkpoint, Encoder
+from embed_torch import reuse, store
 from embed_torch.cli import UserError
 from embed_torch.config import EmbedConfig
 from embed_torch.corpus import Texts
+from embed_torch.encoder import Encoder
 from embed_torch.files import text_hashes
-from embed_torch.inputs import Tokenization
 
 _ROWS_AT_ONCE = 4096
 _SAMPLE = 64  # reviews of all lengths, whose embedding is timed
@@ -23,31 +22,26 @@ _SAMPLE_SECONDS = 3.0
 _PERCENTILES = (5, 25, 50, 75, 95, 99, 100)
 
 
-def report(
-    config: EmbedConfig,
-    texts: Texts,
-    checkpoint: Checkpoint,
-    tokenization: Tokenization,
-    settings: dict[str, Any],
-) -> None:
+def report(config: EmbedConfig, texts: Texts, encoder: Encoder, settings: dict[str, Any]) -> None:
     """Prints rows, tokens, length percentiles, disk, expected time and the first prompt.
 
     The time is that of a small sample, measured with the network on its device.
     """
     if not len(texts.reviews):
         raise UserError(f"{config.corpus} has no reviews")
-    lengths, uncut = _lengths(texts, tokenization)
+    lengths, uncut = _lengths(texts, encoder)
     of_lengths = zip(_PERCENTILES, np.percentile(lengths, _PERCENTILES), strict=True)
     shares = ", ".join(f"{share} % <= {length:.0f}" for share, length in of_lengths)
     print(f"{lengths.size:,} reviews, {len(texts.categories):,} category names")
     print(f"{lengths.sum():,} tokens; of the reviews, {shares}")
     cut = (uncut > lengths).sum()
     print(
-        f"{cut:,} reviews have more than {tokenization.window} tokens: --truncate={config.truncate}"
+        f"{cut:,} reviews have more than {encoder.max_tokens} tokens: --truncate={config.truncate}"
     )
-    poolings, rows = pooling.parse(config.poolings), lengths.size
+    rows, scaled = lengths.size, "to length 1" if encoder.normalize else "not"
+    print(f"poolings {','.join(encoder.poolings)}, over {config.pool_over}; {scaled} normalized")
     needed = store.bytes_needed(
-        len(poolings), rows, len(texts.categories), checkpoint.dim, config.store_dtype
+        len(encoder.poolings), rows, len(texts.categories), encoder.dim, config.store_dtype
     )
     free = shutil.disk_usage(_existing(Path(config.output))).free
     print(f"{needed / 1e9:.2f} GB on disk, where {free / 1e9:.2f} GB are free")
@@ -58,43 +52,37 @@ def report(
         found, _ = reuse.look_up(folder, text_hashes(texts.reviews))
         left -= lengths[found].sum()
         print(f"{found.size:,} reviews would be copied from {folder}: {left:,} tokens are left")
-    print(f"the first input:\n{tokenization.text(texts.reviews[0])}")
+    print(f"the first input:\n{encoder.input_text(texts.reviews[0])}")
     sample = np.argsort(lengths, kind="stable")[:: max(1, rows // _SAMPLE)]
-    rate = _tokens_per_second(
-        config, checkpoint, tokenization, texts.reviews.gather(sample).to_list()
-    )
+    rate = _tokens_per_second(encoder, texts.reviews.gather(sample).to_list())
     duration = tqdm.format_interval(left / rate)
     print(f"{rate:,.0f} tokens/s on a sample of {sample.size}: about {duration} by one worker")
 
 
-def _lengths(texts: Texts, tokenization: Tokenization) -> tuple[np.ndarray, np.ndarray]:
+def _lengths(texts: Texts, encoder: Encoder) -> tuple[np.ndarray, np.ndarray]:
     """Tokens of each review's input, cut and uncut."""
     lengths: list[int] = []
     uncut: list[int] = []
     with tqdm(total=len(texts.reviews), desc="tokenizing", unit="review", delay=5) as bar:
         for first in range(0, len(texts.reviews), _ROWS_AT_ONCE):
             part = texts.reviews[first : first + _ROWS_AT_ONCE].to_list()
-            inputs = tokenization.of_reviews(list(range(first, first + len(part))), part)
+            inputs = encoder.review_inputs(list(range(first, first + len(part))), part)
             lengths += map(len, inputs.ids)
             uncut += inputs.uncut
             bar.update(len(part))
     return np.array(lengths), np.array(uncut)
 
 
-def _tokens_per_second(
-    config: EmbedConfig, checkpoint: Checkpoint, tokenization: Tokenization, texts: list[str]
-) -> float:
+def _tokens_per_second(encoder: Encoder, texts: list[str]) -> float:
     """Measured on whole batches of a sample of all lengths."""
-    inputs = tokenization.of_reviews(list(range(len(texts))), texts)
-    encoder = Encoder(backbone.loading_of(config, checkpoint))
-    budget = packing.tokens_in_a_batch(config.batch_tokens, encoder.device.type)
-    plan = packing.plan_batches([len(ids) for ids in inputs.ids], budget, checkpoint.apart_above)
-    poolings = pooling.parse(config.poolings)
-    batches = [Batch([inputs.ids[row] for row in rows], (0, 0), poolings) for rows in plan]
-    encoder.embed(batches[0])  # the first use of a shape is slow
+    inputs = encoder.review_inputs(list(range(len(texts))), texts)
+    whole = encoder.batch(inputs)
+    batches = [whole.part(members) for members in encoder.plan(inputs)]
+    network = encoder.network
+    network.embed(batches[0])  # the first use of a shape is slow
     tokens, started = 0, time.perf_counter()
     for batch in itertools.cycle(batches):
-        encoder.embed(batch)
+        network.embed(batch)
         tokens += sum(map(len, batch.ids))
         seconds = time.perf_counter() - started
         if seconds > _SAMPLE_SECONDS:

@@ -20,13 +20,13 @@ import torch
 import transformers
 from tqdm import tqdm
 
-from embed_torch import __version__, backbone, corpus, dry_run, packing, pooling, reuse, store
-from embed_torch.backbone import Batch, Checkpoint
+from embed_torch import __version__, corpus, dry_run, packing, reuse, store
 from embed_torch.cli import Preempted, UserError
 from embed_torch.config import EmbedConfig
+from embed_torch.encoder import Encoder
 from embed_torch.engines import Engine, Task, open_engine
 from embed_torch.files import read_json, sole_writer, text_hashes, texts_sha256
-from embed_torch.inputs import Inputs, Tokenization
+from embed_torch.inputs import Inputs
 from embed_torch.store import CATEGORIES, MANIFEST, StoreWriter
 
 _WINDOW_ROWS = 8192
@@ -50,11 +50,12 @@ def _run(config: EmbedConfig) -> None:
     texts = corpus.read_texts(Path(config.corpus))
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    checkpoint = backbone.find(config.model)
-    tokenization = Tokenization(checkpoint, config)
-    settings = _settings(config, texts, checkpoint, tokenization)
+    encoder = Encoder(config)
+    names = texts_sha256(texts.categories) if texts.categories else None
+    settings = encoder.settings()
+    settings |= {"texts_sha256": texts.sha256, "category_names_sha256": names}
     if config.dry_run:
-        dry_run.report(config, texts, checkpoint, tokenization, settings)
+        dry_run.report(config, texts, encoder, settings)
         return
     with sole_writer(output):
         if (output / MANIFEST).exists():
@@ -62,7 +63,7 @@ def _run(config: EmbedConfig) -> None:
             store.remove_scratch(output)
             print(f"store {output} is already complete: nothing to do")
             return
-        _Job(config, texts, checkpoint, tokenization, settings).embed()
+        _Job(config, texts, encoder, settings).embed()
 
 
 class _Job:
@@ -72,19 +73,14 @@ class _Job:
         self,
         config: EmbedConfig,
         texts: corpus.Texts,
-        checkpoint: Checkpoint,
-        tokenization: Tokenization,
+        encoder: Encoder,
         settings: dict[str, Any],
     ):
         self._config = config
         self._texts = texts
-        self._checkpoint = checkpoint
-        self._tokenization = tokenization
+        self._encoder = encoder
         self._settings = settings
-        self._poolings = pooling.parse(config.poolings)
-        self._batch_tokens = packing.tokens_in_a_batch(
-            config.batch_tokens, backbone.device_named(config.device).type
-        )
+        self._batch_tokens = encoder.batch_tokens
         self._reused = reuse.identity(Path(config.reuse), settings) if config.reuse else None
         self._left: dict[int, set[str]] = {}  # names of the batches to do, of windows begun
         self._windows_begun = 0
@@ -92,9 +88,8 @@ class _Job:
     def embed(self) -> None:
         """Embeds what is left, and completes the store."""
         config, started = self._config, time.monotonic()
-        loading = backbone.loading_of(config, self._checkpoint)
         print(f"loading {config.model} ...")
-        with open_engine(config.engine, loading, config.workers) as engine:
+        with open_engine(config.engine, self._encoder.loading, config.workers) as engine:
             self._open_store()
             try:
                 tokens = self._work_off(engine)
@@ -108,7 +103,8 @@ class _Job:
         versions = {"python": sys.version.split()[0], "sasnet": __version__}
         versions |= {"torch": torch.__version__, "transformers": transformers.__version__}
         rows = len(self._texts.reviews)
-        manifest = {**self._settings, "rows": rows, "reused": rows - self._rows.size}
+        settings = {**self._settings, **self._encoder.to_open_again()}
+        manifest = {**settings, "rows": rows, "reused": rows - self._rows.size}
         total = int(self._writer.tokens.sum(dtype=np.int64))
         cut = self._writer.finish({**manifest, "versions": versions})
         print(
@@ -122,16 +118,16 @@ class _Job:
         self._writer = StoreWriter(
             Path(config.output),
             {**self._settings, **plan, "reuse": self._reused},
-            poolings=self._poolings,
+            poolings=self._encoder.poolings,
             rows=len(texts.reviews),
             categories=len(texts.categories),
-            dim=self._checkpoint.dim,
+            dim=self._encoder.dim,
             dtype=config.store_dtype,
         )
         self._writer.text_hashes[:] = text_hashes(texts.reviews)
         self._rows = np.arange(len(texts.reviews))
         if config.reuse:
-            self._rows = reuse.copy_rows(Path(config.reuse), self._writer, self._poolings)
+            self._rows = reuse.copy_rows(Path(config.reuse), self._writer, self._encoder.poolings)
             print(f"{len(texts.reviews) - self._rows.size:,} reviews copied from {config.reuse}")
 
     def _work_off(self, engine: Engine) -> int:
@@ -171,11 +167,7 @@ class _Job:
             if inputs.of == "review":
                 self._writer.tokens[inputs.rows] = [len(ids) for ids in inputs.ids]
                 self._writer.tokens_uncut[inputs.rows] = inputs.uncut
-            plan = packing.plan_batches(
-                [len(ids) for ids in inputs.ids],
-                journal.budget(window, self._batch_tokens),
-                self._checkpoint.apart_above,
-            )
+            plan = self._encoder.plan(inputs, journal.budget(window, self._batch_tokens))
             batches = {str(number): members for number, members in enumerate(plan)}
             for name in sorted(journal.split[window], key=len):  # halves after the whole
                 batches |= packing.halves(name, batches.pop(name))
@@ -189,12 +181,9 @@ class _Job:
 
     def _task_of(self, window: int, inputs: Inputs) -> Task:
         """All inputs of a window."""
-        if inputs.of == "category":
-            batch = Batch(inputs.ids, (0, 0), ("mean",))
-            return Task(window, "", (CATEGORIES,), inputs.rows, batch)
-        around = inputs.around if self._config.pool_over == "review" else (0, 0)
-        batch = Batch(inputs.ids, around, self._poolings)
-        return Task(window, "", self._poolings, inputs.rows, batch)
+        batch = self._encoder.batch(inputs)
+        arrays = (CATEGORIES,) if inputs.of == "category" else batch.poolings
+        return Task(window, "", arrays, inputs.rows, batch)
 
     def _windows(self, skipped: Callable[[int], Any]) -> Iterator[tuple[int, Inputs]]:
         """The windows that are not complete, the last of category names; tokenised ahead."""
@@ -212,7 +201,7 @@ class _Job:
                     future = background.submit(self._tokenize, rows[window].tolist())
                     ahead.append((window, future))
                 else:
-                    future = background.submit(self._tokenization.of_categories, names)
+                    future = background.submit(self._encoder.category_inputs, names)
                     ahead.append((window, future))
                 # One window stays ahead, as long as there are more to come.
                 while len(ahead) > 1 or (ahead and not of_reviews):
@@ -220,14 +209,9 @@ class _Job:
                     yield first, inputs.result()
 
     def _tokenize(self, rows: list[int]) -> Inputs:
-        return self._tokenization.of_reviews(rows, self._texts.reviews.gather(rows).to_list())
+        return self._encoder.review_inputs(rows, self._texts.reviews.gather(rows).to_list())
 
     def _write(self, task: Task, result: dict[str, np.ndarray]) -> None:
-        if self._config.normalize:
-            result = {
-                name: vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-                for name, vectors in result.items()
-            }
         arrays = {
             array: result[name]
             for array, name in zip(task.arrays, task.batch.poolings, strict=True)
@@ -265,33 +249,6 @@ class _Job:
         return [task.part(name, members) for name, members in names.items()]
 
 
-def _settings(
-    config: EmbedConfig, texts: corpus.Texts, checkpoint: Checkpoint, tokenization: Tokenization
-) -> dict[str, Any]:
-    """What decides the numbers in a store: its manifest, less what is known at the end."""
-    prompt, poolings = tokenization.prompt, pooling.parse(config.poolings)
-    return {
-        "encoder": checkpoint.name,
-        "weights_sha256": checkpoint.weights_sha256(show_progress=True),
-        "tokenizer_sha256": checkpoint.tokenizer_sha256(),
-        "template_sha256": prompt.template_sha256,
-        "instruction": prompt.instruction,
-        "instruction_sha256": prompt.instruction_sha256,
-        "gptq": config.gptq if checkpoint.quantized else None,
-        "poolings": list(poolings),
-        "default_pooling": poolings[0],
-        "pool_over": config.pool_over,
-        "normalize": config.normalize,
-        "compute_dtype": config.dtype,
-        "dtype": config.store_dtype,
-        "dim": checkpoint.dim,
-        "truncate": config.truncate,
-        "max_tokens": tokenization.window,
-        "texts_sha256": texts.sha256,
-        "category_names_sha256": texts_sha256(texts.categories) if texts.categories else None,
-    }
-
-
 @contextlib.contextmanager
 def _stopped_by_sigterm() -> Iterator[None]:
     """Leaves the work at once: what is finished is saved on the way out, the rest is done again."""
@@ -318,7 +275,11 @@ def _refuse_foreign_folder(output: Path) -> None:
 
 def _refuse_other_store(output: Path, settings: dict[str, Any]) -> None:
     manifest = read_json(output / MANIFEST, "python -m embed_torch")
-    changed = [name for name, value in settings.items() if manifest.get(name) != value]
+    changed = [
+        name if name.endswith("sha256") else f"{name} ({manifest.get(name)!r})"
+        for name, value in settings.items()
+        if manifest.get(name) != value
+    ]
     if not changed and not store.is_whole(output, manifest):
         raise UserError(f"{output} is damaged, or of another version: remove it and embed again")
     if changed:

@@ -23,7 +23,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from embed_torch.backbone import Encoder, Loading, device_named
+from embed_torch.backbone import Backbone, Loading, device_named
 from embed_torch.cli import UserError
 from embed_torch.inline import Engine, Inline, Result, Task, in_turn
 
@@ -36,7 +36,7 @@ _MOST_DEATHS = 2  # of workers over one task, before the task is to blame
 def open_engine(kind: str, loading: Loading, workers: int) -> Iterator[Engine]:
     """Yields the engine named by --engine; its processes end with the context."""
     if kind == "inline":
-        yield Inline(Encoder(loading))
+        yield Inline(Backbone(loading))
         return
     workers = workers or torch.cuda.device_count() or 1
     engine: _Workers = Ray(loading, workers) if kind == "ray" else Local(loading, workers)
@@ -202,7 +202,7 @@ def _work(
     threading.Thread(target=receive, daemon=True).start()
     with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
         try:
-            for result in in_turn(Inline(Encoder(loading), overlap), tasks):
+            for result in in_turn(Inline(Backbone(loading), overlap), tasks):
                 pipe.send(result)
         except UserError as error:
             pipe.send(error)
@@ -254,7 +254,7 @@ class _Embedder:
 
     @functools.cached_property
     def _engine(self) -> Inline:
-        return Inline(Encoder(self._loading))
+        return Inline(Backbone(self._loading))
 
     def begin(self, task: Task) -> UserError | None:
         try:

@@ -32,6 +32,20 @@ _INTEGERS, _FLOATS = ("I32", "I64"), ("F16", "BF16", "F32", "F64")
 _SLAB = 256  # inputs dequantized at once, to bound the float32 in use; a multiple of the fields
 
 _Tensor = tuple[Any, str]  # an open safetensors file, and a name in it
+# Settings of AutoGPTQ, gptqmodel and transformers that what is stored does not depend on, or that
+# are checked here: what is read, how rounding was done, and how a loader should go about it.
+_KNOWN = """
+    bits group_size desc_act sym quant_method method checkpoint_format format is_marlin_format
+    pack_dtype dynamic lm_head meta quantizer versionable model_name_or_path model_file_base_name
+    damp_percent damp_auto_increment static_groups true_sequential mse act_group_aware hyb_act v2
+    v2_alpha v2_memory_device gptaq gptaq_alpha gptaq_memory_device fail_safe failsafe fallback
+    hessian hessian_chunk_size hessian_chunk_bytes hessian_use_bfloat16_staging foem moe
+    dataset tokenizer batch_size pad_token_id model_seqlen cache_block_outputs parallel_packing
+    pack_impl device offload_to_disk offload_to_disk_path vram_strategy gc_mode
+    wait_for_submodule_finalizers auto_forward_data_parallel compute_device_filter zero_point
+    block_name_to_quantize module_name_preceding_first_block modules_in_block_to_quantize
+    backend use_cuda_fp16 use_exllama disable_exllama exllama_config max_input_length
+"""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -65,12 +79,14 @@ def read_quantization(folder: Path) -> Quantization | None:
         values = {"quant_method": "gptq"} | read_json(path, _MADE_BY)  # AutoGPTQ leaves it out
     if not isinstance(values, dict):
         raise UserError(f"{path}: quantization_config is {values!r}, not an object")
-    method, layout = values.get("quant_method"), values.get("checkpoint_format", "gptq")
+    method = values.get("quant_method", values.get("method"))
+    layout = values.get("checkpoint_format", values.get("format", "gptq"))
     if method != "gptq" or layout not in [*_ZERO_OFFSETS] or values.get("is_marlin_format"):
         raise UserError(
             f"{path}: weights quantized by {method!r} in the format {layout!r} are not supported: "
             "take a checkpoint that is not quantized, or by gptq in the format gptq or gptq_v2"
         )
+    _refuse_other_mathematics(values, path)
     bits, group_size = values.get("bits"), values.get("group_size")
     desc_act, sym = values.get("desc_act", False), values.get("sym", True)
     if not isinstance(bits, int) or bits not in (4, 8):
@@ -80,6 +96,21 @@ def read_quantization(folder: Path) -> Quantization | None:
     if not isinstance(desc_act, bool) or not isinstance(sym, bool):
         raise UserError(f"{path}: desc_act is {desc_act!r} and sym {sym!r}, not true or false")
     return Quantization(bits, group_size, desc_act, sym, _ZERO_OFFSETS[layout])
+
+
+def _refuse_other_mathematics(values: dict[str, Any], path: Path) -> None:
+    """Refuses settings that give the stored numbers another meaning, and those not known."""
+    overrides = [name for name in values.get("dynamic") or () if not str(name).startswith("-")]
+    faults = {key: value for key, value in values.items() if value and key not in _KNOWN.split()}
+    if overrides:  # those with a minus name layers that are not packed
+        faults["dynamic"] = values["dynamic"]
+    if str(values.get("pack_dtype") or "int32").removeprefix("torch.") != "int32":
+        faults["pack_dtype"] = values["pack_dtype"]
+    for key, value in faults.items():
+        raise UserError(
+            f"{path}: {key} is {value!r}, which may change what the weights mean and is not known "
+            "here: take a checkpoint without it"
+        )
 
 
 def load_dequantized(

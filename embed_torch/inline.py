@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from embed_torch.backbone import Batch, Encoder
+from embed_torch.backbone import Backbone, Batch
 
 Result = dict[str, np.ndarray] | None
 
@@ -30,10 +30,8 @@ class Task:
 
     def part(self, name: str, members: list[int]) -> "Task":
         """Some of its texts as a task."""
-        ids = [self.batch.ids[member] for member in members]
         rows = [self.rows[member] for member in members]
-        batch = dataclasses.replace(self.batch, ids=ids)
-        return dataclasses.replace(self, name=name, rows=rows, batch=batch)
+        return dataclasses.replace(self, name=name, rows=rows, batch=self.batch.part(members))
 
 
 class Engine(abc.ABC):
@@ -53,14 +51,14 @@ class Engine(abc.ABC):
 class Inline(Engine):
     """This process. On a GPU the next batch is begun before the last one's result is fetched."""
 
-    def __init__(self, encoder: Encoder, overlap: bool = True):
-        self.capacity = 2 if overlap and encoder.device.type == "cuda" else 1
-        self._encoder = encoder
+    def __init__(self, backbone: Backbone, overlap: bool = True):
+        self.capacity = 2 if overlap and backbone.device.type == "cuda" else 1
+        self._backbone = backbone
         self._begun: deque[tuple[Task, Callable[[], Result] | None]] = deque()
 
     def submit(self, task: Task) -> None:
         """Begins a task."""
-        self._begun.append((task, _or_none(lambda: self._encoder.start(task.batch))))
+        self._begun.append((task, _or_none(lambda: self._backbone.start(task.batch))))
 
     def next_finished(self) -> tuple[Task, Result]:
         """The task that was begun first."""

@@ -1,12 +1,13 @@
 """Texts -> token ids of whole inputs: prompt and review, cut to the window."""
 
 import dataclasses
+import functools
 from typing import Literal
 
 from embed_torch import prompts
 from embed_torch.backbone import Checkpoint
 from embed_torch.cli import UserError
-from embed_torch.config import EmbedConfig
+from embed_torch.config import EncoderConfig
 from embed_torch.prompts import Prompt
 
 
@@ -33,23 +34,33 @@ class Tokenization:
     """How the texts of a store become inputs.
 
     Attributes:
-      prompt: of the reviews; the category names stand without an instruction.
+      prompt: of the reviews; the category names stand without an instruction or a prefix.
       window: the most tokens of an input.
     """
 
-    def __init__(self, checkpoint: Checkpoint, config: EmbedConfig):
+    def __init__(self, checkpoint: Checkpoint, config: EncoderConfig):
         """Makes the prompts.
 
         Raises:
-          UserError: the tokenizer or --template does not fit the model, or --max_tokens is beyond
-            its positions.
+          UserError: the tokenizer, --template or --prefix does not fit the model, or --max_tokens
+            is beyond its positions.
         """
-        tokenizer, causal = checkpoint.tokenizer, checkpoint.causal
+        tokenizer, modules = checkpoint.tokenizer, checkpoint.modules
         prompts.check_vocabulary(tokenizer, checkpoint.config.vocab_size)
-        self.prompt = prompts.make_prompt(
-            tokenizer, causal=causal, instruction=config.instruction, template=config.template
+        # What sentence-transformers made reads what its tokenizer gives.
+        make_prompt = functools.partial(
+            prompts.make_prompt,
+            tokenizer,
+            causal=checkpoint.causal,
+            as_tokenizer=modules.given,
         )
-        self._plain = prompts.make_prompt(tokenizer, causal=causal, instruction="", template="")
+        prefix = modules.prefix if config.prefix is None else config.prefix
+        self.prompt = make_prompt(
+            instruction=config.instruction,
+            template=config.template,
+            prefix="" if config.instruction else prefix,
+        )
+        self._plain = make_prompt()
         positions = checkpoint.positions
         if config.max_tokens > positions:
             raise UserError(

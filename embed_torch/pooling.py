@@ -18,7 +18,7 @@ from jaxtyping import Float
 
 from embed_torch.attention import LastAttention, visible
 
-Pooling = Literal["mean", "max", "last", "positional", "attentional"]
+Pooling = Literal["mean", "max", "first", "last", "positional", "attentional"]
 POOLINGS: tuple[str, ...] = get_args(Pooling)
 _ROWS_AT_ONCE = 128  # queries of each text whose attention, of all heads, is held at once
 # Numbers of such attention held at once: as many as a CPU's cache holds, or as occupy a GPU.
@@ -26,8 +26,11 @@ _SHARES_ON_CPU, _SHARES_ON_GPU = 1 << 20, 1 << 25
 
 
 def parse(names: str) -> tuple[str, ...]:
-    """The poolings in a comma-separated list; raises ValueError for an unknown or repeated one."""
-    found = tuple(name.strip() for name in names.split(","))
+    """The poolings in a comma-separated list; raises ValueError for an unknown or repeated one.
+
+    Of an empty list, none: what the checkpoint does by itself.
+    """
+    found = tuple(name.strip() for name in names.split(",")) if names else ()
     if set(found) - set(POOLINGS) or len(set(found)) < len(found):
         raise ValueError(f"must be some of {','.join(POOLINGS)}, each once")
     return found
@@ -67,9 +70,10 @@ def pool(
 ) -> dict[str, Float[torch.Tensor, "b e"]]:
     """The embeddings of each text by pooling.
 
-    With T pooled tokens x_1..x_T: `mean`; `max`, per dimension; `last`, x_T; `positional`, weights
-    t / (1 + ... + T); `attentional`, the mean of A X with A the last block's attention averaged
-    over heads, restricted to the pooled tokens and its rows scaled to sum to 1.
+    With T pooled tokens x_1..x_T: `mean`; `max`, per dimension; `first`, x_1, the CLS token of an
+    encoder pooled over all; `last`, x_T; `positional`, weights t / (1 + ... + T); `attentional`,
+    the mean of A X with A the last block's attention averaged over heads, restricted to the pooled
+    tokens and its rows scaled to sum to 1.
 
     Args:
       states: after the final norm.
@@ -97,6 +101,8 @@ def pool(
                 found[pooling].append(embeddings)
         if "max" in found:
             found["max"].append(pooled.amax(1))
+        if "first" in found:
+            found["first"].append(pooled[:, 0])
         if "last" in found:
             found["last"].append(pooled[:, -1])
     return {pooling: torch.cat(embeddings) for pooling, embeddings in found.items()}

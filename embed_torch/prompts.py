@@ -44,11 +44,12 @@ class PlainTokenizer:
     backend: tokenizers.Tokenizer
     controls: dict[int, list[int]]  # id of a control token -> ids of its spelling
     anchor: str = ""  # stands before each text while it is tokenised, and is then cut off
+    gap: str = ""  # white space between the two, which is the text's: it may join its first token
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, untruncated; of an empty text, none."""
         self.backend.encode_special_tokens = True  # at every call, for pickling forgets it
-        anchored = [self.anchor + text for text in ("", *texts)]
+        anchored = [self.anchor, *(self.anchor + self.gap + text for text in texts)]
         encoded = self.backend.encode_batch_fast(anchored, add_special_tokens=False)
         lead, *rows = [row.ids for row in encoded]
         for row, ids in enumerate(rows):
@@ -77,6 +78,8 @@ class Prompt:
     instruction: str | None = None
     template_sha256: str | None = None  # of the Jinja text
     instruction_sha256: str | None = None
+    template: str | None = None  # the Jinja text
+    prefix: str = ""
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of the reviews alone, untruncated; of an empty review, none."""
@@ -91,7 +94,8 @@ class Prompt:
         around = len(self.ids([]))
         if (room := window - around) < 1:
             raise UserError(
-                f"{around} tokens of prompt leave no room in {window} (--max_tokens, --instruction)"
+                f"{around} tokens of prompt leave no room in {window} "
+                "(--max_tokens, --instruction, --prefix)"
             )
         if len(review_ids) <= room:
             return review_ids
@@ -111,24 +115,36 @@ class Prompt:
         return self.plain.backend.decode(ids, skip_special_tokens=False)
 
 
-def make_prompt(tokenizer: Any, *, causal: bool, instruction: str, template: str) -> Prompt:
+def make_prompt(
+    tokenizer: Any,
+    *,
+    causal: bool,
+    instruction: str = "",
+    template: str = "",
+    prefix: str = "",
+    as_tokenizer: bool = False,
+) -> Prompt:
     """Finds the tokens around a review.
 
     Args:
       tokenizer: a fast tokenizer of transformers.
       causal: a decoder, which reads BOS and the text; else what its tokenizer puts around a text.
       instruction: the system message; empty for none, and then no chat template either.
-      template: empty for the model's own, "phi3" for `PHI3`, else the path of a Jinja file.
+      template: empty for the model's own, "phi3" for `PHI3`, a Jinja text, or the path of one.
+      prefix: plain text before every review that is not instructed.
+      as_tokenizer: also a decoder reads what its tokenizer puts around a text, such as an
+        end-of-text that the model was trained to pool.
 
     Raises:
-      UserError: an encoder is instructed; no template, or one that does not fit or leaves it out.
+      UserError: an encoder is instructed; no template, or one that does not fit or leaves it out;
+        a prefix with a control token.
     """
     plain = _plain_tokenizer(tokenizer)
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     if not instruction:
         text = plain.tokenize(_PROBES)[0]
-        whole = bos + text if causal else tokenizer(_PROBES[0])["input_ids"]
-        return Prompt(*_split_at(whole, text), plain)
+        whole = bos + text if causal and not as_tokenizer else tokenizer(_PROBES[0])["input_ids"]
+        return _prefixed(Prompt(*_split_at(whole, text), plain), tokenizer, prefix)
     if not causal:
         raise UserError("--instruction needs a causal language model with a chat template")
     jinja = _read_template(tokenizer, template)
@@ -144,18 +160,32 @@ def make_prompt(tokenizer: Any, *, causal: bool, instruction: str, template: str
     for anchor in ("", "\n"):  # a text alone may get a "▁" that it does not get inside a prompt
         way = dataclasses.replace(plain, anchor=anchor)
         reviews = way.tokenize(_PROBES)
-        prefix, suffix = _split_at(wholes[0], reviews[0])
-        if wholes == [prefix + review + suffix for review in reviews]:
+        prefix_ids, suffix_ids = _split_at(wholes[0], reviews[0])
+        if wholes == [prefix_ids + review + suffix_ids for review in reviews]:
             break
     else:
-        way, prefix, suffix = plain, bos + tokenized(before), tokenized(after)
+        way, prefix_ids, suffix_ids = plain, bos + tokenized(before), tokenized(after)
     # Compared without control tokens, which an instruction must not spell, and without white space.
-    segments = (prefix, suffix, plain.tokenize([instruction])[0])
+    segments = (prefix_ids, suffix_ids, plain.tokenize([instruction])[0])
     *carried, wanted = ["".join(plain.backend.decode(ids).split()) for ids in segments]
     if not any(wanted in text for text in carried):
         raise UserError("--instruction spells a control token of this model: reword it")
-    hashes = [hashlib.sha256(text.encode()).hexdigest() for text in (jinja, instruction)]
-    return Prompt(prefix, suffix, way, instruction, *hashes)
+    of_template, of_instruction = (
+        hashlib.sha256(text.encode()).hexdigest() for text in (jinja, instruction)
+    )
+    return Prompt(prefix_ids, suffix_ids, way, instruction, of_template, of_instruction, jinja)
+
+
+def _prefixed(prompt: Prompt, tokenizer: Any, prefix: str) -> Prompt:
+    """A prompt with a text before every review, the two tokenised as one text."""
+    if not prefix:
+        return prompt
+    if tokenizer(prefix, add_special_tokens=False)["input_ids"] != prompt.tokenize([prefix])[0]:
+        raise UserError("--prefix spells a control token of this model: reword it")
+    anchor = prefix.rstrip()
+    ids = prompt.prefix_ids + prompt.tokenize([anchor])[0]
+    plain = dataclasses.replace(prompt.plain, anchor=anchor, gap=prefix[len(anchor) :])
+    return dataclasses.replace(prompt, prefix_ids=ids, plain=plain, prefix=prefix)
 
 
 def check_vocabulary(tokenizer: Any, embedding_rows: int) -> None:
@@ -196,6 +226,8 @@ def _read_template(tokenizer: Any, template: str) -> str:
         for control in sorted(_PHI3_CONTROLS - tokenizer.get_added_vocab().keys()):
             raise UserError(f"--template=phi3: {control} is no token of {tokenizer.name_or_path}")
         return PHI3
+    if "{{" in template or "{%" in template:
+        return template
     try:
         return Path(template).read_text("utf-8") if template else tokenizer.get_chat_template()
     except (OSError, UnicodeDecodeError) as error:

@@ -8,7 +8,7 @@ else is on disk.
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -104,17 +104,8 @@ class StoreWriter:
         """
         for name, embeddings in found.items():
             array = self._arrays[name]
-            with np.errstate(over="ignore"):
-                stored = embeddings.astype(array.dtype)
-            bad = np.flatnonzero(~np.isfinite(stored).all(axis=1))
-            if bad.size:
-                value = embeddings[bad[0]][~np.isfinite(stored[bad[0]])][0]
-                what = "category" if name == CATEGORIES else f"{name} embedding of review"
-                raise UserError(
-                    f"the {what} {rows[bad[0]]} holds {value}, which {array.dtype} cannot store "
-                    "(--store_dtype=float32, or --dtype=float32)"
-                )
-            array[rows] = stored
+            what = "category" if name == CATEGORIES else f"{name} embedding of review"
+            array[rows] = as_stored(embeddings, str(array.dtype), rows, what)
         self._written[window].append(batch)
 
     def flush(self) -> None:
@@ -152,10 +143,34 @@ class StoreWriter:
             array.flush()
 
 
+def as_stored(embeddings: np.ndarray, dtype: str, rows: Sequence[int], what: str) -> np.ndarray:
+    """Rounds embeddings [b, e], `what` of which `rows` for a message, to a store's dtype.
+
+    Raises:
+      UserError: a value is NaN, infinite, or too large.
+    """
+    with np.errstate(over="ignore"):
+        stored = embeddings.astype(dtype)
+    bad = np.flatnonzero(~np.isfinite(stored).all(axis=1))
+    if bad.size:
+        value = embeddings[bad[0]][~np.isfinite(stored[bad[0]])][0]
+        raise UserError(
+            f"the {what} {rows[bad[0]]} holds {value}, which {dtype} cannot store "
+            "(--store_dtype=float32, or --dtype=float32)"
+        )
+    return stored
+
+
 def is_ours(folder: Path) -> bool:
     """Whether a folder may be filled: new, empty, or with a store, finished or interrupted."""
     names = {path.name for path in folder.iterdir()} if folder.exists() else set()
     return not names or (".lock" in names and names <= FILES)
+
+
+def is_begun(folder: Path) -> bool:
+    """Whether a folder holds a store, finished or interrupted, and is no model's."""
+    has = [(folder / name).is_file() for name in (MANIFEST, _JOURNAL)]
+    return any(has) and not (folder / "config.json").exists()
 
 
 def is_whole(folder: Path, manifest: Mapping[str, Any]) -> bool:

@@ -10,6 +10,7 @@ This file and `files.py` stand, byte for byte, in both packages, because `embed_
 import dataclasses
 import signal
 import sys
+import types
 import typing
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -99,6 +100,8 @@ def parse(config_class: type, argv: Sequence[str], description: str) -> Any:
 def _define(values: flags.FlagValues, field: dataclasses.Field, kind: Any) -> None:
     common = {"name": field.name, "default": field.default, "help": field.metadata["help"]}
     common["flag_values"] = values
+    if isinstance(kind, types.UnionType):  # a setting that may be left out: None, or of this type
+        (kind,) = set(typing.get_args(kind)) - {types.NoneType}
     if typing.get_origin(kind) is typing.Literal:
         flags.DEFINE_enum(enum_values=list(typing.get_args(kind)), **common)
     elif typing.get_origin(kind) is tuple:

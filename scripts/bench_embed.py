@@ -32,15 +32,17 @@ import torch
 import transformers
 
 from embed_torch import attention, backbone, cli, corpus, files, gptq, packing, pooling
-from embed_torch.backbone import Batch, Encoder
+from embed_torch.backbone import Batch
 from embed_torch.cli import setting
-from embed_torch.config import EmbedConfig
+from embed_torch.config import EncoderConfig
+from embed_torch.encoder import Encoder
 from embed_torch.inputs import Tokenization
 
 _PROMPT_TOKENS = 28  # of Phi-3's template and the paper's instruction, before and after a review
 _SMALL = {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 8}
 _SMALL |= {"num_attention_heads": 16, "num_key_value_heads": 16, "vocab_size": 32064}
 _PAPER_REVIEWS = 75_379
+_POOLINGS = ("mean", "max", "last", "positional", "attentional")  # the paper's
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,21 +103,8 @@ def _minilm(texts: list[str], device: torch.device, rounds: int) -> dict[str, An
 
 
 def _minilm_engine(texts: list[str], dtype: Any, device: torch.device) -> Callable[[], np.ndarray]:
-    config = EmbedConfig(corpus="-", output="-", dtype=dtype, device=str(device))
-    checkpoint = backbone.find("minilm")
-    tokenization = Tokenization(checkpoint, config)
-    encoder = Encoder(backbone.loading_of(config, checkpoint))
-    budget = packing.tokens_in_a_batch(0, device.type)
-
-    def embed() -> np.ndarray:
-        inputs = tokenization.of_reviews(list(range(len(texts))), texts)
-        result = np.zeros((len(texts), checkpoint.dim), np.float32)
-        for rows in packing.plan_batches([len(ids) for ids in inputs.ids], budget, None):
-            batch = Batch([inputs.ids[row] for row in rows], (0, 0), ("mean",))
-            result[rows] = encoder.embed(batch)["mean"]
-        return result
-
-    return embed
+    encoder = Encoder(EncoderConfig(dtype=dtype, store_dtype="float32", device=str(device)))
+    return lambda: encoder.encode(texts)
 
 
 def _phi3_small(lengths: list[int], device: torch.device, rounds: int) -> dict[str, Any]:
@@ -133,10 +122,10 @@ def _phi3_small(lengths: list[int], device: torch.device, rounds: int) -> dict[s
     attention.use_packed_attention(networks["sdpa"])
     rng = np.random.default_rng(0)
     texts = [rng.integers(3, _SMALL["vocab_size"], length).tolist() for length in lengths]
-    without = tuple(name for name in pooling.POOLINGS if name != "attentional")
+    without = tuple(name for name in _POOLINGS if name != "attentional")
     sides = {
         "Hugging Face, eager, padded": lambda: _padded(networks["eager"], texts),
-        "packed, five poolings": lambda: _packed(networks["sdpa"], texts, pooling.POOLINGS),
+        "packed, five poolings": lambda: _packed(networks["sdpa"], texts, _POOLINGS),
         "packed, without attentional": lambda: _packed(networks["sdpa"], texts, without),
     }
     seconds, results = _in_turns(sides, rounds)
@@ -177,7 +166,7 @@ def _phi3_mini(folder: Path, lengths: list[int], device: torch.device, rounds: i
     repeated = (lengths * (1 + batches * budget // sum(lengths)))[: batches * budget // 30]
     kept = np.searchsorted(np.cumsum(repeated), batches * budget)
     texts = [rng.integers(3, 32000, length).tolist() for length in repeated[:kept]]
-    sides = {"packed, five poolings": lambda: _packed(network, texts, pooling.POOLINGS, budget)}
+    sides = {"packed, five poolings": lambda: _packed(network, texts, _POOLINGS, budget)}
     seconds, _ = _in_turns(sides, rounds)
     rate = sum(map(len, texts)) / seconds["packed, five poolings"]
     peak = _peak(torch.bfloat16, device)
@@ -219,7 +208,7 @@ def _write_phi3_mini(folder: Path) -> None:
 @torch.inference_mode()
 def _padded(network: Any, texts: list[list[int]]) -> dict[str, np.ndarray]:
     """What one would write first: file order, 16 at a time, all attentions returned."""
-    found: dict[str, list[torch.Tensor]] = {name: [] for name in pooling.POOLINGS}
+    found: dict[str, list[torch.Tensor]] = {name: [] for name in _POOLINGS}
     for first in range(0, len(texts), 16):
         batch = texts[first : first + 16]
         longest = max(map(len, batch))
@@ -256,7 +245,7 @@ def _packed(
 
 def _lengths(texts: list[str]) -> list[int]:
     """Tokens of each review in an instructed prompt, by MiniLM's tokenizer."""
-    config = EmbedConfig(corpus="-", output="-", max_tokens=512)
+    config = EncoderConfig(max_tokens=512)
     inputs = Tokenization(backbone.find("minilm"), config).of_reviews(
         list(range(len(texts))), texts
     )

@@ -15,7 +15,10 @@ from sasnet_jax.files import read_json, texts_sha256
 FORMAT_VERSION = 1
 FitOn = Literal["train", "all"]
 _KEYS = ("format_version", "texts_sha256", "poolings", "default_pooling", "dim")
-_NOT_IDENTITY = ("format_version", "rows", "truncated", "versions", "category_names_sha256")
+_NOT_IDENTITY = ("format_version", "rows", "truncated", "versions", "category_names_sha256") + (
+    # Where the encoder is found again; that it is the same one, the hashes say.
+    ("template", "encoder_folder", "encoder_revision")
+)
 CHUNK = 4096  # rows read at a time
 _SMALLEST_DEVIATION = 1e-6  # a dimension that varies less is left unscaled
 

@@ -59,6 +59,7 @@ def _reference(states: torch.Tensor, weights: torch.Tensor, first: int, last: in
     return {
         "mean": sum(x) / len(x),
         "max": torch.stack([column.max() for column in x.T]),
+        "first": x[0],
         "last": x[-1],
         "positional": sum(t[i] / t.sum() * x[i] for i in range(len(x))),
         "attentional": (a @ x).mean(0),
@@ -293,7 +294,7 @@ def test_a_network_that_cannot_be_packed_keeps_its_norms(monkeypatch):
 def test_a_gpu_gives_what_the_cpu_gives(tmp_path, name, dtype):
     written_checkpoints.write_phi3(tmp_path / "phi3", **NETWORKS[name])
     encoders = [
-        backbone.Encoder(backbone.Loading("m", tmp_path / "phi3", kind, device, "dequantize"))
+        backbone.Backbone(backbone.Loading("m", tmp_path / "phi3", kind, device, "dequantize"))
         for kind, device in (("float32", "cpu"), (dtype, "cuda"))
     ]
     batch = Batch(_texts(), (3, 1), pooling.POOLINGS)

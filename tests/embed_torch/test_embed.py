@@ -14,9 +14,10 @@ import torch
 import transformers
 from conftest import ROOT, assert_one_line_mistake, run_command
 
+import embed_torch
 from embed_torch import backbone, embed
 from embed_torch.cli import UserError
-from embed_torch.config import EmbedConfig
+from embed_torch.config import EmbedConfig, EncoderConfig
 from embed_torch.files import texts_sha256
 from embed_torch.inputs import Tokenization
 from sasnet_jax import prepare
@@ -35,8 +36,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def minilm() -> Tokenization:
-    config = EmbedConfig(corpus="unused", output="unused")
-    return Tokenization(backbone.find("minilm"), config)
+    return Tokenization(backbone.find("minilm"), EncoderConfig())
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +65,9 @@ def reference():
 @pytest.mark.parametrize("max_tokens", [0, 512])
 def test_minilm_equals_sentence_transformers(reference, max_tokens):
     texts = [text.replace("[SEP]", "").replace("[CLS]", "") for text in TEXTS]
-    config = EmbedConfig(corpus="unused", output="unused", max_tokens=max_tokens, device="cpu")
-    checkpoint = backbone.find("minilm")
-    inputs = Tokenization(checkpoint, config).of_reviews(list(range(len(texts))), texts)
-    encoder = backbone.Encoder(backbone.loading_of(config, checkpoint))
-    found = encoder.embed(backbone.Batch(inputs.ids, (0, 0), ("mean",)))["mean"]
-    found /= np.linalg.norm(found, axis=1, keepdims=True)
+    encoder = embed_torch.load_encoder("minilm", max_tokens=max_tokens, device="cpu")
+    inputs = encoder.review_inputs(list(range(len(texts))), texts)
+    found = encoder.encode(texts)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         reference.max_seq_length = max_tokens or 256
@@ -125,11 +122,14 @@ def test_truncated_reviews_are_listed(corpus_folder, tmp_path):
     assert (tokens[truncated["row"].to_numpy()] == 12).all() and tokens.max() == 12
 
 
-def test_normalize_gives_length_one(corpus_folder, tmp_path):
-    output = tmp_path / "unit"
-    embed.run(EmbedConfig(corpus=str(corpus_folder), output=str(output), normalize=True))
+@pytest.mark.parametrize("normalize", [None, True, False])
+def test_normalize_gives_length_one_and_minilm_does_so_itself(corpus_folder, tmp_path, normalize):
+    output = tmp_path / "store"
+    embed.run(EmbedConfig(corpus=str(corpus_folder), output=str(output), normalize=normalize))
     lengths = np.linalg.norm(np.load(output / "mean.npy").astype(np.float32), axis=1)
-    np.testing.assert_allclose(lengths, 1, atol=2e-3)
+    np.testing.assert_array_equal(np.abs(lengths - 1) < 2e-3, normalize is not False)
+    manifest = json.loads((output / "manifest.json").read_text())
+    assert manifest["normalize"] is (normalize is not False)
 
 
 def test_the_same_command_reuses_and_another_refuses(store, corpus_folder, capsys):
@@ -137,7 +137,7 @@ def test_the_same_command_reuses_and_another_refuses(store, corpus_folder, capsy
     embed.run(EmbedConfig(corpus=str(corpus_folder), output=str(store)))
     assert "already complete" in capsys.readouterr().out
     with pytest.raises(UserError, match="normalize"):
-        embed.run(EmbedConfig(corpus=str(corpus_folder), output=str(store), normalize=True))
+        embed.run(EmbedConfig(corpus=str(corpus_folder), output=str(store), normalize=False))
     assert (store / "mean.npy").stat().st_mtime_ns == before
 
 
@@ -340,7 +340,7 @@ def test_a_grown_corpus_embeds_only_what_is_new(corpus_folder, store, tmp_path, 
         files = [(tmp_path / folder / name).read_bytes() for folder in ("new", "whole")]
         assert files[0] == files[1]
     with pytest.raises(UserError, match="normalize"):
-        again = EmbedConfig(**common, output=str(tmp_path / "n"), reuse=str(store), normalize=True)
+        again = EmbedConfig(**common, output=str(tmp_path / "n"), reuse=str(store), normalize=False)
         embed.run(again)
 
 

@@ -207,7 +207,7 @@ def test_a_task_begun_together_with_one_that_kills_is_not_to_blame():
     assert engine._deaths == {(0, "b"): 1, (0, "bad"): 3}
 
 
-class _RecordedEncoder(backbone.Encoder):
+class _RecordedBackbone(backbone.Backbone):
     """On a GPU, as it says; keeps what was asked of it."""
 
     device = torch.device("cuda")
@@ -247,15 +247,15 @@ IN_TURN = ["start [1]", "finish [1]", "start [2]", "finish [2]", "start [3]", "f
 
 @pytest.mark.parametrize("overlap", [True, False])
 def test_a_worker_begins_the_next_task_before_it_finishes_the_last(overlap):
-    encoder, tasks, results = _RecordedEncoder(), queue.SimpleQueue(), []
+    recorded, tasks, results = _RecordedBackbone(), queue.SimpleQueue(), []
     for number in (1, 2, 3):
         tasks.put(_task(str(number), number, [number]))
-    for result in inline.in_turn(inline.Inline(encoder, overlap), tasks):
+    for result in inline.in_turn(inline.Inline(recorded, overlap), tasks):
         results.append(result["mean"].item())
         if len(results) == 3:
             tasks.put(None)
     assert results == [1, 2, 3]
-    assert encoder.calls == (OVERLAPPED if overlap else IN_TURN)
+    assert recorded.calls == (OVERLAPPED if overlap else IN_TURN)
 
 
 @pytest.mark.parametrize("overlap", [True, False])
@@ -350,8 +350,8 @@ def test_a_batch_that_the_memory_does_not_hold_is_halved(flags, tmp_path, monkey
             raise torch.OutOfMemoryError
         return whole(self, batch)
 
-    whole = backbone.Encoder.start
-    monkeypatch.setattr(backbone.Encoder, "start", start)
+    whole = backbone.Backbone.start
+    monkeypatch.setattr(backbone.Backbone, "start", start)
     monkeypatch.setattr(embed, "_WINDOW_ROWS", 100)
     config = EmbedConfig(**flags, **CONFIG, output=str(tmp_path / "s"))
     embed.run(config)
@@ -384,7 +384,7 @@ def test_a_window_begun_before_keeps_its_plan_when_the_memory_is_short_later(
     split later."""
     monkeypatch.setattr(embed, "_WINDOW_ROWS", 100)
     config = EmbedConfig(**flags, batch_tokens=500, output=str(tmp_path / "s"))
-    write, start, late = embed.StoreWriter.write, backbone.Encoder.start, []
+    write, start, late = embed.StoreWriter.write, backbone.Backbone.start, []
 
     class OutOfOrder(engines.Inline):
         def __init__(self, encoder):
@@ -416,7 +416,7 @@ def test_a_window_begun_before_keeps_its_plan_when_the_memory_is_short_later(
         embed.run(config)
     monkeypatch.undo()
     monkeypatch.setattr(embed, "_WINDOW_ROWS", 100)
-    monkeypatch.setattr(backbone.Encoder, "start", once_too_large)
+    monkeypatch.setattr(backbone.Backbone, "start", once_too_large)
     embed.run(config)
     assert late and np.load(tmp_path / "s" / "mean.npy").any(1).all()
 
@@ -425,7 +425,7 @@ def test_one_text_that_the_memory_does_not_hold_is_named(flags, tmp_path, monkey
     def start(self, batch):
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(backbone.Encoder, "start", start)
+    monkeypatch.setattr(backbone.Backbone, "start", start)
     with pytest.raises(UserError, match=r"does not hold review \d+ of \d+ tokens"):
         embed.run(EmbedConfig(**flags, **CONFIG, output=str(tmp_path / "s")))
 

@@ -287,6 +287,53 @@ def test_other_quantizations_are_refused(packed, change, mention):
     assert str(packed / "config.json") in str(refused.value) and mention in str(refused.value)
 
 
+OTHER_MATHEMATICS = [
+    {"rotation": "hadamard"},
+    {"dynamic": {"+:.*down_proj": {"bits": 8}}},
+    {"dynamic": {".*": {"group_size": 64}, "-:.*gate.*": {}}},
+    {"adapter": {"name": "lora", "rank": 8}},
+    {"pack_dtype": "int16"},
+    {"mock_quantization": True},
+    {"something_new": "yes"},
+]
+HARMLESS = [
+    {"rotation": None, "adapter": None, "dynamic": None, "mock_quantization": False},
+    {"dynamic": {"-:.*lm_head": {}}, "pack_dtype": "int32", "lm_head": False},
+    {"damp_percent": 0.1, "static_groups": False, "true_sequential": True, "v2": False},
+    {"meta": {"quantizer": ["gptqmodel:7.6.0"], "mse": 2.0}, "act_group_aware": True},
+    {"model_name_or_path": None, "model_file_base_name": "model", "quantizer": "auto"},
+    {"use_exllama": True, "exllama_config": {"version": 2}, "dataset": "c4", "batch_size": 1},
+]
+
+
+@pytest.mark.parametrize("change", OTHER_MATHEMATICS, ids=str)
+def test_settings_that_change_the_mathematics_are_refused(packed, change):
+    edit_json(packed / "config.json", lambda it: it["quantization_config"].update(change))
+    with pytest.raises(UserError, match=f"{next(iter(change))} is .*take a checkpoint without it"):
+        read_quantization(packed)
+
+
+@pytest.mark.parametrize("change", HARMLESS, ids=str)
+def test_settings_that_change_nothing_pass(packed, change):
+    before = read_quantization(packed)
+    edit_json(packed / "config.json", lambda it: it["quantization_config"].update(change))
+    assert read_quantization(packed) == before
+
+
+def test_format_stands_for_checkpoint_format_where_that_is_absent(source, tmp_path):
+    dense = pack_gptq(source, tmp_path / "packed", sym=False, version="gptq_v2")
+
+    def rename(config):
+        quantization = config["quantization_config"]
+        quantization["format"] = quantization.pop("checkpoint_format")
+        quantization["method"] = quantization.pop("quant_method")
+
+    edit_json(tmp_path / "packed/config.json", rename)
+    states = load(tmp_path / "packed").state_dict()
+    for name, weight in dense.items():
+        assert torch.equal(states[name], weight), name
+
+
 def test_malformed_configs_are_refused(packed):
     edit_json(packed / "config.json", lambda it: it.update(quantization_config=[4]))
     with pytest.raises(UserError, match="quantization_config is"):

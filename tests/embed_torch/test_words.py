@@ -3,7 +3,8 @@
 import numpy as np
 
 from embed_torch import backbone, embed
-from embed_torch.config import EmbedConfig
+from embed_torch.config import EmbedConfig, EncoderConfig
+from embed_torch.encoder import Encoder
 from sasnet_jax import prepare
 from sasnet_jax.data import embeddings
 from sasnet_jax.data.corpus import read_corpus
@@ -36,8 +37,7 @@ def test_words_are_not_minilm_to_those_who_reuse_stores():
     assert words.weights_sha256() != minilm.weights_sha256()
     assert words.dim == 1024 and words.window > minilm.window
     # Twenty thousand pieces over 1024 places and two signs: nearly as many everywhere.
-    loading = backbone.loading_of(EmbedConfig(corpus="-", output="-", model="words"), words)
-    network = backbone.Encoder(loading)._network
+    network = Encoder(EncoderConfig(model="words")).network._network
     counts = np.bincount(network.place.numpy(), minlength=1024)
     expected = network.place.numel() / 1024
     assert np.abs(counts - expected).max() < 6 * np.sqrt(expected)

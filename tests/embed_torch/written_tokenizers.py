@@ -102,9 +102,12 @@ def write_metaspace_tokenizer(
 
 
 def write_byte_level_tokenizer(
-    folder: Path, *, chat_template: str | None = CHATML, bos: bool = False
+    folder: Path, *, chat_template: str | None = CHATML, bos: bool = False, around: str = ""
 ) -> Path:
-    """As Qwen's: byte-level BPE without BOS; with `bos`, as Llama 3's, which adds one itself."""
+    """As Qwen's: byte-level BPE without BOS; with `bos`, as Llama 3's, which adds one itself.
+
+    `around` is what it puts around a text else.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -124,6 +127,8 @@ def write_byte_level_tokenizer(
     if bos:
         tokenizer.post_processor = _around("<|begin_of_text|> $A", tokenizer)
         config["bos_token"] = "<|begin_of_text|>"
+    elif around:
+        tokenizer.post_processor = _around(around, tokenizer)
     return _save(folder, tokenizer, chat_template, config)
 
 

@@ -1,0 +1,288 @@
+"""Texts to embeddings: a model with its prompt, pooling and normalization, as one object.
+
+`load_encoder` opens the encoder of a finished store, or of a model. The embedding run
+(`embed_torch.embed`) and `--dry_run` hand texts to the same object.
+"""
+
+import functools
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+import numpy as np
+from jaxtyping import Float32
+from tqdm import tqdm
+
+from embed_torch import backbone, packing, pooling, prompts, store, words
+from embed_torch.backbone import Backbone, Batch, Loading
+from embed_torch.cli import UserError
+from embed_torch.config import Dtype, EncoderConfig, Gptq, PoolOver, StoreDtype
+from embed_torch.files import read_json
+from embed_torch.inputs import Inputs, Tokenization
+from embed_torch.prompts import Truncate
+
+_TEXTS_AT_ONCE = 8192
+# What a store's manifest says of its encoder by names of settings.
+_SETTINGS = ("pool_over", "normalize", "truncate", "max_tokens")
+_VERIFIED = ("weights_sha256", "tokenizer_sha256", "template_sha256", "instruction_sha256")
+
+
+class Encoder:
+    """What gives the embedding of a text.
+
+    The network is loaded at the first `encode`.
+
+    Attributes:
+      name: the model's, as it was named.
+      dim: embedding width e.
+      poolings: of `embed_torch.pooling.POOLINGS`; the first is that of `encode`.
+      normalize: whether embeddings are scaled to length 1.
+      max_tokens: the most tokens of an input, prompt included; longer texts are cut.
+    """
+
+    def __init__(self, config: EncoderConfig, revision: str | None = None):
+        """Finds the model, and settles what the settings leave to it.
+
+        Args:
+          config: the settings.
+          revision: of a model from the hub, a commit; None for the newest.
+
+        Raises:
+          UserError: there is no such model, or the settings do not fit it.
+        """
+        self._config = config
+        self._checkpoint = backbone.find(config.model, revision)
+        self._tokenization = Tokenization(self._checkpoint, config)
+        modules = self._checkpoint.modules
+        self.name = self._checkpoint.name
+        self.dim = self._checkpoint.dim
+        self.poolings = pooling.parse(config.poolings) or (modules.pooling,)
+        self.normalize = modules.normalize if config.normalize is None else config.normalize
+        self.max_tokens = self._tokenization.window
+
+    @property
+    def loading(self) -> Loading:
+        """How a process loads the network."""
+        config, checkpoint = self._config, self._checkpoint
+        return Loading(
+            checkpoint.name,
+            checkpoint.folder,
+            config.dtype,
+            config.device,
+            config.gptq,
+            attentional="attentional" in self.poolings,
+            dense=checkpoint.modules.dense,
+            normalize=self.normalize,
+        )
+
+    @functools.cached_property
+    def network(self) -> Backbone:
+        """The network on its device."""
+        return Backbone(self.loading)
+
+    def encode(self, texts: Sequence[str]) -> Float32[np.ndarray, "n e"]:
+        """The embeddings of some texts, rounded as a store rounds them.
+
+        A text has the same embedding whatever it is encoded with, and that of its store's row: in
+        float32 on a CPU to the bit, as far as measured (docs/library.md, with the exceptions).
+
+        Args:
+          texts: any number of them, of any length.
+
+        Raises:
+          UserError: `truncate` is "error" and a text is too long, or an embedding is not finite in
+            the store's type.
+          TypeError: `texts` is one text, or holds something else.
+        """
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise TypeError("encode takes a list of texts, each a str")
+        found = np.zeros((len(texts), self.dim), np.float32)
+        with tqdm(total=len(texts), desc="encoding", unit="text", delay=5) as bar:
+            for first in range(0, len(texts), _TEXTS_AT_ONCE):
+                rows = list(range(first, min(first + _TEXTS_AT_ONCE, len(texts))))
+                inputs = self.review_inputs(rows, list(texts[first : first + len(rows)]))
+                whole = self.batch(inputs)
+                for members in self.plan(inputs):
+                    batch = whole.part(members).filled(self.network.fill)
+                    vectors = self.network.embed(batch)[self.poolings[0]][: len(members)]
+                    kept = [rows[member] for member in members]
+                    found[kept] = store.as_stored(vectors, self._config.store_dtype, kept, "text")
+                    bar.update(len(members))
+        return found
+
+    def review_inputs(self, rows: list[int], texts: list[str]) -> Inputs:
+        """The inputs of reviews, by rows that are theirs in a message."""
+        return self._tokenization.of_reviews(rows, texts)
+
+    def category_inputs(self, names: list[str]) -> Inputs:
+        """The inputs of category names, which are not prompted."""
+        return self._tokenization.of_categories(names)
+
+    def input_text(self, review: str) -> str:
+        """A review as the model sees it: cut, between the control tokens and the prompt."""
+        return self._tokenization.text(review)
+
+    def batch(self, inputs: Inputs) -> Batch:
+        """Inputs with what is pooled of them and how; category names by their mean."""
+        if inputs.of == "category":
+            return Batch(inputs.ids, (0, 0), ("mean",))
+        around = inputs.around if self._config.pool_over == "review" else (0, 0)
+        if self._tokenization.prompt.prefix and not self._checkpoint.modules.include_prompt:
+            around = (inputs.around[0], around[1])
+        return Batch(inputs.ids, around, self.poolings)
+
+    def plan(self, inputs: Inputs, batch_tokens: int = 0) -> list[list[int]]:
+        """Which inputs share a batch; 0 tokens stand for the setting's number."""
+        return packing.plan_batches(
+            [len(ids) for ids in inputs.ids],
+            batch_tokens or self.batch_tokens,
+            self._checkpoint.apart_above,
+        )
+
+    @property
+    def batch_tokens(self) -> int:
+        """The most tokens in a batch."""
+        config = self._config
+        device = backbone.device_named(config.device).type
+        return packing.tokens_in_a_batch(config.batch_tokens, device)
+
+    def settings(self) -> dict[str, Any]:
+        """What decides embeddings, as keys of a store's manifest.
+
+        A key that came later is left out where it says nothing, so that older stores still match.
+        """
+        config, checkpoint, prompt = self._config, self._checkpoint, self._tokenization.prompt
+        return {
+            "encoder": checkpoint.name,
+            "weights_sha256": checkpoint.weights_sha256(show_progress=True),
+            "tokenizer_sha256": checkpoint.tokenizer_sha256(),
+            "template_sha256": prompt.template_sha256,
+            "instruction": prompt.instruction,
+            "instruction_sha256": prompt.instruction_sha256,
+            **({"prefix": prompt.prefix} if prompt.prefix else {}),
+            "gptq": config.gptq if checkpoint.quantized else None,
+            "poolings": list(self.poolings),
+            "default_pooling": self.poolings[0],
+            "pool_over": config.pool_over,
+            "normalize": self.normalize,
+            "compute_dtype": config.dtype,
+            "dtype": config.store_dtype,
+            "dim": self.dim,
+            "truncate": config.truncate,
+            "max_tokens": self.max_tokens,
+        }
+
+    def to_open_again(self) -> dict[str, Any]:
+        """Where to find the model and its template, as further keys of a store's manifest."""
+        checkpoint, prompt = self._checkpoint, self._tokenization.prompt
+        keys = {"template": prompt.template, "encoder_revision": checkpoint.revision}
+        if Path(checkpoint.name).is_dir() and checkpoint.name != words.NAME:
+            keys["encoder_folder"] = str(Path(checkpoint.name).absolute())
+        return {name: value for name, value in keys.items() if value is not None}
+
+
+class ModelSettings(TypedDict, total=False):
+    """What may be set of a model, as the flags of `python -m embed_torch` of these names."""
+
+    instruction: str  # system message of a causal model
+    prefix: str  # text before each text, in the place of the model's default prompt
+    pool_over: PoolOver  # all tokens, or those of the text without the prompt's
+    normalize: bool  # scale embeddings to length 1
+    truncate: Truncate  # which part stays of a text that is too long
+    max_tokens: int  # of an input with its prompt
+    gptq: Gptq  # 4-bit weights to dense ones, or kept packed
+    dtype: Dtype  # of the forward pass
+    store_dtype: StoreDtype  # to which embeddings are rounded
+
+
+def load_encoder(
+    source: str | Path,
+    *,
+    model: str | Path = "",
+    template: str | Path = "",
+    pooling: str = "",
+    device: str = "",
+    batch_tokens: int = 0,
+    **settings: Unpack[ModelSettings],
+) -> Encoder:
+    """Opens the encoder of a finished store, or that of a model, and loads its network.
+
+    Of a store everything is the store's, and the model is verified to be the one it was made with.
+    Of a model, what is not set is the checkpoint's own choice, or else the flag's default; its
+    embeddings are not rounded.
+
+    Args:
+      source: a store's folder, a model's folder, a hub name, "minilm" or "words".
+      model: of a store, where its model lies now, if it has moved.
+      template: of an instructed prompt: "phi3", a Jinja file or text; empty for the model's own. Of
+        a store only if its template came from a file before stores kept theirs.
+      pooling: one of `embed_torch.pooling.POOLINGS`; empty for the store's or model's default.
+      device: torch device; empty for cuda where there is one, else cpu.
+      batch_tokens: tokens in a batch; 0 for a good number.
+      **settings: `ModelSettings`, of a model.
+
+    Raises:
+      UserError: there is no such store or model, the model is not the store's, or a setting does
+        not fit it.
+    """
+    folder = Path(source)
+    common = {"device": device, "batch_tokens": batch_tokens}
+    if str(source) not in ("minilm", words.NAME) and store.is_begun(folder):
+        for name in settings:
+            raise UserError(f"{name} cannot be chosen: store {source} has its own")
+        encoder = _of_store(folder, str(model), str(template), pooling, common)
+    elif model:
+        raise UserError(f"model={model} is of a store, and {source} is none ({store.MANIFEST})")
+    else:
+        chosen: dict[str, Any] = {"store_dtype": "float32", **settings, **common}
+        chosen |= {"model": str(source), "template": str(template), "poolings": pooling}
+        encoder = Encoder(EncoderConfig(**chosen))
+    _ = encoder.network  # a mistake in its weights is to be seen here
+    return encoder
+
+
+def _of_store(
+    folder: Path, model: str, template: str, pooling: str, settings: dict[str, Any]
+) -> Encoder:
+    """The encoder that a store was made with, verified."""
+    keys = ("encoder", "poolings", "default_pooling", "compute_dtype", "dtype", *_SETTINGS)
+    manifest = read_json(folder / store.MANIFEST, "python -m embed_torch", (*keys, *_VERIFIED))
+    if pooling and pooling not in manifest["poolings"]:
+        names = ", ".join(manifest["poolings"])
+        raise UserError(f"store {folder} has no pooling {pooling!r}, only {names}")
+    moved = manifest.get("encoder_folder", manifest["encoder"])
+    name = model or (moved if Path(moved).is_dir() else manifest["encoder"])
+    config = EncoderConfig(
+        model=name,
+        poolings=pooling or manifest["default_pooling"],
+        instruction=manifest["instruction"] or "",
+        template=template or _template_of(manifest),
+        prefix=manifest.get("prefix", ""),
+        gptq=manifest["gptq"] or "dequantize",
+        dtype=manifest["compute_dtype"],
+        store_dtype=manifest["dtype"],
+        **{setting: manifest[setting] for setting in _SETTINGS},
+        **settings,
+    )
+    try:
+        encoder = Encoder(config, None if model else manifest.get("encoder_revision"))
+    except UserError as error:
+        raise UserError(
+            f"store {folder} was made with {name}: {error} (has it moved? model=FOLDER)"
+        ) from None
+    has = encoder.settings()
+    other = [key for key in _VERIFIED if has[key] != manifest[key]]
+    if other:
+        remedy = "template=FILE" if other == ["template_sha256"] else "model=FOLDER"
+        raise UserError(
+            f"store {folder} was made with another model than {name}: {', '.join(other)} differ "
+            f"({remedy} says which one)"
+        )
+    return encoder
+
+
+def _template_of(manifest: dict[str, Any]) -> str:
+    """The setting that gives a store's chat template: kept by the store, Phi-3's or the model's."""
+    phi3 = hashlib.sha256(prompts.PHI3.encode()).hexdigest()
+    return manifest.get("template") or ("phi3" if manifest["template_sha256"] == phi3 else "")

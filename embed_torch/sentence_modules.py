@@ -1,0 +1,211 @@
+"""What a sentence-transformers checkpoint says of itself: pooling, projections, length, prompt.
+
+In: a folder with `modules.json` and what it names. Out: `SentenceModules`, the same for every
+checkpoint; of a folder without `modules.json`, one that says nothing. What would change the
+embeddings and cannot be followed here is refused.
+"""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from tokenizers import normalizers
+
+from embed_torch import gptq
+from embed_torch.cli import UserError
+from embed_torch.files import read_json
+
+_MADE_BY = "the download of the checkpoint"
+_KINDS = ("Transformer", "Pooling", "Dense", "Normalize")
+_POOLINGS = {  # of ours by sentence-transformers' names
+    "cls": "first",
+    "max": "max",
+    "mean": "mean",
+    "weightedmean": "positional",
+    "lasttoken": "last",
+}
+# The keys of before version 5.4 of sentence-transformers, in its order.
+_OLD_MODES = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+_ACTIVATIONS: dict[str, type[torch.nn.Module]] = {
+    "torch.nn.modules.linear.Identity": torch.nn.Identity,
+    "torch.nn.modules.activation.Tanh": torch.nn.Tanh,
+    "torch.nn.modules.activation.ReLU": torch.nn.ReLU,
+    "torch.nn.modules.activation.GELU": torch.nn.GELU,
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Dense:
+    """A projection after pooling: `Linear`, then an activation."""
+
+    folder: Path
+    inputs: int
+    outputs: int
+    bias: bool
+    activation: str  # of _ACTIVATIONS
+
+    def load(self, device: torch.device) -> torch.nn.Module:
+        """The layer on a device, in float32.
+
+        Raises:
+          UserError: its weights are pickled, missing, damaged or of another shape.
+        """
+        linear = torch.nn.Linear(self.inputs, self.outputs, self.bias)
+        wanted = {f"linear.{name}": tuple(part.shape) for name, part in linear.named_parameters()}
+        path = min(gptq.weight_files(self.folder))
+        try:
+            tensors = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path} is damaged ({error}): download it again") from None
+        found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        if found != wanted:
+            raise UserError(f"{path} holds {found}, where its config.json wants {wanted}")
+        linear.load_state_dict({name[7:]: tensor.float() for name, tensor in tensors.items()})
+        layer = torch.nn.Sequential(linear, _ACTIVATIONS[self.activation]())
+        return layer.requires_grad_(False).to(device)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SentenceModules:
+    """What the author of a checkpoint does with token states."""
+
+    given: bool = False  # whether there is a modules.json
+    modes: tuple[str, ...] = ("mean",)  # of pooling, in sentence-transformers' names
+    include_prompt: bool = True  # whether the tokens of the prefix are pooled
+    dense: tuple[Dense, ...] = ()
+    normalize: bool = False
+    prefix: str = ""  # put before every text
+    lowercase: bool = False  # texts, before they are tokenized
+    pooling_config: Path | None = None
+
+    @property
+    def pooling(self) -> str:
+        """The checkpoint's own pooling.
+
+        Raises:
+          UserError: there is none of that kind here.
+        """
+        names = [_POOLINGS.get(mode) for mode in self.modes]
+        if len(names) > 1 or names[0] is None or (names[0] != "mean" and not self.include_prompt):
+            without = "" if self.include_prompt else " without the prompt"
+            raise UserError(
+                f"{self.pooling_config} pools by {' beside '.join(self.modes)}{without}, which is "
+                "not known here: choose --poolings, or another model"
+            )
+        return names[0]
+
+    def deciding_files(self, causal: bool) -> list[Path]:
+        """Those that decide embeddings beyond the settings that a store's manifest names."""
+        files = []
+        if self.pooling_config and (causal or not self.include_prompt):
+            # What stands around the text of a language model follows its tokenizer then.
+            files.append(self.pooling_config)
+        for dense in self.dense:
+            files += [dense.folder / "config.json", *gptq.weight_files(dense.folder)]
+        return files
+
+
+def read_modules(folder: Path) -> SentenceModules:
+    """Reads `modules.json` of a checkpoint and the settings beside it.
+
+    Raises:
+      UserError: a module, or a setting of one, that is not known here; a file that is malformed.
+    """
+    path = folder / "modules.json"
+    if not path.is_file():
+        return SentenceModules()
+    try:
+        modules = [(str(part["type"]), str(part["path"])) for part in json.loads(path.read_text())]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is not a list of modules: download the checkpoint again") from None
+    for name, _ in modules:
+        package, kind = name.partition(".")[0], name.rpartition(".")[2]
+        if package != "sentence_transformers" or kind not in _KINDS:
+            raise UserError(
+                f"{path}: the module {name} is not known here, and no code of a checkpoint is run: "
+                f"take a model of {', '.join(_KINDS)}"
+            )
+    order = " ".join(name.rpartition(".")[2] for name, _ in modules)
+    if not re.fullmatch(r"Transformer Pooling( Dense)*( Normalize)?", order):
+        raise UserError(f"{path}: {order} are not {', '.join(_KINDS)} in this order")
+    folders = [folder / Path(name).name for _, name in modules]
+    if folders[0] != folder:
+        raise UserError(f"{path}: its network lies in {folders[0]}: give that folder as --model")
+    pooling_config = folders[1] / "config.json"
+    modes, include_prompt = _read_pooling(pooling_config)
+    return SentenceModules(
+        given=True,
+        modes=modes,
+        include_prompt=include_prompt,
+        dense=tuple(_read_dense(part) for part in folders[2 : 2 + order.count("Dense")]),
+        normalize=order.endswith("Normalize"),
+        prefix=_read_prefix(folder / "config_sentence_transformers.json"),
+        lowercase=_read_lowercase(folder / "sentence_bert_config.json"),
+        pooling_config=pooling_config,
+    )
+
+
+def lowercase(tokenizer: tokenizers.Tokenizer) -> None:
+    """Has a tokenizer lowercase all texts first, as `do_lower_case` asks."""
+    normalizer = tokenizer.normalizer
+    parts = [normalizers.Lowercase(), *([normalizer] if normalizer else [])]
+    tokenizer.normalizer = normalizers.Sequence(parts)
+
+
+def _read_pooling(path: Path) -> tuple[tuple[str, ...], bool]:
+    """The modes, and whether a prompt is pooled."""
+    config = read_json(path, _MADE_BY)
+    modes = config.get("pooling_mode") or [
+        mode for key, mode in _OLD_MODES.items() if config.get(key)
+    ]
+    modes = [modes] if isinstance(modes, str) else modes or ["mean"]
+    return tuple(map(str, modes)), bool(config.get("include_prompt", True))
+
+
+def _read_dense(folder: Path) -> Dense:
+    path = folder / "config.json"
+    config = read_json(path, _MADE_BY, ["in_features", "out_features"])
+    activation = config.get("activation_function", "torch.nn.modules.activation.Tanh")
+    places = {config.get(f"module_{end}_name") for end in ("input", "output")}
+    if places - {None, "sentence_embedding"} or config.get("use_residual"):
+        raise UserError(f"{path}: only a plain projection of the pooled embedding is known here")
+    if activation not in _ACTIVATIONS:
+        known = ", ".join(name.rpartition(".")[2] for name in _ACTIVATIONS)
+        raise UserError(f"{path}: the activation {activation} is none of {known}")
+    sizes = config["in_features"], config["out_features"]
+    return Dense(folder, *sizes, bool(config.get("bias", True)), activation)
+
+
+def _read_prefix(path: Path) -> str:
+    """The checkpoint's default prompt."""
+    config: dict[str, Any] = read_json(path, _MADE_BY) if path.is_file() else {}
+    if config.get("truncate_dim"):
+        raise UserError(f"{path}: truncate_dim is not known here: remove it for whole embeddings")
+    name, prompts = config.get("default_prompt_name"), config.get("prompts") or {}
+    if name is None:
+        return ""
+    if not isinstance(prompts.get(name), str):
+        raise UserError(f"{path}: default_prompt_name is {name!r}, which is none of its prompts")
+    return prompts[name]
+
+
+def _read_lowercase(path: Path) -> bool:
+    """Whether texts are lowercased whatever the tokenizer does."""
+    config: dict[str, Any] = read_json(path, _MADE_BY) if path.is_file() else {}
+    for key, plain in {"transformer_task": "feature-extraction", "query_expansion": None}.items():
+        if config.get(key, plain) != plain:
+            raise UserError(f"{path}: {key} is {config[key]!r}, which is not known here")
+    return bool(config.get("do_lower_case"))
