@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from embed_torch import backbone, packing, pooling, prompts, store, words
 from embed_torch.backbone import Backbone, Batch, Loading
+from embed_torch.checkpoint import find_checkpoint
 from embed_torch.cli import UserError
 from embed_torch.config import Dtype, EncoderConfig, Gptq, PoolOver, StoreDtype
 from embed_torch.files import read_json
@@ -52,7 +53,7 @@ class Encoder:
           UserError: there is no such model, or the settings do not fit it.
         """
         self._config = config
-        self._checkpoint = backbone.find(config.model, revision)
+        self._checkpoint = find_checkpoint(config.model, revision)
         self._tokenization = Tokenization(self._checkpoint, config)
         modules = self._checkpoint.modules
         self.name = self._checkpoint.name

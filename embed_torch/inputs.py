@@ -5,7 +5,7 @@ import functools
 from typing import Literal
 
 from embed_torch import prompts
-from embed_torch.backbone import Checkpoint
+from embed_torch.checkpoint import Checkpoint
 from embed_torch.cli import UserError
 from embed_torch.config import EncoderConfig
 from embed_torch.prompts import Prompt

@@ -31,7 +31,7 @@ import safetensors.torch
 import torch
 import transformers
 
-from embed_torch import attention, backbone, cli, corpus, files, gptq, packing, pooling
+from embed_torch import attention, backbone, checkpoint, cli, corpus, files, gptq, packing, pooling
 from embed_torch.backbone import Batch
 from embed_torch.cli import setting
 from embed_torch.config import EncoderConfig
@@ -81,7 +81,7 @@ def run(config: BenchConfig) -> None:
 def _minilm(texts: list[str], device: torch.device, rounds: int) -> dict[str, Any]:
     from sentence_transformers import SentenceTransformer
 
-    reference = SentenceTransformer(str(backbone.minilm_folder()), device=str(device))
+    reference = SentenceTransformer(str(checkpoint.minilm_folder()), device=str(device))
     sides: dict[str, Callable[[], np.ndarray]] = {
         "sentence-transformers": lambda: reference.encode(texts, show_progress_bar=False)
     }
@@ -246,7 +246,7 @@ def _packed(
 def _lengths(texts: list[str]) -> list[int]:
     """Tokens of each review in an instructed prompt, by MiniLM's tokenizer."""
     config = EncoderConfig(max_tokens=512)
-    inputs = Tokenization(backbone.find("minilm"), config).of_reviews(
+    inputs = Tokenization(checkpoint.find_checkpoint("minilm"), config).of_reviews(
         list(range(len(texts))), texts
     )
     return [len(ids) - 2 + _PROMPT_TOKENS for ids in inputs.ids]

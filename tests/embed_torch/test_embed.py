@@ -15,7 +15,7 @@ import transformers
 from conftest import ROOT, assert_one_line_mistake, run_command
 
 import embed_torch
-from embed_torch import backbone, embed
+from embed_torch import backbone, checkpoint, embed
 from embed_torch.cli import UserError
 from embed_torch.config import EmbedConfig, EncoderConfig
 from embed_torch.files import texts_sha256
@@ -36,7 +36,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def minilm() -> Tokenization:
-    return Tokenization(backbone.find("minilm"), EncoderConfig())
+    return Tokenization(checkpoint.find_checkpoint("minilm"), EncoderConfig())
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def reference():
         warnings.simplefilter("ignore")
         from sentence_transformers import SentenceTransformer
 
-        return SentenceTransformer(str(backbone.minilm_folder()), device="cpu")
+        return SentenceTransformer(str(checkpoint.minilm_folder()), device="cpu")
 
 
 @pytest.mark.parametrize("max_tokens", [0, 512])
@@ -173,7 +173,7 @@ def test_a_store_without_manifest_is_not_a_store(store, corpus_folder, tmp_path)
 def tiny_model(tmp_path_factory):
     """A random BERT with MiniLM's tokenizer, as safetensors."""
     folder = tmp_path_factory.mktemp("tiny") / "model"
-    tokenizer = transformers.AutoTokenizer.from_pretrained(backbone.minilm_folder())
+    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint.minilm_folder())
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -20,7 +20,7 @@ from written_tokenizers import (
     write_unigram_tokenizer,
 )
 
-from embed_torch import backbone
+from embed_torch import checkpoint
 from embed_torch.cli import UserError
 from embed_torch.prompts import PHI3, Prompt, check_vocabulary, make_prompt
 
@@ -72,7 +72,7 @@ def written(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def minilm():
-    return load(backbone.minilm_folder())
+    return load(checkpoint.minilm_folder())
 
 
 def instructed(tokenizer, template="") -> Prompt:

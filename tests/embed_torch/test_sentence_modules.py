@@ -12,7 +12,7 @@ import transformers
 from written_sentence_models import DIM, KINDS, TANH, write_sentence_model
 
 import embed_torch
-from embed_torch import backbone, embed
+from embed_torch import checkpoint, embed
 from embed_torch.cli import UserError
 from embed_torch.config import EmbedConfig, EncoderConfig
 from embed_torch.encoder import Encoder
@@ -125,15 +125,15 @@ def test_the_hash_of_weights_covers_what_the_settings_do_not_say(written, edit):
     plain = {"BGE", "mean", "as written by an old version", "E5", "E5, multilingual", "max"}
     plain |= {"weighted mean", "lowercased", "short"}
     for kind, folder in written.items():
-        unchanged = backbone.find(str(folder)).weights_sha256() == _plain_hash(folder)
+        unchanged = checkpoint.find_checkpoint(str(folder)).weights_sha256() == _plain_hash(folder)
         assert unchanged == (kind in plain), kind
-    minilm = backbone.find("minilm")
+    minilm = checkpoint.find_checkpoint("minilm")
     assert minilm.weights_sha256() == _plain_hash(minilm.folder)
-    before = backbone.find(str(written["LaBSE"])).weights_sha256()
+    before = checkpoint.find_checkpoint(str(written["LaBSE"])).weights_sha256()
     other = edit(
         "LaBSE", "2_Dense/config.json", lambda value: value | {"activation_function": IDENT}
     )
-    assert backbone.find(str(other)).weights_sha256() != before
+    assert checkpoint.find_checkpoint(str(other)).weights_sha256() != before
 
 
 IDENT = "torch.nn.modules.linear.Identity"

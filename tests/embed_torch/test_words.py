@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from embed_torch import backbone, embed
+from embed_torch import checkpoint, embed
 from embed_torch.config import EmbedConfig, EncoderConfig
 from embed_torch.encoder import Encoder
 from sasnet_jax import prepare
@@ -26,14 +26,14 @@ def test_a_store_of_words_is_a_signed_count(tmp_path):
     embed.run(EmbedConfig(corpus=str(tmp_path / "corpus"), output=str(store), model="words"))
     corpus = read_corpus(tmp_path / "corpus")
     table = embeddings.open_store(store, corpus).table
-    tokenizer = backbone.find("minilm").tokenizer
+    tokenizer = checkpoint.find_checkpoint("minilm").tokenizer
     expected = np.stack([_expected(tokenizer, text) for text in corpus.texts()])
     np.testing.assert_allclose(table, expected, atol=1e-3)
     assert embeddings.read_manifest(store, corpus)["truncated"] == 0
 
 
 def test_words_are_not_minilm_to_those_who_reuse_stores():
-    words, minilm = backbone.find("words"), backbone.find("minilm")
+    words, minilm = checkpoint.find_checkpoint("words"), checkpoint.find_checkpoint("minilm")
     assert words.weights_sha256() != minilm.weights_sha256()
     assert words.dim == 1024 and words.window > minilm.window
     # Twenty thousand pieces over 1024 places and two signs: nearly as many everywhere.

@@ -10,7 +10,7 @@ import torch
 import transformers
 import written_tokenizers
 
-from embed_torch import backbone
+from embed_torch import checkpoint
 
 DIM = 16
 TASK = "Instruct: Find what the review is about\nQuery:"
@@ -114,7 +114,7 @@ def _write_network(folder: Path, tokenizer: str) -> None:
     if tokenizer == "minilm":
         folder.mkdir(parents=True)
         for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
-            shutil.copy(backbone.minilm_folder() / name, folder)
+            shutil.copy(checkpoint.minilm_folder() / name, folder)
         config = transformers.BertConfig(vocab_size=30522, **_SIZES)
         transformers.BertModel(config).save_pretrained(folder)
     elif tokenizer == "unigram":

