@@ -147,10 +147,6 @@ class TrainConfig:
         """Whether the stars of other reviews are among the inputs ("text+stars")."""
         return self.bias_term or self.review_features == "text+stars"
 
-    def ends(self, epoch: int, best_epoch: int) -> bool:
-        """Whether `epoch` (from 1) is the last one, or patience is at its end."""
-        return epoch >= self.epochs or epoch - best_epoch >= self.patience
-
 
 def with_defaults(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings in a file, and for those that it is too old to know what they stood for."""

@@ -26,7 +26,7 @@ from sasnet_jax.training import batches, devices, inputs, run_folder, step
 from sasnet_jax.training.batches import Data
 from sasnet_jax.training.checkpoint import Checkpoints, Progress
 from sasnet_jax.training.config import TrainConfig
-from sasnet_jax.training.run import Run, has_checkpoint
+from sasnet_jax.training.run import Run, has_checkpoint, is_over
 from sasnet_jax.training.tensorboard import Scalars
 
 _CHUNK_SECONDS = 1.0  # between two looks at the clock and at SIGTERM
@@ -318,7 +318,7 @@ class _Loop:
         bar.set_postfix_str(f"{self.rate:,.0f} examples/s{self.shown}")
 
     def _finished(self) -> bool:
-        return self.config.ends(self._epochs(), self.progress["best_epoch"])
+        return is_over(self.config, self._epochs(), self.progress["best_epoch"])
 
     def _epochs(self) -> int:
         return self.progress["epochs_evaluated"]

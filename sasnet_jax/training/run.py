@@ -74,7 +74,7 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether training is at its end."""
-        return self.config.ends(self.epochs, self.best["epoch"] if self.best else 0)
+        return is_over(self.config, self.epochs, self.best["epoch"] if self.best else 0)
 
     @property
     def evaluation(self) -> dict[str, Any] | None:
@@ -211,6 +211,11 @@ def load_run(folder: str | Path) -> Run:
       UserError: it holds no run, or one that is damaged or of another version.
     """
     return Run(folder)
+
+
+def is_over(config: TrainConfig, epoch: int, best_epoch: int) -> bool:
+    """Whether `epoch` (from 1) is the last one, or patience is at its end."""
+    return epoch >= config.epochs or epoch - best_epoch >= config.patience
 
 
 def what_decides(description: Mapping[str, Any], free: Sequence[str] = ("seed",)) -> dict[str, Any]:
