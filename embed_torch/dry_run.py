@@ -14,7 +14,6 @@ from embed_torch.cli import UserError
 from embed_torch.config import EmbedConfig
 from embed_torch.corpus import Texts
 from embed_torch.encoder import Encoder
-from embed_torch.files import text_hashes
 
 _ROWS_AT_ONCE = 4096
 _SAMPLE = 64  # reviews of all lengths, whose embedding is timed
@@ -49,7 +48,7 @@ def report(config: EmbedConfig, texts: Texts, encoder: Encoder, settings: dict[s
     if config.reuse:
         folder = Path(config.reuse)
         reuse.identity(folder, settings)
-        found, _ = reuse.look_up(folder, text_hashes(texts.reviews))
+        found, _ = reuse.look_up(folder, store.text_hashes(texts.reviews))
         left -= lengths[found].sum()
         print(f"{found.size:,} reviews would be copied from {folder}: {left:,} tokens are left")
     print(f"the first input:\n{encoder.input_text(texts.reviews[0])}")

@@ -25,7 +25,7 @@ from embed_torch.cli import Preempted, UserError
 from embed_torch.config import EmbedConfig
 from embed_torch.encoder import Encoder
 from embed_torch.engines import Engine, Task, open_engine
-from embed_torch.files import read_json, sole_writer, text_hashes, texts_sha256
+from embed_torch.files import read_json, sole_writer, texts_sha256
 from embed_torch.inputs import Inputs
 from embed_torch.store import CATEGORIES, MANIFEST, StoreWriter
 
@@ -124,7 +124,7 @@ class _Job:
             dim=self._encoder.dim,
             dtype=config.store_dtype,
         )
-        self._writer.text_hashes[:] = text_hashes(texts.reviews)
+        self._writer.text_hashes[:] = store.text_hashes(texts.reviews)
         self._rows = np.arange(len(texts.reviews))
         if config.reuse:
             self._rows = reuse.copy_rows(Path(config.reuse), self._writer, self._encoder.poolings)

@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-import numpy as np
 from tqdm import tqdm
 
 from .cli import UserError  # relative, so that both copies are one text
@@ -160,9 +159,3 @@ def texts_sha256(texts: Iterable[str]) -> str:
         digest.update(len(encoded).to_bytes(8, "little"))
         digest.update(encoded)
     return digest.hexdigest()
-
-
-def text_hashes(texts: Iterable[str]) -> np.ndarray:
-    """128 bits of the SHA-256 of each text, uint64 [texts, 2]: what a store knows a review by."""
-    digests = b"".join(hashlib.sha256(text.encode()).digest()[:16] for text in texts)
-    return np.frombuffer(digests, np.uint64).reshape(-1, 2)

@@ -5,10 +5,11 @@ complete only when its manifest is there, and the manifest appears by one rename
 else is on disk.
 """
 
+import hashlib
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -190,6 +191,12 @@ def remove_scratch(folder: Path) -> None:
     """Removes what a complete store does not need."""
     for name in _SCRATCH:
         (folder / name).unlink(missing_ok=True)
+
+
+def text_hashes(texts: Iterable[str]) -> np.ndarray:
+    """128 bits of the SHA-256 of each text, uint64 [texts, 2]."""
+    digests = b"".join(hashlib.sha256(text.encode()).digest()[:16] for text in texts)
+    return np.frombuffer(digests, np.uint64).reshape(-1, 2)
 
 
 def bytes_needed(poolings: int, rows: int, categories: int, dim: int, dtype: str) -> int:

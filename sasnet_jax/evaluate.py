@@ -112,7 +112,7 @@ class _RowPredictor:
         self.functions = step.build(run.config, self.mesh, data.embedding_dim, total_steps=1)
         _, like = network.definition(run.config, data.embedding_dim)
         self.params = devices.place(self.mesh, run.best_params(like))
-        self.data = loop.on_devices(run.config, self.mesh, data)
+        self.data = inputs.on_devices(run.config, self.mesh, data)
 
     def __call__(self, rows: Int32[np.ndarray, "n"], **changed: Any) -> Float[np.ndarray, "n c"]:
         """Probabilities, with some of the data changed."""

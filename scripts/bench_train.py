@@ -42,7 +42,7 @@ from sasnet_jax.data import embeddings
 from sasnet_jax.data.corpus import Corpus, read_corpus
 from sasnet_jax.data.embeddings import ZScore
 from sasnet_jax.data.interactions import Context, Contexts
-from sasnet_jax.training import batches, compilation, devices, loop, step
+from sasnet_jax.training import batches, compilation, devices, inputs, loop, step
 from sasnet_jax.training.config import TrainConfig
 
 _DIM = 3072
@@ -111,7 +111,7 @@ class _Ours:
         self.config, self.steps = config, steps
         self.mesh = devices.mesh_for(config.batch_size)
         self.functions = step.build(config, self.mesh, _DIM, total_steps=1)
-        self.data = loop.on_devices(config, self.mesh, host)
+        self.data = inputs.on_devices(config, self.mesh, host)
         rows = devices.place(self.mesh, np.arange(len(host.stars), dtype=np.int32))
         self.epoch = batches.shuffle(rows, np.int32(0), config.batch_size, config.seed)
         self.state = self.functions.init()

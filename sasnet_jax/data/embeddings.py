@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float32, Int32, UInt64
+from jaxtyping import Float, Float32, Int32
 
 from sasnet_jax.cli import UserError
 from sasnet_jax.data.corpus import Corpus
@@ -57,20 +57,6 @@ class Store:
     def blocks(self) -> Iterator[Float[np.ndarray, "n e"]]:
         """The table from its first row to its last, some thousand rows at a time."""
         return (self.table[first : first + CHUNK] for first in range(0, len(self.table), CHUNK))
-
-    def text_hashes(self) -> UInt64[np.ndarray, "reviews 2"] | None:
-        """128 bits of the SHA-256 of each review's text, memory-mapped; None: not recorded.
-
-        Raises:
-          UserError: they are not of this store.
-        """
-        path = self.folder / "text_hashes.npy"
-        if not path.is_file():
-            return None
-        found = _load(path)
-        if found.shape != (len(self.table), 2) or found.dtype != np.uint64:
-            raise UserError(f"{path} is damaged (its shape is {found.shape}): embed again")
-        return found
 
     def category_embeddings(self, categories: list[str]) -> Float[np.ndarray, "categories e"]:
         """What the encoder makes of the names of `categories.parquet`, all of them in its order.

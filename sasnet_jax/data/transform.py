@@ -133,7 +133,9 @@ class InputTransform(NamedTuple):
                 directions = [
                     arrays[f"directions_{number}"] if kept else None for number in range(len(dims))
                 ]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except FileNotFoundError:
+            raise UserError(f"{path} is gone: train again into a new folder") from None
+        except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(f"{path} is damaged ({error}): train again into a new folder") from None
         fits = all(array.shape == (sum(dims),) for array in zscore) and all(
             found is None or found.shape == (dim, 2 * kept)

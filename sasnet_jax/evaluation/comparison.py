@@ -18,7 +18,7 @@ from sasnet_jax.data.corpus import Corpus
 from sasnet_jax.evaluation import paired, predictions
 from sasnet_jax.evaluation.predictions import EVALUATED, Predictions
 from sasnet_jax.evaluation.registry import Baseline
-from sasnet_jax.training.run import what_decides
+from sasnet_jax.training.config import what_decides
 
 _MEASURED = (
     *("accuracy", "macro_f1", "weighted_f1", "balanced_accuracy", "quadratic_kappa"),

@@ -196,17 +196,17 @@ class SASNet(nnx.Module):
         if self.cross is not None:
             users = self.cross(users, business.tokens, business.mask, keys[-2])
         pair = [masked_mean(users, user.mask), masked_mean(business.tokens, business.mask)]
-        beside = jnp.float32(0)  # logits that do not go through the classifier
+        direct = jnp.float32(0)  # logits that do not go through the classifier
         if self.match is not None and self.classify_match is not None:
             assert user.sums is not None and business.sums is not None
             pair.append(self.match(user.sums, business.sums))
-            beside += self.classify_match(pair[-1])
+            direct += self.classify_match(pair[-1])
         if self.bias is not None:
             assert bias is not None, "a network with a bias term needs its features"
             pair.append(bias)
-            beside += self.bias(bias)
+            direct += self.bias(bias)
         hidden = jax.nn.gelu(self.hidden(jnp.concatenate(pair, axis=-1)))
-        return self.classify(dropout(hidden, self.dropout, keys[-1])) + beside
+        return self.classify(dropout(hidden, self.dropout, keys[-1])) + direct
 
 
 class Match(nnx.Module):

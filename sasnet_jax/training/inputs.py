@@ -3,12 +3,14 @@
 from pathlib import Path
 
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Float
 
 from sasnet_jax.data import embeddings, frequencies, interactions
 from sasnet_jax.data.corpus import Corpus, read_corpus
 from sasnet_jax.data.embeddings import Store
 from sasnet_jax.data.transform import InputTransform
+from sasnet_jax.training import devices
 from sasnet_jax.training.batches import Data
 from sasnet_jax.training.config import TrainConfig
 
@@ -54,6 +56,16 @@ def build_data(
         counts=counts,
         shares=class_shares(config, corpus),
     )
+
+
+def on_devices(config: TrainConfig, mesh: Mesh, data: Data) -> Data:
+    """The data where `--table` wants them; everything but the tables is on every device."""
+    tables = data.tables
+    if config.table == "device":
+        tables = devices.place(mesh, tables)
+    elif config.table == "sharded":
+        tables = tuple(devices.place_table(mesh, np.asarray(table)) for table in tables)
+    return devices.place(mesh, data._replace(tables=()))._replace(tables=tables)
 
 
 def class_shares(config: TrainConfig, corpus: Corpus) -> Float[np.ndarray, "c"]:

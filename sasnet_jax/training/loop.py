@@ -25,8 +25,8 @@ from sasnet_jax.files import sole_writer
 from sasnet_jax.training import batches, devices, inputs, run_folder, step
 from sasnet_jax.training.batches import Data
 from sasnet_jax.training.checkpoint import Checkpoints, Progress
-from sasnet_jax.training.config import TrainConfig
-from sasnet_jax.training.run import Run, has_checkpoint, is_over
+from sasnet_jax.training.config import TrainConfig, is_over
+from sasnet_jax.training.run import Run, has_checkpoint
 from sasnet_jax.training.tensorboard import Scalars
 
 _CHUNK_SECONDS = 1.0  # between two looks at the clock and at SIGTERM
@@ -119,16 +119,6 @@ def predict(
     return np.concatenate(probabilities)
 
 
-def on_devices(config: TrainConfig, mesh: Mesh, data: Data) -> Data:
-    """The data where `--table` wants them; everything but the tables is on every device."""
-    tables = data.tables
-    if config.table == "device":
-        tables = devices.place(mesh, tables)
-    elif config.table == "sharded":
-        tables = tuple(devices.place_table(mesh, np.asarray(table)) for table in tables)
-    return devices.place(mesh, data._replace(tables=()))._replace(tables=tables)
-
-
 def _with_less_memory(config: TrainConfig, data: Data) -> str:
     """What helps, first against the larger of the tables and a batch's embeddings."""
     table = {"device": "--table=sharded or host", "sharded": "--table=host"}.get(config.table)
@@ -158,7 +148,7 @@ class _Loop:
         self.functions = step.build(
             config, mesh, data.embedding_dim, config.epochs * self.steps_per_epoch
         )
-        self.data = on_devices(config, mesh, data)
+        self.data = inputs.on_devices(config, mesh, data)
         self.train_rows = devices.place(mesh, corpus.rows("train"))
         self.validation_rows = corpus.rows("validation")
         self.validation_labels = np.asarray(data.label)[self.validation_rows]

@@ -7,8 +7,9 @@ review, d draws, p pairs, r runs, c classes.
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +23,11 @@ from sasnet_jax.data import frequencies
 from sasnet_jax.data.corpus import CLASS_NAMES, labels_of
 from sasnet_jax.models.sasnet import Encoded, ReviewSet
 from sasnet_jax.training import network, sampling, sets
-from sasnet_jax.training.run import Run, what_decides
+from sasnet_jax.training.config import what_decides
 from sasnet_jax.training.sets import Members, Reviews
+
+if TYPE_CHECKING:
+    from sasnet_jax.training.run import Run
 
 _SETS = 256  # encoded at once
 _PAIRS = 512  # decided at once
@@ -45,6 +49,13 @@ class _Side(NamedTuple):
     counts: Float32[np.ndarray, "entities c"]  # reviews by class, for the bias term
 
 
+class _Drawn(NamedTuple):
+    """One draw of an entity's reviews."""
+
+    members: Members
+    number: int
+
+
 class Predictor:
     """Scores users against businesses by the best parameters of one run, or of several.
 
@@ -53,14 +64,14 @@ class Predictor:
       dim: e, the width of the vectors that it reads.
     """
 
-    def __init__(self, runs: Sequence[Run]):
+    def __init__(self, runs: "Sequence[Run]"):
         """Loads the runs; of several, the mean of their probabilities is the score.
 
         Raises:
           UserError: there is none, one is damaged, or they differ in more than their seed.
         """
-        if not runs:
-            raise UserError("an ensemble needs a run")
+        if not isinstance(runs, Sequence) or not runs or isinstance(runs[0], str | Path):
+            raise UserError("Predictor takes a list of runs, as sasnet_jax.load_run opens them")
         _refuse_unlike(runs)
         self._config = runs[0].config
         self.classes = CLASS_NAMES[self._config.classes]
@@ -71,6 +82,7 @@ class Predictor:
         self._params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
         self._set_size = self._config.eval_set_size or self._config.set_size
         self._reads_stars = self._config.review_features == "text+stars"
+        self._has_warned = False  # that it does not look at stars
         self._streams = [sampling.stream(run.config.seed, "recommend") for run in runs]
         shares = runs[0].class_shares() if self._config.bias_term else None
         self._encode = jax.jit(jax.vmap(_encoder(graphdef)))
@@ -88,6 +100,9 @@ class Predictor:
           WrongEncoder: vectors of another width than the run's stores have.
           NeedsStars: the run reads the stars of every review, and some have none.
         """
+        for name, given in (("users", users), ("businesses", businesses)):
+            if isinstance(given, Reviews) or not all(isinstance(x, Reviews) for x in given[:1]):
+                raise UserError(f"{name} must be a list of sasnet_jax.Reviews, one of each of them")
         scores = np.empty((len(users), len(businesses), len(self.classes)), np.float32)
         if not scores.size:
             return scores
@@ -115,36 +130,39 @@ class Predictor:
             found = self._decide(self._params, users.encoded, businesses.encoded, rows, counts)
             yield pairs, np.asarray(found)[: len(pairs)]
 
-    def _side(self, entities: Sequence[Reviews]) -> _Side:
+    def _side(self, entities: Iterable[Reviews]) -> _Side:
         """Encodes each entity once, or once for every draw of its reviews."""
-        entities = [self._checked(reviews) for reviews in entities]
-        if not self._config.sees_stars and any(one.stars is not None for one in entities):
-            warnings.warn("the run reads texts alone: stars are not looked at", stacklevel=3)
-        members = [sets.members_of(one, self._reads_stars) for one in entities]
-        count = np.array([len(one) for one in entities], np.int32)
-        draws = np.where(count > self._set_size, self._config.eval_sets, 1)
-        first = np.cumsum(draws) - draws  # set of each entity
-        owner = np.repeat(np.arange(len(entities)), draws)
-        # Of few sizes, so that few programs are compiled.
-        block = min(_SETS, 1 << (owner.size - 1).bit_length())
-        owner = np.pad(owner, (0, -owner.size % block), mode="edge")
-        number = (np.arange(owner.size) - first[owner]).astype(np.int32)
-        digest = np.stack([one.digest for one in members])[owner]
-        parts = []
-        for start in range(0, owner.size, block):
-            some = slice(start, start + block)
-            drawn = digest[some], count[owner[some]], number[some], self._set_size
-            found = self._sets([members[i] for i in owner[some]], drawn)
-            parts.append(self._encode(self._params, found))
+        draws: list[int] = []  # of each entity
+        counts, parts = [], []
+        waiting: list[_Drawn] = []
+        for entity in entities:
+            reviews = self._checked(entity)
+            draws.append(self._config.eval_sets if len(reviews) > self._set_size else 1)
+            counts.append(self._count(reviews))
+            members = sets.members_of(reviews, self._reads_stars)
+            waiting += [_Drawn(members, number) for number in range(draws[-1])]
+            while len(waiting) >= _SETS:
+                parts.append(self._encode(self._params, self._sets(waiting[:_SETS])))
+                del waiting[:_SETS]
+        if waiting:
+            # Of few sizes, so that few programs are compiled.
+            padding = (1 << (len(waiting) - 1).bit_length()) - len(waiting)
+            parts.append(self._encode(self._params, self._sets(waiting + waiting[-1:] * padding)))
         encoded = jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=1), *parts)
-        rows = first[:, None] + np.arange(draws.max()) % draws[:, None]
-        return _Side(encoded, rows, np.stack([self._count(one) for one in entities]))
+        first = np.cumsum(draws) - draws
+        rows = first[:, None] + np.arange(max(draws)) % np.array(draws)[:, None]
+        return _Side(encoded, rows, np.stack(counts))
 
-    def _sets(self, of: Sequence[Members], drawn: tuple) -> ReviewSet:
-        """The sets [r, m, s] that each run draws of these reviews."""
+    def _sets(self, drawn: Sequence[_Drawn]) -> ReviewSet:
+        """The sets [r, m, s] that each run draws."""
         every = []
+        of = [one.members for one in drawn]
+        count = np.array([len(one.vectors) for one in of], np.int32)
+        number = np.array([one.number for one in drawn], np.int32)
+        digest = np.stack([one.digest for one in of])
         for stream, transform in zip(self._streams, self._transforms, strict=True):
-            positions, mask = jax.device_get(sets.draw(stream, *drawn))
+            found = sets.draw(stream, digest, count, number, self._set_size)
+            positions, mask = jax.device_get(found)
             chosen = [(one, row[real]) for one, row, real in zip(of, positions, mask, strict=True)]
             read = transform.apply(np.concatenate([one.vectors[rows] for one, rows in chosen]))
             embeddings = np.zeros((*mask.shape, read.shape[1]), np.float32)
@@ -158,6 +176,9 @@ class Predictor:
 
     def _checked(self, reviews: Reviews) -> Reviews:
         """Reviews that the runs can read; of none, empty arrays of the right width."""
+        if reviews.stars is not None and not self._config.sees_stars and not self._has_warned:
+            self._has_warned = True
+            warnings.warn("the run reads texts alone: stars are not looked at", stacklevel=4)
         if not len(reviews):
             return Reviews(np.zeros((0, self.dim)))
         if reviews.vectors.shape[1] != self.dim:
@@ -213,8 +234,10 @@ def _decider(graphdef: nnx.GraphDef, shares: Float32[np.ndarray, "c"] | None) ->
     return decide
 
 
-def _refuse_unlike(runs: Sequence[Run]) -> None:
-    """Refuses runs that differ in what decides a result, but for the seed."""
+def _refuse_unlike(runs: "Sequence[Run]") -> None:
+    """Refuses runs that differ in what decides a result but for the seed, and one given twice."""
+    if len({run.folder.resolve() for run in runs}) < len(runs):
+        raise UserError("an ensemble: a run is given twice")
     first, *others = [what_decides(run.description) for run in runs]
     for run, other in zip(runs[1:], others, strict=True):
         settings, wanted = other["config"], first["config"]

@@ -6,7 +6,6 @@ What needs JAX is imported where it is used, so that listing runs does not wait 
 import functools
 import json
 import math
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,7 +18,7 @@ from sasnet_jax.data.embeddings import Store
 from sasnet_jax.data.transform import InputTransform
 from sasnet_jax.evaluation.predictions import EVALUATED
 from sasnet_jax.files import read_json
-from sasnet_jax.training.config import RESUMABLE, TrainConfig, with_defaults
+from sasnet_jax.training.config import TrainConfig, is_over, with_defaults
 
 if TYPE_CHECKING:
     from sasnet_jax.training.predictor import Predictor
@@ -137,8 +136,9 @@ class Run:
         """
         from sasnet_jax.training import inputs
 
-        if "class_shares" in self.description:
-            return np.array(self.description["class_shares"], np.float32)
+        shares = self.description.get("class_shares")
+        if isinstance(shares, list) and len(shares) == self.config.classes:
+            return np.array(shares, np.float32)
         return inputs.class_shares(self.config, self.open_inputs()[0])
 
     def best_params(self, like: Any) -> Any:
@@ -198,6 +198,9 @@ class Run:
             return None
         made_by = f"python -m sasnet_jax.evaluate --run={self}"
         found = read_json(path, made_by, (*EVALUATED, "target_review", "corpus_sha256"))
+        split = found["validation"]
+        if not isinstance(split, dict) or not isinstance(split.get("log_loss"), float):
+            raise UserError(f"{path} is damaged: {made_by}")
         for key in ("target_review", "corpus_sha256"):
             if found[key] != (self.description | self.description["config"])[key]:
                 raise UserError(f"{path} is of another {key} than its run: {made_by}")
@@ -213,18 +216,6 @@ def load_run(folder: str | Path) -> Run:
     return Run(folder)
 
 
-def is_over(config: TrainConfig, epoch: int, best_epoch: int) -> bool:
-    """Whether `epoch` (from 1) is the last one, or patience is at its end."""
-    return epoch >= config.epochs or epoch - best_epoch >= config.patience
-
-
-def what_decides(description: Mapping[str, Any], free: Sequence[str] = ("seed",)) -> dict[str, Any]:
-    """What of a config.json a run's results hang on, but for the `free` settings."""
-    settings = description["config"].items()
-    decisive = {key: value for key, value in settings if key not in (*RESUMABLE, *free)}
-    return {"config": decisive} | {k: description.get(k) for k in ("corpus_sha256", "stores")}
-
-
 def has_checkpoint(folder: Path) -> bool:
     """Whether a run has something to resume from."""
     return any((folder / "checkpoints").glob("[0-9]*"))
@@ -238,6 +229,11 @@ def _read_description(folder: Path) -> dict[str, Any]:
             f"{path} has format version {description['format_version']}, this program reads "
             f"{FORMAT_VERSION}: train again into a new folder"
         )
+    stores = description["stores"]
+    if not isinstance(description["config"], dict) or not isinstance(stores, list):
+        raise UserError(f"{path} is damaged: train again into a new folder")
+    if not all(isinstance(store, dict) and isinstance(store.get("dim"), int) for store in stores):
+        raise UserError(f"{path} is damaged (a store has no dim): train again into a new folder")
     return description | {"config": with_defaults(description["config"])}
 
 
@@ -253,6 +249,15 @@ def _config_of(folder: Path, description: dict[str, Any]) -> TrainConfig:
 def _read_curve(path: Path) -> list[dict[str, Any]]:
     lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     try:
-        return [json.loads(line) for line in lines]
-    except ValueError:
-        raise UserError(f"{path} is damaged: train again into a new folder") from None
+        curve = [json.loads(line) for line in lines]
+        whole = all(
+            record["epoch"] == number
+            and 1 <= int(record["best_epoch"]) <= number
+            and isinstance(record["validation_log_loss"], float)
+            for number, record in enumerate(curve, start=1)
+        )
+    except (ValueError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise UserError(f"{path} is damaged: train again into a new folder")
+    return curve

@@ -8,7 +8,7 @@ the same answer, and whatever is encoded of an entity serves every pair that it 
 import hashlib
 import operator
 from collections.abc import Sequence
-from typing import Literal, NamedTuple, SupportsIndex
+from typing import Any, Literal, NamedTuple, SupportsIndex, get_args
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,6 @@ from sasnet_jax.cli import UserError
 from sasnet_jax.data.corpus import Corpus
 from sasnet_jax.data.embeddings import Store
 from sasnet_jax.data.interactions import read_grouped
-from sasnet_jax.files import text_hashes
 from sasnet_jax.training import sampling
 
 Context = Literal["all", "train"]
@@ -34,47 +33,51 @@ class Reviews:
       vectors: float32 [n, e], of all stores of the run side by side, as the stores have them; n = 0
         is a side without reviews.
       stars: float32 [n], NaN where a review has none; None where nothing is known of them.
-      hashes: uint64 [n, 2] of the texts, by which sets are drawn; None: by the vectors.
     """
 
     def __init__(
         self,
         vectors: npt.ArrayLike,
         stars: Sequence[float | None] | npt.ArrayLike | None = None,
-        *,
-        texts: Sequence[str] | None = None,
     ):
         """Takes reviews as an encoder and a person give them.
 
         Args:
           vectors: [n, e], or empty.
           stars: of each review, or None where it has none; half stars count.
-          texts: of each review. An encoder may give a text's vector with another last bit in
-            another batch; with its text, a review is known whatever its vector.
 
         Raises:
-          UserError: vectors that are not finite or no matrix, or stars or texts of another number.
+          UserError: vectors that are not finite or no matrix, stars that are not in (0, 5], or
+            another number of them.
         """
-        self.vectors = np.asarray(vectors, np.float32)
+        self.vectors = _numbers("vectors", vectors)
         if not self.vectors.size and self.vectors.ndim < 2:
             self.vectors = np.zeros((0, 0), np.float32)
         if self.vectors.ndim != 2 or not np.isfinite(self.vectors).all():
             raise UserError(
                 f"vectors of reviews must be finite and of shape [n, e], not {self.vectors.shape}"
             )
-        self.stars = None if stars is None else np.array(stars, np.float32, ndmin=1)
-        self.hashes = None if texts is None else text_hashes(texts)
-        for name, given in (("stars", self.stars), ("texts", self.hashes)):
-            if given is not None and len(given) != len(self):
-                raise UserError(f"{len(self)} vectors of reviews, but {len(given)} {name}")
+        self.stars = None if stars is None else _numbers("stars", stars)
         if self.stars is not None:
-            known = self.stars[~np.isnan(self.stars)]
-            if self.stars.ndim > 1 or ((known <= 0) | (known > 5)).any():
-                raise UserError(f"stars of reviews must be above 0 and at most 5, not {stars!r}")
+            if self.stars.shape != (len(self),):
+                shape = self.stars.shape
+                raise UserError(f"{len(self)} vectors of reviews, but stars of shape {shape}")
+            if ((self.stars <= 0) | (self.stars > 5)).any():
+                raise UserError("stars of reviews must be above 0 and at most 5")
 
     def __len__(self) -> int:
         """How many."""
         return len(self.vectors)
+
+
+def _numbers(name: str, values: Any) -> Float32[np.ndarray, "..."]:
+    try:
+        with np.errstate(over="ignore"):
+            return np.array(values, np.float32)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{name} of reviews are not numbers in rows of one length: {error}"
+        ) from None
 
 
 class StoredReviews(Sequence[Reviews]):
@@ -103,14 +106,15 @@ class StoredReviews(Sequence[Reviews]):
           with_stars: whether the stars are told.
 
         Raises:
-          UserError: the corpus is damaged.
+          UserError: the corpus is damaged, or there is no such context.
         """
+        if context not in get_args(Context):
+            raise UserError(f"context={context!r} is none of {', '.join(get_args(Context))}")
         name = {"user": "users", "business": "businesses"}[side]
         self.table = pl.read_parquet(corpus.folder / f"{name}.parquet", glob=False)
         self._stores, self._stars = stores, corpus.stars if with_stars else None
         self._grouped = read_grouped(corpus, side)
         self._visible = corpus.split == "train" if context == "train" else None
-        self._hashes = stores[0].text_hashes()
 
     def __len__(self) -> int:
         """Entities."""
@@ -123,10 +127,7 @@ class StoredReviews(Sequence[Reviews]):
         index = range(len(self))[index]
         rows = self.rows(index)
         vectors = np.hstack([store.table[rows].astype(np.float32) for store in self._stores])
-        reviews = Reviews(vectors, None if self._stars is None else self._stars[rows])
-        if self._hashes is not None:
-            reviews.hashes = np.asarray(self._hashes[rows])
-        return reviews
+        return Reviews(vectors, None if self._stars is None else self._stars[rows])
 
     def rows(self, index: SupportsIndex) -> Int32[np.ndarray, "n"]:
         """The review indices of an entity."""
@@ -145,14 +146,12 @@ class Members(NamedTuple):
 
 
 def members_of(reviews: Reviews, with_stars: bool) -> Members:
-    """Sorts an entity's reviews by their texts' hashes, or those of vectors, and by their stars.
+    """Sorts an entity's reviews by hashes of their vectors, and by their stars.
 
     Stars count where the network reads them only.
     """
-    hashes = reviews.hashes
-    if hashes is None:
-        digests = (hashlib.sha256(vector.tobytes()).digest()[:16] for vector in reviews.vectors)
-        hashes = np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2)
+    digests = (hashlib.sha256(vector.tobytes()).digest()[:16] for vector in reviews.vectors)
+    hashes = np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2)
     stars = np.full(len(reviews), np.nan, np.float32)
     if with_stars and reviews.stars is not None:
         stars = reviews.stars

@@ -9,7 +9,6 @@ import pytest
 
 from embed_torch import store
 from embed_torch.cli import UserError
-from embed_torch.files import text_hashes
 from embed_torch.store import StoreWriter
 
 SETTINGS = {"encoder": "test", "batch_tokens": 8}
@@ -142,6 +141,6 @@ def test_a_complete_store_holds_its_contract_and_no_scratch(tmp_path):
 
 def test_text_hashes_tell_texts_apart():
     texts = ["a", "b", "", "a ", "é", "e\u0301"]
-    hashes = text_hashes([*texts, "a"])
+    hashes = store.text_hashes([*texts, "a"])
     assert hashes.shape == (7, 2) and len({tuple(row) for row in hashes.tolist()}) == 6
     assert (hashes[0] == hashes[6]).all()

@@ -126,7 +126,7 @@ paths = {'corpus': sys.argv[1], 'store': (sys.argv[2],), 'output': '-'}
 config = TrainConfig(**paths, table=sys.argv[3])
 corpus, stores = inputs.open_inputs(config)
 data = inputs.build_data(config, corpus, stores, inputs.fit_transform(config, corpus, stores))
-(table,) = loop.on_devices(config, devices.mesh_of_all(), data).tables
+(table,) = inputs.on_devices(config, devices.mesh_of_all(), data).tables
 shards = getattr(table, 'addressable_shards', None)
 print(type(table).__name__ if shards is None else [shard.data.shape[0] for shard in shards])
 """

@@ -1,14 +1,18 @@
 """Any two sets of reviews, scored without a corpus: as the network does, and as `evaluate`."""
 
+import dataclasses
 import itertools
 import json
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import polars as pl
 import pytest
+from conftest import ROOT
 from flax import nnx
 from written_runs import SWITCHES, write_run
 
@@ -111,7 +115,11 @@ def test_stored_reviews_are_those_of_the_contexts(world, tmp_path):
 
 
 def test_the_same_reviews_score_the_same_whoever_owns_them_in_whatever_order(world, tmp_path):
-    """More reviews than a set holds, so that they are drawn."""
+    """More reviews than a set holds, so that they are drawn; the store has hashes of its texts."""
+    store = shutil.copytree(world.store_folder, tmp_path / "store")
+    hashes = np.random.default_rng(0).integers(1 << 60, size=(world.corpus.user.size, 2))
+    np.save(store / "text_hashes.npy", hashes.astype(np.uint64))
+    world = dataclasses.replace(world, store_folder=store)
     run = write_run(world, tmp_path / "run", set_size=3, eval_sets=4)
     predictor, stored = run.predictor(), run.users()
     i = int(np.argmax([len(stored.rows(i)) for i in range(len(stored))]))
@@ -130,22 +138,6 @@ def test_the_same_reviews_score_the_same_whoever_owns_them_in_whatever_order(wor
     assert np.abs(predictor.score([other], businesses) - alone).max() > 1e-4
 
 
-def test_with_its_text_a_review_is_known_whatever_its_last_bit(world, tmp_path):
-    run = write_run(world, tmp_path / "run", set_size=3, eval_sets=2)
-    rng = np.random.default_rng(0)
-    vectors = rng.normal(size=(12, 16)).astype(np.float32)
-    texts = [f"review {i}" for i in range(12)]
-    again = np.nextafter(vectors, np.float32(9))
-    businesses, predictor = run.businesses()[:4], run.predictor()
-    one, same = (sasnet_jax.Reviews(some, texts=texts) for some in (vectors, again))
-    np.testing.assert_allclose(
-        *(predictor.score([person], businesses) for person in (one, same)), rtol=1e-5, atol=1e-6
-    )
-    by_vectors = [sasnet_jax.Reviews(some) for some in (vectors, again)]
-    first, other = (predictor.score([person], businesses) for person in by_vectors)
-    assert np.abs(first - other).max() > 1e-4  # other sets were drawn
-
-
 @pytest.mark.parametrize("bias_term", [False, True])
 def test_an_ensemble_is_the_mean_of_its_runs(world, tmp_path, bias_term):
     settings = {"set_size": 3, "eval_sets": 2, "bias_term": bias_term}
@@ -161,7 +153,9 @@ def test_runs_that_differ_in_more_than_their_seed_are_no_ensemble(world, tmp_pat
     runs = [write_run(world, tmp_path / str(width), width=width) for width in (16, 32)]
     with pytest.raises(UserError, match=r"16 and .*32 differ in --width: .* their --seed only"):
         sasnet_jax.Predictor(runs)
-    with pytest.raises(UserError, match="needs a run"):
+    with pytest.raises(UserError, match="given twice"):
+        sasnet_jax.Predictor([runs[0], runs[0]])
+    with pytest.raises(UserError, match="takes a list of runs"):
         sasnet_jax.Predictor([])
 
 
@@ -212,7 +206,11 @@ def test_reviews_that_a_run_cannot_read_are_refused(world, tmp_path):
     [
         (([[1.0, np.nan]],), "finite"),
         (([1.0, 2.0],), r"of shape \[n, e\]"),
-        (([[1.0, 2.0]], [3, 4]), "1 vectors of reviews, but 2 stars"),
+        (([[1e300]],), "finite"),
+        ((["The soup was cold."],), "not numbers"),
+        (([[1.0], [1.0, 2.0]],), "not numbers in rows of one length"),
+        (([[1.0, 2.0]], [3, 4]), r"1 vectors of reviews, but stars of shape \(2,\)"),
+        (([[1.0, 2.0]], ["good"]), "stars of reviews are not numbers"),
         (([[1.0, 2.0]], [7]), "above 0 and at most 5"),
         (([[1.0, 2.0]], [0]), "above 0 and at most 5"),
     ],
@@ -220,8 +218,47 @@ def test_reviews_that_a_run_cannot_read_are_refused(world, tmp_path):
 def test_what_are_no_reviews_is_refused(arguments, message):
     with pytest.raises(UserError, match=message):
         sasnet_jax.Reviews(*arguments)
-    with pytest.raises(UserError, match="1 vectors of reviews, but 2 texts"):
-        sasnet_jax.Reviews([[1.0]], texts=["one", "two"])
+
+
+MISUSES = """
+import sys
+import sasnet_jax
+run = sasnet_jax.load_run(sys.argv[1])
+person = sasnet_jax.Reviews([[0.0] * 16])
+score = run.predictor().score
+for misuse in (
+    lambda: score(person, [person]),
+    lambda: score([person], person),
+    lambda: score([person.vectors], [person]),
+    lambda: sasnet_jax.Predictor(run),
+    lambda: sasnet_jax.Predictor(sys.argv[1]),
+    lambda: sasnet_jax.Predictor([sys.argv[1]]),
+    lambda: sasnet_jax.Reviews([[0.0]], 3),
+    lambda: run.users(context="Train"),
+):
+    try:
+        misuse()
+    except sasnet_jax.UserError as error:
+        print(error)
+"""
+
+
+def test_what_is_meant_otherwise_is_refused(world, tmp_path):
+    """Without the type checks of the tests, as a user runs it."""
+    run = write_run(world, tmp_path / "run")
+    result = subprocess.run(
+        [sys.executable, "-c", MISUSES, str(run.folder)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    *scores, _, _, _, stars, context = lines = result.stdout.splitlines()
+    assert len(lines) == 8
+    assert all("must be a list of sasnet_jax.Reviews" in line for line in scores)
+    assert all("takes a list of runs" in line for line in lines[3:6])
+    assert "stars of shape ()" in stars and "context='Train' is none of all, train" in context
 
 
 def test_nobody_and_nothing_give_empty_scores(world, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from conftest import run_command
 from written_runs import write_run
@@ -99,3 +100,39 @@ def test_a_folder_that_is_no_run_of_this_version_is_refused(world, tmp_path, cha
         sasnet_jax.load_run(run.folder)
     with pytest.raises(UserError, match="does not exist"):
         sasnet_jax.load_run(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.json", '{"config": []}', "config.json is damaged"),
+        ("config.json", '{"stores": [{}]}', "config.json is damaged"),
+        ("metrics.jsonl", "{}\n", "metrics.jsonl is damaged"),
+        ("metrics.jsonl", "null\n", "metrics.jsonl is damaged"),
+        (
+            "metrics.jsonl",
+            '{"epoch": 1, "best_epoch": 2, "validation_log_loss": 1.0}\n',
+            "metrics.jsonl is damaged",
+        ),
+        ("evaluation.json", '{"validation": {}}', "evaluation.json is damaged"),
+        ("zscore.npz", "", "zscore.npz is damaged"),
+        ("zscore.npz", None, "zscore.npz is gone"),
+    ],
+)
+def test_a_damaged_file_is_one_line(world, tmp_path, name, content, message):
+    run = write_run(world, tmp_path / "run")
+    _evaluate(run, 1.0)
+    path = run.folder / name
+    if content is None:
+        path.unlink()
+    elif name.endswith(".json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | json.loads(content)))
+    elif name == "zscore.npz":
+        with path.open("wb") as file:
+            np.save(file, np.zeros(3))
+    else:
+        path.write_text(content)
+    with pytest.raises(UserError, match=message):
+        opened = sasnet_jax.load_run(run.folder)
+        opened.transform()
+        print(opened.evaluation)

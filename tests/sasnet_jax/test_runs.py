@@ -84,7 +84,7 @@ def test_the_table_says_of_each_run_what_its_files_say(folder, world, capsys):
         ("other", "another version"),
         ("torn", "not valid JSON"),
         ("unreadable", "metrics.jsonl is damaged"),
-        ("strange", "best_epoch"),
+        ("strange", "metrics.jsonl is damaged"),
         ("thesis", "holds no run"),
     ],
 )
