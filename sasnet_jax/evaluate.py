@@ -55,12 +55,13 @@ def run(config: EvaluateConfig) -> None:
     if config.truncate_histories and about["target_review"] == "include":
         raise UserError("--truncate_histories: the runs have the target among their histories")
     made = _baselines(Path(config.baselines), about) if config.baselines else {}
+    groups = comparison.groups_of({name: run.description for name, run in opened.items()})
+    comparison.refuse_shared_names(groups, made.values())
     found = {}
     for name in config.run:
         found[name] = evaluate(opened[name], config.truncate_histories)
         print(f"written: {name}/evaluation.json, {name}/predictions.parquet")
     corpus = read_corpus(Path(opened[config.run[0]].config.corpus))
-    groups = comparison.groups_of({name: run.description for name, run in opened.items()})
     runs = {name: predictions.read(Path(name) / "predictions.parquet", corpus) for name in found}
     folder = Path(config.baselines) / "predictions"
     baselines = {

@@ -6,7 +6,7 @@ In: predictions of runs and of baselines on the same test reviews. Out: comparis
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +31,11 @@ class Group(NamedTuple):
 
     name: str
     runs: tuple[str, ...]
+
+    @property
+    def ensemble_name(self) -> str:
+        """What the mean of its runs' probabilities is called."""
+        return f"{self.name} ensemble"
 
 
 def groups_of(
@@ -66,6 +71,16 @@ def ensemble(group: Group, runs: Mapping[str, Predictions]) -> Predictions:
     return Predictions(runs[group.runs[0]].rows, probability)
 
 
+def refuse_shared_names(groups: Sequence[Group], baselines: Iterable[Baseline]) -> None:
+    """Refuses a baseline that is called as a run, or as an ensemble of them."""
+    taken = {name for group in groups for name in (*group.runs, group.ensemble_name)}
+    for baseline in baselines:
+        if baseline.name in taken:
+            raise UserError(
+                f"a run and a baseline are both called {baseline.name}: rename the run's folder"
+            )
+
+
 def compare(
     corpus: Corpus,
     groups: Sequence[Group],
@@ -76,16 +91,13 @@ def compare(
     """What comparison.json is to hold, but for what was compared.
 
     Raises:
-      UserError: they do not predict the same reviews into the same classes, or two have one name.
+      UserError: they do not predict the same reviews into the same classes.
     """
     first = runs[groups[0].runs[0]]
     ensembles = {
-        f"{group.name} ensemble": ensemble(group, runs) for group in groups if len(group.runs) > 1
+        group.ensemble_name: ensemble(group, runs) for group in groups if len(group.runs) > 1
     }
     predicted_by = {one.name: predicted for one, predicted in baselines.items()}
-    for name in predicted_by:
-        if name in runs or name in ensembles:
-            raise UserError(f"a run and a baseline are both called {name}: rename the run's folder")
     _refuse_others(first, {**runs, **predicted_by})
     kinds = {"run": runs, "ensemble": ensembles, "baseline": predicted_by}
     described = {one.name: one.description for one in baselines}

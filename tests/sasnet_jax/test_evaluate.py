@@ -226,14 +226,14 @@ def test_predictions_of_other_reviews_are_not_compared(world):
             comparison.compare(corpus, groups, whole, {_baseline("b", "text"): other}, 0)
 
 
-def test_a_run_that_is_called_like_a_baseline_is_refused(world):
-    rows = np.concatenate([world.corpus.rows("validation"), world.corpus.rows("test")])
-    same = Predictions(rows, np.full((rows.size, 3), 1 / 3))
-    groups = [comparison.Group("bias", ("bias",))]
+def test_a_run_that_is_called_like_a_baseline_is_refused(trained, made, tmp_path, monkeypatch):
+    """Before anything is evaluated."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(trained[0], tmp_path / "bias")
+    (tmp_path / "bias" / "evaluation.json").unlink(missing_ok=True)
     with pytest.raises(UserError, match="a run and a baseline are both called bias"):
-        comparison.compare(
-            world.corpus, groups, {"bias": same}, {_baseline("bias", "stars"): same}, 0
-        )
+        evaluate.run(evaluate.EvaluateConfig(run=("bias",), baselines=str(made / "exclude")))
+    assert not (tmp_path / "bias" / "evaluation.json").exists()
 
 
 def test_the_interaction_files_are_opened_once_however_many_models_are_compared(
