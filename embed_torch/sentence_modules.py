@@ -1,8 +1,8 @@
 """What a sentence-transformers checkpoint says of itself: pooling, projections, length, prompt.
 
 In: a folder with `modules.json` and what it names. Out: `SentenceModules`, the same for every
-checkpoint; of a folder without `modules.json`, one that says nothing. What would change the
-embeddings and cannot be followed here is refused.
+checkpoint; of a folder without `modules.json`, one that says nothing but the longest input. What
+would change the embeddings and cannot be followed here is refused.
 """
 
 import dataclasses
@@ -163,7 +163,8 @@ def read_modules(folder: Path) -> SentenceModules:
     pooling_config = folders[1] / "config.json"
     modes, include_prompt = _read_pooling(pooling_config)
     if order.endswith("Normalize"):
-        _read_settings(folders[-1] / "config.json", (), _PLAIN_PLACES)
+        config = folders[-1] / "config.json"
+        _refuse_others(_optional(config), config, (), _PLAIN_PLACES)
     return SentenceModules(
         given=True,
         modes=modes,
@@ -184,26 +185,27 @@ def lowercase(tokenizer: tokenizers.Tokenizer) -> None:
     tokenizer.normalizer = normalizers.Sequence(parts)
 
 
-def _read_settings(
-    path: Path, read: Collection[str], plain: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """The settings of a module; none where there is no file.
+def _optional(path: Path) -> dict[str, Any]:
+    """The settings in a file that need not be there."""
+    return read_json(path, _MADE_BY) if path.is_file() else {}
 
-    Refuses those that are set to something, neither `read` by the caller nor as in `plain`.
-    """
-    config: dict[str, Any] = read_json(path, _MADE_BY) if path.is_file() else {}
+
+def _refuse_others(
+    config: Mapping[str, Any], path: Path, read: Collection[str], plain: Mapping[str, Any]
+) -> None:
+    """Refuses settings that say something, are not `read` by the caller, and not as in `plain`."""
     for key, value in config.items():
-        if value and key not in read and value != (plain or {}).get(key):
+        if value and key not in read and value != plain.get(key):
             raise UserError(
                 f"{path}: {key} is {value!r}, which is not known here: take a model without it"
             )
-    return config
 
 
 def _typed(config: dict[str, Any], path: Path, key: str, default: Any, kind: type) -> Any:
     """A setting, of its type: null stands for the default, and an int is at least 1."""
     value: Any = default if config.get(key) is None else config[key]
-    if value is not None and (type(value) is not kind or (kind is int and int(value) < 1)):
+    too_small = kind is int and isinstance(value, int) and value < 1
+    if value is not None and (type(value) is not kind or too_small):
         what = {int: "a positive integer", bool: "true or false", dict: "an object"}[kind]
         raise UserError(
             f"{path}: {key} is {config[key]!r}, not {what}: download the checkpoint again"
@@ -215,18 +217,19 @@ def _read_transformer(folder: Path) -> tuple[int | None, bool]:
     """The longest input, and whether texts are lowercased whatever the tokenizer does."""
     for name in _TRANSFORMER_CONFIGS:
         path = folder / name
-        config = _read_settings(path, ("max_seq_length", "do_lower_case"), _PLAIN_TRANSFORMER)
+        config = _optional(path)
         if config:
             break
+    _refuse_others(config, path, ("max_seq_length", "do_lower_case"), _PLAIN_TRANSFORMER)
     max_seq_length = _typed(config, path, "max_seq_length", None, int)
     return max_seq_length, _typed(config, path, "do_lower_case", False, bool)
 
 
 def _read_pooling(path: Path) -> tuple[tuple[str, ...], bool]:
     """The modes, and whether a prompt is pooled."""
-    read_json(path, _MADE_BY)  # it must be there
+    config = read_json(path, _MADE_BY)
     widths = ("embedding_dimension", "word_embedding_dimension")
-    config = _read_settings(path, {*widths, "pooling_mode", "include_prompt", *_OLD_MODES})
+    _refuse_others(config, path, {*widths, "pooling_mode", "include_prompt", *_OLD_MODES}, {})
     modes = config.get("pooling_mode") or [
         mode for key, mode in _OLD_MODES.items() if config.get(key)
     ]
@@ -238,20 +241,20 @@ def _read_pooling(path: Path) -> tuple[tuple[str, ...], bool]:
 
 def _read_dense(folder: Path) -> Dense:
     path = folder / "config.json"
-    read_json(path, _MADE_BY, ["in_features", "out_features"])
-    read = ("in_features", "out_features", "bias", "activation_function")
-    config = _read_settings(path, read, _PLAIN_PLACES)
+    sizes = ("in_features", "out_features")
+    config = read_json(path, _MADE_BY, sizes)
+    _refuse_others(config, path, (*sizes, "bias", "activation_function"), _PLAIN_PLACES)
     activation = config.get("activation_function", "torch.nn.modules.activation.Tanh")
     if str(activation) not in _ACTIVATIONS:
         known = ", ".join(name.rpartition(".")[2] for name in _ACTIVATIONS)
         raise UserError(f"{path}: the activation {activation} is none of {known}")
-    inputs, outputs = (_typed(config, path, key, 0, int) for key in read[:2])
+    inputs, outputs = (_typed(config, path, key, 0, int) for key in sizes)
     return Dense(folder, inputs, outputs, _typed(config, path, "bias", True, bool), activation)
 
 
 def _read_prefix(path: Path) -> str:
     """The checkpoint's default prompt."""
-    config: dict[str, Any] = read_json(path, _MADE_BY) if path.is_file() else {}
+    config = _optional(path)
     if config.get("truncate_dim"):
         raise UserError(f"{path}: truncate_dim is not known here: remove it for whole embeddings")
     name, prompts = config.get("default_prompt_name"), _typed(config, path, "prompts", {}, dict)
