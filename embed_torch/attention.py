@@ -219,7 +219,7 @@ def _packed_attention(
     value: Float[torch.Tensor, "1 g t h"],
     attention_mask: Any,
     *,
-    packed_texts: Texts,
+    packed_texts: Texts | None = None,
     scaling: float | None = None,
     **others: Any,
 ) -> tuple[Float[torch.Tensor, "1 t n h"], None]:
@@ -230,19 +230,19 @@ def _packed_attention(
     Raises:
       ValueError: the network wants more than this function does.
     """
+    if packed_texts is None:
+        raise ValueError("the network does not pass on what its attention is told")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     causal = others.get("is_causal")
     causal = bool(getattr(module, "is_causal", False) if causal is None else causal)
     wanted = {name for name, value in others.items() if value is not None} - _HARMLESS
     if wanted:
         raise ValueError(f"packed attention does not know {', '.join(sorted(wanted))}")
-    two_sided = attention_mask is not None and not causal
-    if two_sided or not isinstance(attention_mask, int | None):
+    if not isinstance(attention_mask, int | None) or (attention_mask is not None and not causal):
         raise ValueError("packed attention does not know its masks")
     packed_texts.last = LastAttention(query[0], key[0], scaling, causal, attention_mask)
-    attend = _by_length
-    if query.is_cuda and query.dtype != torch.float32:  # flash attention knows no float32
-        attend = _flash
+    # Flash attention knows no float32.
+    attend = _flash if query.is_cuda and query.dtype != torch.float32 else _by_length
     return attend(query[0], key[0], value[0], packed_texts)[None], None
 
 

@@ -3,12 +3,13 @@
 import dataclasses
 import hashlib
 import importlib.util
-import json
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import transformers
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from embed_torch import gptq, sentence_modules, words
 from embed_torch.cli import UserError
@@ -62,8 +63,7 @@ class Checkpoint:
     def window(self) -> int:
         """Tokens that it was made for: a sentence-transformers model's own, else its positions."""
         positions = self.positions
-        path = self.folder / "sentence_bert_config.json"
-        told = json.loads(path.read_text()).get("max_seq_length") if path.is_file() else None
+        told = self.modules.max_seq_length
         if not told and self.modules.given:
             told = self.tokenizer.model_max_length
         return min(positions, told or positions)
@@ -122,13 +122,18 @@ def find_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
     folder = minilm_folder() if model == "minilm" else Path(model)
     try:
         if not folder.is_dir():
+            validate_repo_id(model)
             download = huggingface_hub.snapshot_download
             folder = Path(download(model, revision=revision, allow_patterns=_HUB_FILES))
             revision = folder.name
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except HFValidationError:
+        raise UserError(f"--model={model}: the folder {model} does not exist") from None
     except Exception as error:  # the hub, the network and tokenizers each raise their own
-        raise UserError(f"--model={model} cannot be loaded: {error}") from None
+        raise UserError(
+            f"--model={model} cannot be loaded: {' '.join(str(error).split())}"
+        ) from None
     if config.is_encoder_decoder:
         raise UserError(
             f"--model={model} is an encoder-decoder ({config.model_type}), whose states are its "
@@ -141,6 +146,14 @@ def find_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
         if not isinstance(getattr(config, needed, None), int):
             raise UserError(f"--model={model} is no network of this kind: it has no {needed}")
     modules = sentence_modules.read_modules(folder)
+    width = config.hidden_size
+    for dense in modules.dense:
+        if dense.inputs != width:
+            raise UserError(
+                f"{dense.folder / 'config.json'}: in_features is {dense.inputs}, where the network "
+                f"or the projection before it gives {width}: download the checkpoint again"
+            )
+        width = dense.outputs
     if modules.lowercase:
         sentence_modules.lowercase(tokenizer.backend_tokenizer)
     return Checkpoint(model, folder, config, tokenizer, modules, revision)

@@ -1,6 +1,8 @@
 """Settings of an encoder, and of `python -m embed_torch`."""
 
 import dataclasses
+import types
+import typing
 from typing import Literal
 
 from embed_torch import pooling
@@ -67,6 +69,9 @@ class EncoderConfig:
 
     def __post_init__(self):
         """Refuses what cannot be meant."""
+        _check_types(self)
+        if not self.model:
+            raise UserError("--model is empty: it names a directory, a hub name, minilm or words")
         if self.batch_tokens < 0:
             raise UserError(f"--batch_tokens={self.batch_tokens} must not be negative")
         if self.max_tokens < 0:
@@ -109,3 +114,17 @@ class EmbedConfig(EncoderConfig):
             raise UserError(f"--workers={self.workers} must not be negative")
         if self.workers and self.engine == "inline":
             raise UserError("--workers is of --engine=local or ray")
+
+
+def _check_types(config: EncoderConfig) -> None:
+    """Refuses, by a UserError, a setting that is not of its field's type.
+
+    Flags are of their types; what a program or a manifest says may be anything.
+    """
+    for name, kind in typing.get_type_hints(type(config)).items():
+        value, kinds = getattr(config, name), typing.get_args(kind)
+        if typing.get_origin(kind) is Literal:
+            if not (isinstance(value, str) and value in kinds):
+                raise UserError(f"--{name}={value!r} must be one of {', '.join(kinds)}")
+        elif type(value) not in (kinds if isinstance(kind, types.UnionType) else (kind,)):
+            raise UserError(f"--{name}={value!r} must be {getattr(kind, '__name__', kind)}")

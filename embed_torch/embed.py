@@ -25,7 +25,7 @@ from embed_torch.cli import Preempted, UserError
 from embed_torch.config import EmbedConfig
 from embed_torch.encoder import Encoder
 from embed_torch.engines import Engine, Task, open_engine
-from embed_torch.files import read_json, sole_writer, texts_sha256
+from embed_torch.files import sole_writer, texts_sha256
 from embed_torch.inputs import Inputs
 from embed_torch.store import CATEGORIES, MANIFEST, StoreWriter
 
@@ -254,7 +254,7 @@ def _stopped_by_sigterm() -> Iterator[None]:
     """Leaves the work at once: what is finished is saved on the way out, the rest is done again."""
 
     def stop(*_: Any) -> None:
-        raise Preempted("run the same command to go on")
+        raise Preempted("run the same command to resume")
 
     handler = signal.signal(signal.SIGTERM, stop)
     try:
@@ -274,7 +274,7 @@ def _refuse_foreign_folder(output: Path) -> None:
 
 
 def _refuse_other_store(output: Path, settings: dict[str, Any]) -> None:
-    manifest = read_json(output / MANIFEST, "python -m embed_torch")
+    manifest = store.read_manifest(output)
     changed = [
         name if name.endswith("sha256") else f"{name} ({manifest.get(name)!r})"
         for name, value in settings.items()

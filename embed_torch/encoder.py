@@ -4,6 +4,7 @@
 (`embed_torch.embed`) and `--dry_run` hand texts to the same object.
 """
 
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Sequence
@@ -19,7 +20,6 @@ from embed_torch.backbone import Backbone, Batch, Loading
 from embed_torch.checkpoint import find_checkpoint
 from embed_torch.cli import UserError
 from embed_torch.config import Dtype, EncoderConfig, Gptq, PoolOver, StoreDtype
-from embed_torch.files import read_json
 from embed_torch.inputs import Inputs, Tokenization
 from embed_torch.prompts import Truncate
 
@@ -92,12 +92,17 @@ class Encoder:
           texts: any number of them, of any length.
 
         Raises:
-          UserError: `truncate` is "error" and a text is too long, or an embedding is not finite in
-            the store's type.
+          UserError: `truncate` is "error" and a text is too long, a text holds half a surrogate
+            pair, or an embedding is not finite in the store's type.
           TypeError: `texts` is one text, or holds something else.
         """
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
             raise TypeError("encode takes a list of texts, each a str")
+        for place, text in enumerate(texts):
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise UserError(f"text {place} is not valid Unicode: {error}") from None
         found = np.zeros((len(texts), self.dim), np.float32)
         with tqdm(total=len(texts), desc="encoding", unit="text", delay=5) as bar:
             for first in range(0, len(texts), _TEXTS_AT_ONCE):
@@ -178,7 +183,7 @@ class Encoder:
         """Where to find the model and its template, as further keys of a store's manifest."""
         checkpoint, prompt = self._checkpoint, self._tokenization.prompt
         keys = {"template": prompt.template, "encoder_revision": checkpoint.revision}
-        if Path(checkpoint.name).is_dir() and checkpoint.name != words.NAME:
+        if checkpoint.folder == Path(checkpoint.name):  # not from the hub, nor a package
             keys["encoder_folder"] = str(Path(checkpoint.name).absolute())
         return {name: value for name, value in keys.items() if value is not None}
 
@@ -226,7 +231,12 @@ def load_encoder(
     Raises:
       UserError: there is no such store or model, the model is not the store's, or a setting does
         not fit it.
+      TypeError: `settings` has another name.
     """
+    for name in sorted(settings.keys() - ModelSettings.__annotations__.keys()):
+        raise TypeError(f"load_encoder() got an unexpected keyword argument {name!r}")
+    if not str(source):
+        raise UserError("load_encoder: source is empty, where a store or a model is named")
     folder = Path(source)
     common = {"device": device, "batch_tokens": batch_tokens}
     if str(source) not in ("minilm", words.NAME) and store.is_begun(folder):
@@ -248,24 +258,28 @@ def _of_store(
 ) -> Encoder:
     """The encoder that a store was made with, verified."""
     keys = ("encoder", "poolings", "default_pooling", "compute_dtype", "dtype", *_SETTINGS)
-    manifest = read_json(folder / store.MANIFEST, "python -m embed_torch", (*keys, *_VERIFIED))
-    if pooling and pooling not in manifest["poolings"]:
+    manifest = store.read_manifest(folder, (*keys, *_VERIFIED))
+    pooling = pooling or manifest["default_pooling"]
+    if pooling not in manifest["poolings"]:
         names = ", ".join(manifest["poolings"])
         raise UserError(f"store {folder} has no pooling {pooling!r}, only {names}")
-    moved = manifest.get("encoder_folder", manifest["encoder"])
-    name = model or (moved if Path(moved).is_dir() else manifest["encoder"])
-    config = EncoderConfig(
-        model=name,
-        poolings=pooling or manifest["default_pooling"],
-        instruction=manifest["instruction"] or "",
-        template=template or _template_of(manifest),
-        prefix=manifest.get("prefix", ""),
-        gptq=manifest["gptq"] or "dequantize",
-        dtype=manifest["compute_dtype"],
-        store_dtype=manifest["dtype"],
-        **{setting: manifest[setting] for setting in _SETTINGS},
-        **settings,
-    )
+    named, was = manifest["encoder"], manifest.get("encoder_folder", manifest["encoder"])
+    name = model or (named if Path(named).is_dir() and not Path(was).is_dir() else was)
+    try:
+        config = EncoderConfig(
+            model=name,
+            poolings=pooling,
+            instruction=manifest["instruction"] or "",
+            template=_template_of(manifest),
+            prefix=manifest.get("prefix", ""),
+            gptq=manifest["gptq"] or "dequantize",
+            dtype=manifest["compute_dtype"],
+            store_dtype=manifest["dtype"],
+            **{setting: manifest[setting] for setting in _SETTINGS},
+        )
+    except UserError as error:
+        raise UserError(f"{folder / store.MANIFEST}: {error}") from None
+    config = dataclasses.replace(config, template=template or config.template, **settings)
     try:
         encoder = Encoder(config, None if model else manifest.get("encoder_revision"))
     except UserError as error:

@@ -280,8 +280,15 @@ class Ray(_Workers[_Actor]):
         signal.signal(signal.SIGTERM, handler)  # Ray's own would end the process
         self._ray = ray
         self._loading = loading
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        if _on_every_gpu(loading) and gpus < workers:
+            ray.shutdown()
+            raise UserError(
+                f"--workers={workers} need a GPU each, and Ray has {gpus}: fewer, or --device=cpu"
+            )
+        # An actor that asks for more than there is would wait for ever, and its tasks with it.
         self._class = ray.remote(_Embedder).options(
-            num_cpus=1, num_gpus=1 if _on_every_gpu(loading) else 0
+            num_cpus=0, num_gpus=1 if _on_every_gpu(loading) else 0
         )
         super().__init__(workers)
 

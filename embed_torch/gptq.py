@@ -79,6 +79,12 @@ def read_quantization(folder: Path) -> Quantization | None:
         values = {"quant_method": "gptq"} | read_json(path, _MADE_BY)  # AutoGPTQ leaves it out
     if not isinstance(values, dict):
         raise UserError(f"{path}: quantization_config is {values!r}, not an object")
+    for name, other in (("checkpoint_format", "format"), ("quant_method", "method")):
+        if {name, other} <= values.keys() and values[name] != values[other]:
+            raise UserError(
+                f"{path}: {name} is {values[name]!r} and {other} {values[other]!r}: remove the one "
+                "that is wrong"
+            )
     method = values.get("quant_method", values.get("method"))
     layout = values.get("checkpoint_format", values.get("format", "gptq"))
     if method != "gptq" or layout not in [*_ZERO_OFFSETS] or values.get("is_marlin_format"):
@@ -100,7 +106,10 @@ def read_quantization(folder: Path) -> Quantization | None:
 
 def _refuse_other_mathematics(values: dict[str, Any], path: Path) -> None:
     """Refuses settings that give the stored numbers another meaning, and those not known."""
-    overrides = [name for name in values.get("dynamic") or () if not str(name).startswith("-")]
+    dynamic = values.get("dynamic") or {}
+    if not isinstance(dynamic, dict):
+        raise UserError(f"{path}: dynamic is {dynamic!r}, not an object")
+    overrides = [name for name in dynamic if not name.startswith("-")]
     faults = {key: value for key, value in values.items() if value and key not in _KNOWN.split()}
     if overrides:  # those with a minus name layers that are not packed
         faults["dynamic"] = values["dynamic"]

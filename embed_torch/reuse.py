@@ -7,8 +7,8 @@ import numpy as np
 import polars as pl
 
 from embed_torch.cli import UserError
-from embed_torch.files import file_sha256, read_json
-from embed_torch.store import MANIFEST, TRUNCATED, StoreWriter, is_whole
+from embed_torch.files import file_sha256
+from embed_torch.store import MANIFEST, TRUNCATED, StoreWriter, is_whole, read_manifest
 
 # What of a store's settings its embeddings do not depend on: the weights have their own hash.
 _MAY_DIFFER = (
@@ -27,7 +27,7 @@ def identity(folder: Path, settings: dict[str, Any]) -> str:
     Raises:
       UserError: it is not a complete store, or was made with other settings.
     """
-    manifest = read_json(folder / MANIFEST, "python -m embed_torch", ["poolings"])
+    manifest = read_manifest(folder, ["poolings"])
     other = [
         name
         for name, value in settings.items()

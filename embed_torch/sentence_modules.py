@@ -1,13 +1,14 @@
 """What a sentence-transformers checkpoint says of itself: pooling, projections, length, prompt.
 
 In: a folder with `modules.json` and what it names. Out: `SentenceModules`, the same for every
-checkpoint; of a folder without `modules.json`, one that says nothing. What would change the
-embeddings and cannot be followed here is refused.
+checkpoint; of a folder without `modules.json`, one that says nothing but the longest input. What
+would change the embeddings and cannot be followed here is refused.
 """
 
 import dataclasses
 import json
 import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,19 @@ _OLD_MODES = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
+# The names that sentence-transformers tries for the settings of a Transformer, in its order.
+_TRANSFORMER_CONFIGS = [
+    f"sentence_{kind}_config.json"
+    for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+]
+# What a setting may say because it changes nothing; of others, that they are empty.
+_PLAIN_TRANSFORMER: dict[str, Any] = {
+    "transformer_task": "feature-extraction",
+    "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
+    "module_output_name": "token_embeddings",
+    "unpad_inputs": True,  # how texts are batched
+}
+_PLAIN_PLACES = dict.fromkeys(("module_input_name", "module_output_name"), "sentence_embedding")
 _ACTIVATIONS: dict[str, type[torch.nn.Module]] = {
     "torch.nn.modules.linear.Identity": torch.nn.Identity,
     "torch.nn.modules.activation.Tanh": torch.nn.Tanh,
@@ -89,6 +103,7 @@ class SentenceModules:
     normalize: bool = False
     prefix: str = ""  # put before every text
     lowercase: bool = False  # texts, before they are tokenized
+    max_seq_length: int | None = None  # tokens of an input; None: as the tokenizer says
     pooling_config: Path | None = None
 
     @property
@@ -125,8 +140,9 @@ def read_modules(folder: Path) -> SentenceModules:
       UserError: a module, or a setting of one, that is not known here; a file that is malformed.
     """
     path = folder / "modules.json"
+    max_seq_length, lowercase = _read_transformer(folder)
     if not path.is_file():
-        return SentenceModules()
+        return SentenceModules(max_seq_length=max_seq_length)
     try:
         modules = [(str(part["type"]), str(part["path"])) for part in json.loads(path.read_text())]
     except (ValueError, KeyError, TypeError):
@@ -146,6 +162,9 @@ def read_modules(folder: Path) -> SentenceModules:
         raise UserError(f"{path}: its network lies in {folders[0]}: give that folder as --model")
     pooling_config = folders[1] / "config.json"
     modes, include_prompt = _read_pooling(pooling_config)
+    if order.endswith("Normalize"):
+        config = folders[-1] / "config.json"
+        _refuse_others(_optional(config), config, (), _PLAIN_PLACES)
     return SentenceModules(
         given=True,
         modes=modes,
@@ -153,7 +172,8 @@ def read_modules(folder: Path) -> SentenceModules:
         dense=tuple(_read_dense(part) for part in folders[2 : 2 + order.count("Dense")]),
         normalize=order.endswith("Normalize"),
         prefix=_read_prefix(folder / "config_sentence_transformers.json"),
-        lowercase=_read_lowercase(folder / "sentence_bert_config.json"),
+        lowercase=lowercase,
+        max_seq_length=max_seq_length,
         pooling_config=pooling_config,
     )
 
@@ -165,47 +185,81 @@ def lowercase(tokenizer: tokenizers.Tokenizer) -> None:
     tokenizer.normalizer = normalizers.Sequence(parts)
 
 
+def _optional(path: Path) -> dict[str, Any]:
+    """The settings in a file that need not be there."""
+    return read_json(path, _MADE_BY) if path.is_file() else {}
+
+
+def _refuse_others(
+    config: Mapping[str, Any], path: Path, read: Collection[str], plain: Mapping[str, Any]
+) -> None:
+    """Refuses settings that say something, are not `read` by the caller, and not as in `plain`."""
+    for key, value in config.items():
+        if value and key not in read and value != plain.get(key):
+            raise UserError(
+                f"{path}: {key} is {value!r}, which is not known here: take a model without it"
+            )
+
+
+def _typed(config: dict[str, Any], path: Path, key: str, default: Any, kind: type) -> Any:
+    """A setting, of its type: null stands for the default, and an int is at least 1."""
+    value: Any = default if config.get(key) is None else config[key]
+    too_small = kind is int and isinstance(value, int) and value < 1
+    if value is not None and (type(value) is not kind or too_small):
+        what = {int: "a positive integer", bool: "true or false", dict: "an object"}[kind]
+        raise UserError(
+            f"{path}: {key} is {config[key]!r}, not {what}: download the checkpoint again"
+        )
+    return value
+
+
+def _read_transformer(folder: Path) -> tuple[int | None, bool]:
+    """The longest input, and whether texts are lowercased whatever the tokenizer does."""
+    for name in _TRANSFORMER_CONFIGS:
+        path = folder / name
+        config = _optional(path)
+        if config:
+            break
+    _refuse_others(config, path, ("max_seq_length", "do_lower_case"), _PLAIN_TRANSFORMER)
+    max_seq_length = _typed(config, path, "max_seq_length", None, int)
+    return max_seq_length, _typed(config, path, "do_lower_case", False, bool)
+
+
 def _read_pooling(path: Path) -> tuple[tuple[str, ...], bool]:
     """The modes, and whether a prompt is pooled."""
     config = read_json(path, _MADE_BY)
+    widths = ("embedding_dimension", "word_embedding_dimension")
+    _refuse_others(config, path, {*widths, "pooling_mode", "include_prompt", *_OLD_MODES}, {})
     modes = config.get("pooling_mode") or [
         mode for key, mode in _OLD_MODES.items() if config.get(key)
     ]
     modes = [modes] if isinstance(modes, str) else modes or ["mean"]
-    return tuple(map(str, modes)), bool(config.get("include_prompt", True))
+    if not isinstance(modes, list):
+        raise UserError(f"{path}: pooling_mode is {modes!r}, not a name or a list of them")
+    return tuple(map(str, modes)), _typed(config, path, "include_prompt", True, bool)
 
 
 def _read_dense(folder: Path) -> Dense:
     path = folder / "config.json"
-    config = read_json(path, _MADE_BY, ["in_features", "out_features"])
+    sizes = ("in_features", "out_features")
+    config = read_json(path, _MADE_BY, sizes)
+    _refuse_others(config, path, (*sizes, "bias", "activation_function"), _PLAIN_PLACES)
     activation = config.get("activation_function", "torch.nn.modules.activation.Tanh")
-    places = {config.get(f"module_{end}_name") for end in ("input", "output")}
-    if places - {None, "sentence_embedding"} or config.get("use_residual"):
-        raise UserError(f"{path}: only a plain projection of the pooled embedding is known here")
-    if activation not in _ACTIVATIONS:
+    if str(activation) not in _ACTIVATIONS:
         known = ", ".join(name.rpartition(".")[2] for name in _ACTIVATIONS)
         raise UserError(f"{path}: the activation {activation} is none of {known}")
-    sizes = config["in_features"], config["out_features"]
-    return Dense(folder, *sizes, bool(config.get("bias", True)), activation)
+    inputs, outputs = (_typed(config, path, key, 0, int) for key in sizes)
+    return Dense(folder, inputs, outputs, _typed(config, path, "bias", True, bool), activation)
 
 
 def _read_prefix(path: Path) -> str:
     """The checkpoint's default prompt."""
-    config: dict[str, Any] = read_json(path, _MADE_BY) if path.is_file() else {}
+    config = _optional(path)
     if config.get("truncate_dim"):
         raise UserError(f"{path}: truncate_dim is not known here: remove it for whole embeddings")
-    name, prompts = config.get("default_prompt_name"), config.get("prompts") or {}
+    name, prompts = config.get("default_prompt_name"), _typed(config, path, "prompts", {}, dict)
     if name is None:
         return ""
-    if not isinstance(prompts.get(name), str):
+    if not isinstance(name, str) or not isinstance(prompts.get(name), str):
         raise UserError(f"{path}: default_prompt_name is {name!r}, which is none of its prompts")
     return prompts[name]
-
-
-def _read_lowercase(path: Path) -> bool:
-    """Whether texts are lowercased whatever the tokenizer does."""
-    config: dict[str, Any] = read_json(path, _MADE_BY) if path.is_file() else {}
-    for key, plain in {"transformer_task": "feature-extraction", "query_expansion": None}.items():
-        if config.get(key, plain) != plain:
-            raise UserError(f"{path}: {key} is {config[key]!r}, which is not known here")
-    return bool(config.get("do_lower_case"))

@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 
 from embed_torch.cli import UserError
-from embed_torch.files import write_json
+from embed_torch.files import read_json, write_json
 from embed_torch.journal import Journal
 from embed_torch.pooling import POOLINGS
 
@@ -31,6 +31,11 @@ _SCRATCH = (_JOURNAL, f".{_JOURNAL}.partial", f"{_UNCUT}.npy")  # gone once a st
 # What a store may hold, finished or interrupted.
 FILES = {".lock", MANIFEST, f".{MANIFEST}.partial", TRUNCATED, *_SCRATCH}
 FILES |= {f"{name}.npy" for name in (*POOLINGS, CATEGORIES, _TOKENS, _HASHES)}
+
+# Of the manifest's values, what this package reads: an encoder's settings check themselves.
+_NOUNS = {str: "a text", int: "an integer", list: "a list of texts"}
+_KINDS: dict[str, type] = {"encoder": str, "encoder_folder": str, "encoder_revision": str}
+_KINDS |= {"poolings": list, "default_pooling": str, "rows": int, "dim": int, "dtype": str}
 
 
 class StoreWriter:
@@ -47,7 +52,7 @@ class StoreWriter:
         dim: int,
         dtype: str,
     ):
-        """Begins a store, or goes on with the one that `folder` holds.
+        """Begins a store, or resumes the one that `folder` holds.
 
         Args:
           folder: exists, and no other process writes it.
@@ -174,6 +179,27 @@ def is_begun(folder: Path) -> bool:
     return any(has) and not (folder / "config.json").exists()
 
 
+def read_manifest(folder: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
+    """What a finished store says of itself, with at least `keys`.
+
+    Raises:
+      UserError: there is none, or it is malformed or of another version.
+    """
+    path = folder / MANIFEST
+    manifest = read_json(path, "python -m embed_torch", ["format_version", "rows", *keys])
+    if manifest["format_version"] != FORMAT_VERSION:
+        raise UserError(
+            f"{path} has format_version {manifest['format_version']!r}, but this program reads "
+            f"{FORMAT_VERSION}: embed again into a new folder"
+        )
+    for key, kind in _KINDS.items():
+        value = manifest.get(key, kind())
+        names = value if kind is list and type(value) is list else []
+        if type(value) is not kind or not all(isinstance(name, str) for name in names):
+            raise UserError(f"{path}: {key} is {value!r}, not {_NOUNS[kind]}")
+    return manifest
+
+
 def is_whole(folder: Path, manifest: Mapping[str, Any]) -> bool:
     """Whether a store with this manifest has the arrays that it should have."""
     kind = ((manifest["rows"], manifest["dim"]), manifest["dtype"])
@@ -184,7 +210,7 @@ def is_whole(folder: Path, manifest: Mapping[str, Any]) -> bool:
         _open(folder / f"{_HASHES}.npy", (manifest["rows"], 2), "uint64")
     except UserError:
         return False
-    return manifest["format_version"] == FORMAT_VERSION and (folder / TRUNCATED).is_file()
+    return (folder / TRUNCATED).is_file()
 
 
 def remove_scratch(folder: Path) -> None:

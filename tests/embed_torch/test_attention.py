@@ -244,6 +244,14 @@ def test_a_refusal_says_by_how_much_the_states_differ(dtype, monkeypatch):
     assert network.config._attn_implementation == own
 
 
+@pytest.mark.parametrize("config_class", [transformers.StableLmConfig, transformers.NemotronConfig])
+def test_a_network_that_does_not_pass_on_the_texts_is_refused_in_plain_words(config_class):
+    network = _small(config_class, **GROUPED)
+    with pytest.raises(attention.CannotPack, match="^the network does not pass on what its") as why:
+        attention.use_packed_attention(network)
+    assert "packed_texts" not in str(why.value)
+
+
 class _OnePlusWeight(torch.nn.Module):
     """As Gemma's: not what PyTorch's RMS norm computes."""
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import huggingface_hub
+import jaxtyping
 import numpy as np
 import pytest
 from conftest import ROOT
@@ -17,7 +18,7 @@ from written_tokenizers import write_metaspace_tokenizer, write_phi3_tokenizer
 import embed_torch
 from embed_torch import backbone, corpus, embed
 from embed_torch.cli import UserError
-from embed_torch.config import EmbedConfig
+from embed_torch.config import EmbedConfig, EncoderConfig
 from embed_torch.prompts import PHI3
 from sasnet_jax import prepare
 from sasnet_jax.data import embeddings
@@ -79,6 +80,14 @@ def texts(world) -> list[str]:
     return corpus.read_texts(world / "corpus").reviews.to_list()
 
 
+@pytest.fixture
+def unchecked():
+    """Types as a user has them, whom no import hook of the tests guards."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
 def units_in_the_last_place(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
     """How many numbers of the type of `expected` lie between the two."""
     kind = {"float16": np.int16, "float32": np.int32}[str(expected.dtype)]
@@ -129,7 +138,8 @@ def test_a_model_that_has_moved_is_found_by_model(world, texts, tmp_path):
     store = tmp_path / "store"
     write_store(world, store, **INSTRUCTED | {"model": str(phi3)})
     phi3.rename(tmp_path / "moved")
-    with pytest.raises(UserError, match=r"store .*store was made with .*phi3.*model=FOLDER"):
+    missing = r"store .*store was made with .*the folder .*phi3 does not exist .*model=FOLDER"
+    with pytest.raises(UserError, match=missing):
         embed_torch.load_encoder(store, device="cpu")
     encoder = embed_torch.load_encoder(store, model=tmp_path / "moved", device="cpu")
     row = np.load(store / "mean.npy")[:1]
@@ -211,8 +221,115 @@ def test_an_unfinished_store_is_refused(stores, tmp_path):
     (unfinished / "manifest.json").rename(unfinished / "journal.ndjson")
     with pytest.raises(UserError, match="manifest.json does not exist; python -m embed_torch"):
         embed_torch.load_encoder(unfinished)
-    with pytest.raises(UserError, match="nowhere cannot be loaded"):
+    with pytest.raises(UserError, match="the folder .*nowhere does not exist"):
         embed_torch.load_encoder(tmp_path / "nowhere")
+
+
+def test_a_relative_model_that_has_moved_is_named_by_its_folder(world, tmp_path, monkeypatch):
+    shutil.copytree(world / "bert", tmp_path / "models" / "bert")
+    monkeypatch.chdir(tmp_path)
+    arguments = {"corpus": str(world / "corpus"), "model": "models/bert", "device": "cpu"}
+    embed.run(EmbedConfig(**arguments, output="store"))
+    shutil.rmtree(tmp_path / "models")
+    with pytest.raises(UserError, match=f"the folder {tmp_path}/models/bert does not exist"):
+        embed_torch.load_encoder("store")
+
+
+def test_a_packaged_model_is_opened_again_beside_a_folder_of_its_name(
+    world, texts, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("minilm", "words"):
+        (tmp_path / name).mkdir()
+        store = write_store(world, tmp_path / f"{name}_store", model=name, max_tokens=16)
+        assert "encoder_folder" not in json.loads((store / "manifest.json").read_text())
+        row = np.load(store / "mean.npy")[:1]
+        found = embed_torch.load_encoder(store, device="cpu").encode(texts[:1])
+        assert units_in_the_last_place(found, row).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"store_dtype": "int8"}, "--store_dtype='int8' must be one of float16, float32"),
+        ({"pool_over": "zz"}, "--pool_over='zz' must be one of all, review"),
+        ({"dtype": "float99"}, "--dtype='float99' must be one of float32, bfloat16, float16"),
+        ({"truncate": "middle"}, "--truncate='middle' must be one of head, "),
+        ({"gptq": ["packed"]}, "--gptq=.*must be one of dequantize, packed"),
+        ({"max_tokens": "5"}, "--max_tokens='5' must be int"),
+        ({"max_tokens": True}, "--max_tokens=True must be int"),
+        ({"normalize": 1}, r"--normalize=1 must be bool \| None"),
+        ({"prefix": 1}, r"--prefix=1 must be str \| None"),
+        ({"instruction": None}, "--instruction=None must be str"),
+    ],
+    ids=str,
+)
+def test_a_setting_of_another_type_is_refused_by_its_flag(unchecked, setting, message):
+    with pytest.raises(UserError, match=message):
+        EncoderConfig(**setting)
+    with pytest.raises(UserError, match=message):
+        embed_torch.load_encoder("words", **setting)
+
+
+@pytest.mark.parametrize("name", ["poolings", "corpus", "stor_dtype"])
+def test_a_setting_that_is_not_known_is_a_type_error(stores, name):
+    for source in ("words", stores("words")):
+        with pytest.raises(TypeError, match=f"load_encoder.* unexpected keyword argument '{name}'"):
+            embed_torch.load_encoder(source, **{name: "max"})
+
+
+def test_an_empty_source_is_refused(world, monkeypatch):
+    monkeypatch.chdir(world / "bert")
+    with pytest.raises(UserError, match="source is empty"):
+        embed_torch.load_encoder("")
+    with pytest.raises(UserError, match="--model is empty"):
+        EncoderConfig(model="")
+
+
+def test_half_a_surrogate_pair_is_named_by_its_place(stores):
+    encoder = embed_torch.load_encoder(stores("words"))
+    with pytest.raises(UserError, match="text 2 is not valid Unicode.*surrogates") as refused:
+        encoder.encode(["Good", "\U0001f642", "half \ud83d"])
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format_version": 2}, "format_version 2, but this program reads 1"),
+        ({"format_version": None}, "format_version None, but"),
+        ({"poolings": 5}, "poolings is 5, not a list of texts"),
+        ({"poolings": [["mean"]]}, "poolings is .*, not a list of texts"),
+        ({"default_pooling": "max"}, "has no pooling 'max', only mean"),
+        ({"encoder": 5}, "encoder is 5, not a text"),
+        ({"encoder_folder": 5}, "encoder_folder is 5, not a text"),
+        ({"instruction": 5}, "manifest.json: --instruction=5 must be str"),
+        ({"max_tokens": "9"}, "manifest.json: --max_tokens='9' must be int"),
+        ({"dtype": "int8"}, "manifest.json: --store_dtype='int8' must be one of"),
+        ({"normalize": "no"}, "manifest.json: --normalize='no' must be bool"),
+    ],
+    ids=str,
+)
+def test_a_manifest_of_another_version_or_type_is_refused_in_one_line(
+    unchecked, stores, tmp_path, change, message
+):
+    store = shutil.copytree(stores("words"), tmp_path / "store")
+    manifest = json.loads((store / "manifest.json").read_text())
+    (store / "manifest.json").write_text(json.dumps(manifest | change))
+    with pytest.raises(UserError, match=message) as refused:
+        embed_torch.load_encoder(store)
+    assert "\n" not in str(refused.value) and str(store) in str(refused.value)
+
+
+def test_a_store_of_another_version_is_neither_reused_nor_complete(world, stores, tmp_path):
+    store = shutil.copytree(stores("words"), tmp_path / "store")
+    (store / ".lock").touch()
+    manifest = json.loads((store / "manifest.json").read_text())
+    (store / "manifest.json").write_text(json.dumps(manifest | {"format_version": 2}))
+    with pytest.raises(UserError, match="format_version 2"):
+        write_store(world, store, model="words")
+    with pytest.raises(UserError, match="format_version 2"):
+        write_store(world, tmp_path / "new", model="words", reuse=str(store))
 
 
 def test_a_hub_name_is_opened_at_the_commit_it_was_embedded_with(world, tmp_path, monkeypatch):

@@ -169,6 +169,41 @@ def test_a_worker_that_cannot_load_says_why(tmp_path, kind):
             engine.next_finished()
 
 
+def test_more_ray_workers_than_cpus_all_work(flags):
+    ray = pytest.importorskip("ray", reason="ray is an optional extra: pip install ray")
+    loading = backbone.Loading("m", Path(flags["model"]), "float32", "cpu", "dequantize")
+    rows = []
+
+    def work() -> None:
+        with engines.open_engine("ray", loading, 2) as engine:
+            for row in (1, 2):
+                engine.submit(_task(str(row), row, [5]))
+            rows.extend(engine.next_finished()[0].rows[0] for _ in range(2))
+
+    ray.init(num_cpus=1)
+    thread = threading.Thread(target=work, daemon=True)
+    with contextlib.ExitStack() as stack:
+        stack.callback(ray.shutdown)
+        stack.enter_context(pytest.MonkeyPatch.context()).setattr(
+            engines.signal, "signal", lambda *_: None
+        )  # of the main thread only
+        thread.start()
+        thread.join(90)
+        assert not thread.is_alive() and sorted(rows) == [1, 2]
+
+
+def test_more_ray_workers_than_gpus_are_refused(flags, monkeypatch):
+    pytest.importorskip("ray", reason="ray is an optional extra: pip install ray")
+    monkeypatch.setattr(engines, "_on_every_gpu", lambda _: True)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    loading = backbone.Loading("m", Path(flags["model"]), "float32", "", "dequantize")
+    with (
+        pytest.raises(UserError, match="--workers=2 need a GPU each, and Ray has 0"),
+        engines.open_engine("ray", loading, 2),
+    ):
+        pass
+
+
 class _Fragile(engines._Worker):
     """Dies of a task named "bad", and where it overlaps, already while that waits."""
 

@@ -157,12 +157,96 @@ def _module(kind: str):
         ("1_Pooling/config.json", lambda c: c | {"pooling_mode": ["cls", "mean"]}, "cls beside"),
         ("1_Pooling/config.json", lambda c: c | {"pooling_mode": "mean_sqrt_len_tokens"}, "sqrt"),
         ("1_Pooling/config.json", lambda c: c | {"include_prompt": False}, "without the prompt"),
-        ("2_Dense/config.json", lambda c: c | {"use_residual": True}, "plain projection"),
+        ("2_Dense/config.json", lambda c: c | {"use_residual": True}, "use_residual is True"),
         ("2_Dense/config.json", lambda c: c | {"activation_function": "os.system"}, "os.system"),
         ("2_Dense/config.json", lambda c: c | {"out_features": 7}, "holds .* wants"),
         ("config_sentence_transformers.json", lambda _: {"truncate_dim": 8}, "truncate_dim"),
         ("config_sentence_transformers.json", lambda _: {"default_prompt_name": "q"}, "'q'"),
         ("sentence_bert_config.json", lambda _: {"transformer_task": "fill-mask"}, "fill-mask"),
+        (
+            "config_sentence_transformers.json",
+            lambda _: {"prompts": [1]},
+            "prompts is .1., not an object",
+        ),
+        (
+            "config_sentence_transformers.json",
+            lambda _: {"prompts": {}, "default_prompt_name": ["q"]},
+            "none of its prompts",
+        ),
+        (
+            "2_Dense/config.json",
+            lambda c: c | {"in_features": "16"},
+            "in_features is '16', not a positive",
+        ),
+        (
+            "2_Dense/config.json",
+            lambda c: c | {"out_features": None},
+            "out_features is None, not a positive",
+        ),
+        (
+            "2_Dense/config.json",
+            lambda c: c | {"in_features": 17},
+            "in_features is 17, where .* gives 16",
+        ),
+        ("2_Dense/config.json", lambda c: c | {"bias": "no"}, "bias is 'no', not true or false"),
+        ("2_Dense/config.json", lambda c: c | {"activation_function": ["x"]}, "is none of"),
+        (
+            "2_Dense/config.json",
+            lambda c: c | {"module_input_name": "token_embeddings"},
+            "token_embeddings",
+        ),
+        ("2_Dense/config.json", lambda c: c | {"dropout": 0.1}, "dropout is 0.1"),
+        ("1_Pooling/config.json", lambda c: c | {"pooling_mode": 5}, "pooling_mode is 5"),
+        ("1_Pooling/config.json", lambda c: c | {"include_prompt": "no"}, "include_prompt is 'no'"),
+        ("1_Pooling/config.json", lambda c: c | {"temperature": 2}, "temperature is 2"),
+        (
+            "3_Normalize/config.json",
+            lambda _: {"module_input_name": "token_embeddings"},
+            "token_embeddings",
+        ),
+        ("3_Normalize/config.json", lambda _: {"p": 1}, "p is 1"),
+        (
+            "sentence_bert_config.json",
+            lambda _: {"max_seq_length": "12"},
+            "max_seq_length is '12', not a positive",
+        ),
+        (
+            "sentence_bert_config.json",
+            lambda _: {"max_seq_length": 0},
+            "max_seq_length is 0, not a positive",
+        ),
+        ("sentence_bert_config.json", lambda _: {"do_lower_case": "yes"}, "do_lower_case is 'yes'"),
+        ("sentence_bert_config.json", lambda _: {"query_length": 4}, "query_length is 4"),
+        (
+            "sentence_bert_config.json",
+            lambda _: {"tokenizer_args": {"do_lower_case": True}},
+            "tokenizer_args is",
+        ),
+        (
+            "sentence_bert_config.json",
+            lambda _: {"config_kwargs": {"num_hidden_layers": 1}},
+            "config_kwargs is",
+        ),
+        (
+            "sentence_bert_config.json",
+            lambda _: {"processing_kwargs": {"text": {"max_length": 4}}},
+            "processing_kwargs is",
+        ),
+        (
+            "sentence_bert_config.json",
+            lambda _: {"tokenizer_name_or_path": "bert"},
+            "tokenizer_name_or_path is",
+        ),
+        (
+            "sentence_bert_config.json",
+            lambda _: {"modality_config": {"message": {}}},
+            "modality_config is",
+        ),
+        (
+            "sentence_xlnet_config.json",
+            lambda _: {"model_args": {"dtype": "float16"}},
+            "model_args is",
+        ),
     ],
 )
 def test_what_is_not_known_of_modules_is_refused_in_one_line(edit, name, change, mentions):
@@ -170,6 +254,44 @@ def test_what_is_not_known_of_modules_is_refused_in_one_line(edit, name, change,
     with pytest.raises(UserError, match=mentions) as refused:
         embed_torch.load_encoder(folder, device="cpu")
     assert "\n" not in str(refused.value) and str(folder) in str(refused.value)
+
+
+def test_a_projection_as_wide_as_the_one_before_it_is_told_from_others(written, tmp_path):
+    folder = shutil.copytree(written["two projections"], tmp_path / "model")
+    path = folder / "3_Dense" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"in_features": DIM}))
+    with pytest.raises(UserError, match="3_Dense.*in_features is 16, where .* gives 8"):
+        embed_torch.load_encoder(folder, device="cpu")
+
+
+SETTINGS_FILES = ["roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"]
+
+
+@pytest.mark.parametrize("kind", SETTINGS_FILES)
+def test_settings_of_any_name_are_followed(written, edit, kind):
+    name = f"sentence_{kind}_config.json"
+    folder = edit("mean", name, lambda _: {"max_seq_length": 9, "do_lower_case": True})
+    (folder / "sentence_bert_config.json").write_text("{}")  # empty: the next is tried
+    encoder = embed_torch.load_encoder(folder, device="cpu")
+    found = encoder.encode(TEXTS)
+    assert encoder.max_tokens == 9
+    np.testing.assert_allclose(found, reference(folder, TEXTS), atol=2e-5, rtol=1e-5)
+
+
+def test_the_first_settings_that_say_something_count(edit):
+    folder = edit("short", "sentence_roberta_config.json", lambda _: {"max_seq_length": 9})
+    found = embed_torch.load_encoder(folder, device="cpu").encode(TEXTS)
+    np.testing.assert_allclose(found, reference(folder, TEXTS), atol=2e-5, rtol=1e-5)
+
+
+def test_settings_as_sentence_transformers_saves_them_pass(written, tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    SentenceTransformer(str(written["LaBSE"]), device="cpu").save(str(tmp_path / "saved"))
+    settings = json.loads((tmp_path / "saved" / "sentence_bert_config.json").read_text())
+    assert "modality_config" in settings
+    found = embed_torch.load_encoder(tmp_path / "saved", device="cpu").encode(TEXTS)
+    np.testing.assert_allclose(found, reference(written["LaBSE"], TEXTS), atol=2e-5, rtol=1e-5)
 
 
 def test_a_pooling_that_is_not_known_is_replaced_by_poolings(edit):
