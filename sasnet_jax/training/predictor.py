@@ -21,6 +21,7 @@ from tqdm import tqdm
 from sasnet_jax.cli import UserError
 from sasnet_jax.data import frequencies
 from sasnet_jax.data.corpus import CLASS_NAMES, labels_of
+from sasnet_jax.evaluation.predictions import LEAKY
 from sasnet_jax.models.sasnet import Encoded, ReviewSet
 from sasnet_jax.training import network, sampling, sets
 from sasnet_jax.training.config import what_decides
@@ -74,6 +75,8 @@ class Predictor:
             raise UserError("Predictor takes a list of runs, as sasnet_jax.load_run opens them")
         _refuse_unlike(runs)
         self._config = runs[0].config
+        if self._config.target_review == "include":
+            warnings.warn(f"{runs[0]} was trained with the {LEAKY}", stacklevel=2)
         self.classes = CLASS_NAMES[self._config.classes]
         self._transforms = [run.transform() for run in runs]
         self.dim = sum(self._transforms[0].dims)
@@ -101,7 +104,7 @@ class Predictor:
           NeedsStars: the run reads the stars of every review, and some have none.
         """
         for name, given in (("users", users), ("businesses", businesses)):
-            if isinstance(given, Reviews) or not all(isinstance(x, Reviews) for x in given[:1]):
+            if isinstance(given, Reviews):
                 raise UserError(f"{name} must be a list of sasnet_jax.Reviews, one of each of them")
         scores = np.empty((len(users), len(businesses), len(self.classes)), np.float32)
         if not scores.size:
@@ -176,6 +179,9 @@ class Predictor:
 
     def _checked(self, reviews: Reviews) -> Reviews:
         """Reviews that the runs can read; of none, empty arrays of the right width."""
+        if not isinstance(reviews, Reviews):
+            kind = type(reviews).__name__
+            raise UserError(f"users and businesses must be lists of sasnet_jax.Reviews, not {kind}")
         if reviews.stars is not None and not self._config.sees_stars and not self._has_warned:
             self._has_warned = True
             warnings.warn("the run reads texts alone: stars are not looked at", stacklevel=4)

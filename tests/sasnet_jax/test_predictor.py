@@ -256,9 +256,15 @@ def test_what_is_meant_otherwise_is_refused(world, tmp_path):
     assert result.returncode == 0, result.stderr
     *scores, _, _, _, stars, context = lines = result.stdout.splitlines()
     assert len(lines) == 8
-    assert all("must be a list of sasnet_jax.Reviews" in line for line in scores)
+    assert all("must be " in line and "sasnet_jax.Reviews" in line for line in scores)
     assert all("takes a list of runs" in line for line in lines[3:6])
     assert "stars of shape ()" in stars and "context='Train' is none of all, train" in context
+
+
+def test_a_run_that_saw_its_targets_is_said_to_be_leaky(world, tmp_path):
+    run = write_run(world, tmp_path / "run", target_review="include")
+    with pytest.warns(UserWarning, match=r"run was trained with the target included \(leaky\)"):
+        run.predictor()
 
 
 def test_nobody_and_nothing_give_empty_scores(world, tmp_path):
