@@ -25,6 +25,8 @@ from embed_torch.cli import UserError
 from embed_torch.config import EmbedConfig
 from sasnet_jax import prepare
 
+# Other tests of this process may have used JAX, which warns whenever Ray starts its own processes.
+pytestmark = pytest.mark.filterwarnings(r"ignore:os\.fork\(\) was called:RuntimeWarning")
 BYTES = ("mean.npy", "attentional.npy", "categories.npy", "tokens.npy", "truncated.parquet")
 
 
