@@ -22,7 +22,7 @@ from sasnet_jax.cli import UserError
 from sasnet_jax.data import interactions
 from sasnet_jax.data.corpus import labels_of
 from sasnet_jax.models.sasnet import ReviewSet
-from sasnet_jax.training import network
+from sasnet_jax.training import network, sampling, sets
 
 EVERY_SWITCH = pytest.mark.parametrize(
     "switched", [None, *SWITCHES], ids=lambda name: name or "none"
@@ -136,6 +136,26 @@ def test_the_same_reviews_score_the_same_whoever_owns_them_in_whatever_order(wor
     np.testing.assert_allclose(alone[0], scores[0], rtol=1e-5, atol=1e-6)
     other = sasnet_jax.Reviews(np.r_[pasted.vectors[:-1], pasted.vectors[:1] + 1])
     assert np.abs(predictor.score([other], businesses) - alone).max() > 1e-4
+
+
+@pytest.mark.parametrize("sizes", [(7, 5), (2, 5), (7, 0)], ids=str)
+def test_a_score_is_the_mean_over_draws_that_meet_each_other(world, tmp_path, sizes):
+    """Draw i of the person meets draw i of the place; what fits into a set is every draw."""
+    settings = {"match": True, "cross_attention": "set", "seed": 5, "scale": 0.15}
+    run = write_run(world, tmp_path / "run", set_size=3, eval_sets=4, **settings)
+    people = [sasnet_jax.Reviews(one.vectors) for one in _people(world, sizes)]
+    stream = sampling.stream(5, "recommend")
+    drawn = []
+    for person in people:
+        members = sets.members_of(person, False)
+        digest, count = np.tile(members.digest, (4, 1)), np.full(4, len(person), np.int32)
+        found = sets.draw(stream, digest, count, np.arange(4, dtype=np.int32), 3)
+        rows = [np.asarray(p)[np.asarray(m)] for p, m in zip(*found, strict=True)]
+        drawn.append([sasnet_jax.Reviews(members.vectors[r], np.full(r.size, 3.0)) for r in rows])
+    expected = _by_the_network(run, list(zip(*drawn, strict=True)))
+    score = run.predictor().score(people[:1], people[1:])[0, 0]
+    np.testing.assert_allclose(score, expected.mean(axis=0), rtol=1e-5, atol=1e-6)
+    assert np.abs(expected - expected[0]).max() > 1e-3
 
 
 @pytest.mark.parametrize("bias_term", [False, True])

@@ -23,8 +23,8 @@ NETWORK_SWITCHES = {
 SWITCHES = NETWORK_SWITCHES | {"discriminants": (0, 4)}
 
 
-def write_run(world: World, output: Path, **settings) -> Run:
-    """A finished run whose parameters are random, and large enough to matter."""
+def write_run(world: World, output: Path, *, scale: float = 0.3, **settings) -> Run:
+    """A finished run whose parameters are normal with this deviation: large enough to matter."""
     paths = {"corpus": str(world.corpus_folder), "store": (str(world.store_folder),)}
     config = TrainConfig(**paths | SMALL | {"epochs": 1} | settings, output=str(output))
     corpus, stores = inputs.open_inputs(config)
@@ -34,7 +34,7 @@ def write_run(world: World, output: Path, **settings) -> Run:
     transform.save(output / "zscore.npz")
     _, like = network.definition(config, transform.width)
     rng = np.random.default_rng(config.seed)
-    params = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(x.dtype), like)
+    params = jax.tree.map(lambda x: rng.normal(0, scale, x.shape).astype(x.dtype), like)
     checkpoints = Checkpoints(output)
     progress = Progress(epochs_evaluated=1, best_epoch=1, best_log_loss=1.0)
     checkpoints.save(1, params, params, progress)
