@@ -177,7 +177,7 @@ def make_prompt(
 
 
 def _prefixed(prompt: Prompt, tokenizer: Any, prefix: str) -> Prompt:
-    """A prompt with a text before every review, the two tokenised as one text."""
+    """A prompt with a text before every review, the two tokenized as one text."""
     if not prefix:
         return prompt
     if tokenizer(prefix, add_special_tokens=False)["input_ids"] != prompt.tokenize([prefix])[0]:
