@@ -48,7 +48,7 @@ def setting(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def main(config_class: type, run: Callable[[Any], None], description: str) -> None:
+def main(config_class: type, run: Callable[[Any], None], description: str | None) -> None:
     """Runs one command: sys.argv -> config_class -> run(config) -> exit status."""
     # Unwind, so that nothing half written is left; commands that can save do so themselves.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
@@ -67,7 +67,7 @@ def main(config_class: type, run: Callable[[Any], None], description: str) -> No
         sys.exit(130)
 
 
-def parse(config_class: type, argv: Sequence[str], description: str) -> Any:
+def parse(config_class: type, argv: Sequence[str], description: str | None) -> Any:
     """Parses `argv` (program name first) into a `config_class`.
 
     Raises:
@@ -116,7 +116,7 @@ def _define(values: flags.FlagValues, field: dataclasses.Field, kind: Any) -> No
         define(**common)
 
 
-def _help(config_class: type, description: str, full: bool) -> str:
+def _help(config_class: type, description: str | None, full: bool) -> str:
     kinds = typing.get_type_hints(config_class)
     topics: dict[str, list[str]] = {}
     for field in dataclasses.fields(config_class):
@@ -131,7 +131,7 @@ def _help(config_class: type, description: str, full: bool) -> str:
             text += f" [{field.default}]"
         line = f"  --{field.name:<20} {text}"
         topics.setdefault(field.metadata["topic"], []).append(line)
-    lines = [description]
+    lines = [description or ""]
     for topic, rows in topics.items():
         lines += [f"{topic}:", *rows]
     lines.append(

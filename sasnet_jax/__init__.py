@@ -12,22 +12,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sasnet_jax.cli import UserError
-    from sasnet_jax.training.predictor import NeedsStars, Predictor, WrongEncoder
-    from sasnet_jax.training.run import Run, load_run
-    from sasnet_jax.training.sets import Reviews
+    from sasnet_jax.model.predictor import NeedsStars, Predictor, WrongEncoder
+    from sasnet_jax.model.run import Run, load_run
+    from sasnet_jax.model.sets import Reviews
 
 __version__ = "0.1.0"
 __all__ = ["NeedsStars", "Predictor", "Reviews", "Run", "UserError", "WrongEncoder", "load_run"]
 
 # Loaded when first asked for, so that a command waits for what it needs only.
 _MODULES = {
-    "NeedsStars": "sasnet_jax.training.predictor",
-    "Predictor": "sasnet_jax.training.predictor",
-    "Reviews": "sasnet_jax.training.sets",
-    "Run": "sasnet_jax.training.run",
+    "NeedsStars": "sasnet_jax.model.predictor",
+    "Predictor": "sasnet_jax.model.predictor",
+    "Reviews": "sasnet_jax.model.sets",
+    "Run": "sasnet_jax.model.run",
     "UserError": "sasnet_jax.cli",
-    "WrongEncoder": "sasnet_jax.training.predictor",
-    "load_run": "sasnet_jax.training.run",
+    "WrongEncoder": "sasnet_jax.model.predictor",
+    "load_run": "sasnet_jax.model.run",
 }
 
 

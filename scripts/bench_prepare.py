@@ -33,8 +33,10 @@ from typing import Any
 
 from sasnet_jax import cli, files
 from sasnet_jax.cli import setting
-from sasnet_jax.data import filters, subset, synthetic
-from sasnet_jax.data.reviews import ReviewDumps
+from sasnet_jax.prepare import filters
+from sasnet_jax.prepare.choose import Demand, choose, graph_of
+from sasnet_jax.prepare.reviews import ReviewDumps
+from sasnet_jax.synthetic.world import YELP, generate
 
 _PAPER = {"min_reviews_user": 10, "min_reviews_business": 20}
 
@@ -101,7 +103,7 @@ def _dump(folder: Path, reviews: int) -> Path:
     truth = folder / "truth.json"  # written last
     if not truth.exists() or json.loads(truth.read_text())["reviews"] != reviews:
         folder.mkdir(parents=True, exist_ok=True)
-        synthetic.generate(reviews, 0, folder, synthetic.YELP)
+        generate(reviews, 0, folder, YELP)
     return path
 
 
@@ -120,9 +122,9 @@ def _read_and_filter(dump: Path):
 
 def _choose(dump: Path, users: int, businesses: int) -> dict[str, Any]:
     kept = _read_and_filter(dump)
-    graph = subset.graph_of(kept)
-    demand = subset.Demand(users=users, user_reviews=10, businesses=businesses, business_reviews=20)
-    report = subset.choose(graph, demand, prefer="longer", exact_below=5000, seconds=300.0).report
+    graph = graph_of(kept)
+    demand = Demand(users=users, user_reviews=10, businesses=businesses, business_reviews=20)
+    report = choose(graph, demand, prefer="longer", exact_below=5000, seconds=300.0).report
     users, businesses = graph.user.max() + 1, graph.business.max() + 1
     size = f"{kept.height:,} reviews, {users:,} users, {businesses:,} businesses"
     return {**report, "from": size}

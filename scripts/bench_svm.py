@@ -27,8 +27,9 @@ import numpy as np
 import sklearn.svm
 
 from sasnet_jax import cli, files
+from sasnet_jax.baselines import protocol, svm
 from sasnet_jax.cli import UserError, setting
-from sasnet_jax.evaluation import metrics, protocol, svm
+from sasnet_jax.scores import metrics
 
 _DIM = 3072  # of an embedding; a pair has the averages of both sides
 _FACTORS = 40  # that a side's averages really vary in

@@ -36,14 +36,15 @@ import numpy as np
 import torch
 from bench_train_torch import TorchTraining
 
-from sasnet_jax import cli, files, prepare
+from sasnet_jax import cli, files
 from sasnet_jax.cli import UserError, setting
-from sasnet_jax.data import embeddings
-from sasnet_jax.data.corpus import Corpus, read_corpus
-from sasnet_jax.data.embeddings import ZScore
-from sasnet_jax.data.interactions import Context, Contexts
-from sasnet_jax.training import batches, compilation, devices, inputs, loop, step
-from sasnet_jax.training.config import TrainConfig
+from sasnet_jax.corpus.contexts import Context, Contexts
+from sasnet_jax.corpus.corpus import Corpus, read_corpus
+from sasnet_jax.corpus.store import FORMAT_VERSION, ZScore
+from sasnet_jax.model import compilation, devices, draws, inputs, step
+from sasnet_jax.model.config import TrainConfig
+from sasnet_jax.prepare import command as prepare
+from sasnet_jax.train import loop
 
 _DIM = 3072
 _REVIEWS, _USERS, _BUSINESSES = 75_379, 11_117, 3_752  # the paper's corpus
@@ -107,13 +108,13 @@ def run(config: BenchConfig) -> None:
 class _Ours:
     """The program's own functions."""
 
-    def __init__(self, config: TrainConfig, host: batches.Data, steps: int):
+    def __init__(self, config: TrainConfig, host: draws.Data, steps: int):
         self.config, self.steps = config, steps
         self.mesh = devices.mesh_for(config.batch_size)
         self.functions = step.build(config, self.mesh, _DIM, total_steps=1)
         self.data = inputs.on_devices(config, self.mesh, host)
         rows = devices.place(self.mesh, np.arange(len(host.stars), dtype=np.int32))
-        self.epoch = batches.shuffle(rows, np.int32(0), config.batch_size, config.seed)
+        self.epoch = draws.shuffle(rows, np.int32(0), config.batch_size, config.seed)
         self.state = self.functions.init()
         self.parameters = sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
         self.flops = _flops_of_an_example(config)
@@ -123,7 +124,7 @@ class _Ours:
         @jax.jit
         def sample(data, epoch, last):
             def body(index, total):
-                draw = batches.draw_training(config, data, epoch.targets[index], index)
+                draw = draws.draw_training(config, data, epoch.targets[index], index)
                 return total + draw.rows.sum() + draw.mask.sum()
 
             return jax.lax.fori_loop(0, last, body, 0)
@@ -158,7 +159,7 @@ def _flops_of_an_example(config: TrainConfig) -> int:
     return 2 * (2 * project + 3 * (encoder + cross + head))
 
 
-def _random_data(reviews: int) -> batches.Data:
+def _random_data(reviews: int) -> draws.Data:
     """As many users and businesses to a review as in the paper's corpus; nothing to be learned."""
     rng = np.random.default_rng(0)
     table = rng.standard_normal((reviews, _DIM), np.float32).astype(np.float16)
@@ -174,7 +175,7 @@ def _random_data(reviews: int) -> batches.Data:
         return Context(rows, start, size, skip)
 
     scale = reviews / _REVIEWS
-    return batches.Data(
+    return draws.Data(
         tables=(table,),
         scalings=(ZScore(np.zeros(_DIM, np.float32), np.ones(_DIM, np.float32)),),
         stars=np.full(reviews, 4, np.float32),
@@ -198,7 +199,7 @@ def _write_random_store(folder: Path, corpus: Corpus) -> None:
     folder.mkdir()
     shape = (corpus.user.size, _DIM)
     np.save(folder / "mean.npy", np.random.default_rng(0).standard_normal(shape, np.float32))
-    manifest = {"format_version": embeddings.FORMAT_VERSION, "texts_sha256": corpus.texts_sha256}
+    manifest = {"format_version": FORMAT_VERSION, "texts_sha256": corpus.texts_sha256}
     manifest |= {"poolings": ["mean"], "default_pooling": "mean", "dim": _DIM}
     files.write_json(folder / "manifest.json", manifest)
 

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from sasnet_jax.training.batches import Data
-from sasnet_jax.training.config import TrainConfig
+from sasnet_jax.model.config import TrainConfig
+from sasnet_jax.model.draws import Data
 
 
 class TorchTraining:
@@ -84,7 +84,7 @@ class _Sets(torch.utils.data.Dataset):
 
 
 class SASNet(nn.Module):
-    """`sasnet_jax.models.sasnet`, `cross_attention="pooled"`, `review_features="text"`."""
+    """`sasnet_jax.model.sasnet`, `cross_attention="pooled"`, `review_features="text"`."""
 
     def __init__(self, config: TrainConfig, embedding_dim: int):
         super().__init__()

@@ -1,13 +1,13 @@
 """What one reaches who reads the synthetic reviews perfectly, but infers simply.
 
-Each text says facts (`synthetic_text.read_facts`): which aspects, how good, what its user cares
+Each text says facts (`text.read_facts`): which aspects, how good, what its user cares
 for. A logistic regression predicts from sums of these over both sides' other reviews, with the
 penalty tuned on validation:
 
 - plain: averages over all reviews of a side, and their products;
 - by hand: praise per mention of an aspect, tastes of length one, stars less what the words explain,
   each shrunk, and their products: as near to the inference behind the ceiling
-  (`synthetic_ceiling.py`) as a few lines come.
+  (`ceiling.py`) as a few lines come.
 
     python scripts/probe_synthetic.py --corpus=CORPUS
 
@@ -24,12 +24,12 @@ from sklearn.preprocessing import StandardScaler
 
 from sasnet_jax import cli
 from sasnet_jax.cli import UserError, setting
-from sasnet_jax.data import frequencies
-from sasnet_jax.data.corpus import CLASSES, Corpus, read_corpus
-from sasnet_jax.data.interactions import averaging_matrix, contexts_of
-from sasnet_jax.data.splits import SPLITS
-from sasnet_jax.data.synthetic_text import ASPECTS, read_facts
-from sasnet_jax.evaluation import metrics
+from sasnet_jax.corpus.contexts import averaging_matrix, contexts_of
+from sasnet_jax.corpus.corpus import CLASSES, Corpus, read_corpus
+from sasnet_jax.corpus.counts import bias_features, class_shares, context_counts
+from sasnet_jax.corpus.splits import SPLITS
+from sasnet_jax.scores import metrics
+from sasnet_jax.synthetic.text import ASPECTS, read_facts
 
 _USUAL_STARS = 3.6
 _PENALTIES = (0.001, 0.003, 0.01, 0.03)  # C
@@ -108,9 +108,9 @@ def _features(
         taste = user["care"] / (user["n"] + _USER)
         quality = business["praise"] / (business["n"] + _BUSINESS)
     products = (taste[:, :, None] * quality[:, None, :]).reshape(rows.size, -1)
-    counts = frequencies.context_counts(contexts, corpus.label, classes)[rows]
-    shares = frequencies.class_shares(corpus.label[corpus.rows("train")], classes)
-    rated = np.asarray(frequencies.bias_features(counts.astype(np.float32), shares))
+    counts = context_counts(contexts, corpus.label, classes)[rows]
+    shares = class_shares(corpus.label[corpus.rows("train")], classes)
+    rated = np.asarray(bias_features(counts.astype(np.float32), shares))
     return np.hstack([*averages, taste, quality, rated, products])
 
 

@@ -21,12 +21,14 @@ import numpy as np  # noqa: E402
 import polars as pl  # noqa: E402
 import pytest  # noqa: E402
 
-from sasnet_jax import files, prepare  # noqa: E402
-from sasnet_jax.data import embeddings, interactions  # noqa: E402
-from sasnet_jax.data.corpus import Corpus, read_corpus  # noqa: E402
-from sasnet_jax.training import inputs  # noqa: E402
-from sasnet_jax.training.batches import Data  # noqa: E402
-from sasnet_jax.training.config import TrainConfig  # noqa: E402
+from sasnet_jax import files  # noqa: E402
+from sasnet_jax.corpus import contexts  # noqa: E402
+from sasnet_jax.corpus.corpus import Corpus, read_corpus  # noqa: E402
+from sasnet_jax.corpus.store import FORMAT_VERSION  # noqa: E402
+from sasnet_jax.model import inputs  # noqa: E402
+from sasnet_jax.model.config import TrainConfig  # noqa: E402
+from sasnet_jax.model.draws import Data  # noqa: E402
+from sasnet_jax.prepare import command as prepare  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -49,7 +51,7 @@ def write_store(folder: Path, corpus: Corpus, table: np.ndarray) -> Path:
     folder.mkdir(parents=True)
     np.save(folder / "mean.npy", table)
     manifest = {
-        "format_version": embeddings.FORMAT_VERSION,
+        "format_version": FORMAT_VERSION,
         "encoder": "test",
         "weights_sha256": "0" * 64,
         "tokenizer_sha256": "0" * 64,
@@ -120,13 +122,13 @@ def load_data(config: TrainConfig) -> tuple[Corpus, Data]:
 def opened(monkeypatch) -> list[str]:
     """The sides of a corpus whose interaction files were opened, each time that they were."""
     sides: list[str] = []
-    read = interactions.read_grouped
+    read = contexts.read_grouped
 
     def counted(corpus, side):
         sides.append(side)
         return read(corpus, side)
 
-    monkeypatch.setattr(interactions, "read_grouped", counted)
+    monkeypatch.setattr(contexts, "read_grouped", counted)
     return sides
 
 

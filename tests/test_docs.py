@@ -9,9 +9,9 @@ from conftest import ROOT
 
 from embed_torch import embed
 from embed_torch.config import EmbedConfig
-from sasnet_jax import prepare
-from sasnet_jax.training import loop
-from sasnet_jax.training.config import TrainConfig
+from sasnet_jax.model.config import TrainConfig
+from sasnet_jax.prepare import command as prepare
+from sasnet_jax.train import loop
 
 _SNIPPET = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 DOCUMENTS = [

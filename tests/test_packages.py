@@ -1,4 +1,5 @@
 import dataclasses
+import graphlib
 import pkgutil
 import re
 import subprocess
@@ -10,15 +11,15 @@ from conftest import ROOT
 import embed_torch
 import sasnet_jax
 from embed_torch.config import EmbedConfig
-from sasnet_jax.baselines import BaselinesConfig
-from sasnet_jax.embedding_quality import EmbeddingQualityConfig
-from sasnet_jax.evaluate import EvaluateConfig
-from sasnet_jax.leakage import LeakageConfig
-from sasnet_jax.prepare import PrepareConfig
-from sasnet_jax.report import ReportConfig
-from sasnet_jax.runs import RunsConfig
-from sasnet_jax.sweep import SweepConfig
-from sasnet_jax.training.config import TrainConfig
+from sasnet_jax.baselines.command import BaselinesConfig
+from sasnet_jax.embedding_quality.command import EmbeddingQualityConfig
+from sasnet_jax.evaluate.command import EvaluateConfig
+from sasnet_jax.leakage.command import LeakageConfig
+from sasnet_jax.model.config import TrainConfig
+from sasnet_jax.prepare.command import PrepareConfig
+from sasnet_jax.report.command import ReportConfig
+from sasnet_jax.runs.command import RunsConfig
+from sasnet_jax.sweep.command import SweepConfig
 
 CONFIGS = (
     EmbedConfig,
@@ -84,3 +85,41 @@ def test_train_help_fits_a_screen():
     lines = result.stdout.splitlines()
     assert "--learning_rate" in result.stdout
     assert len(lines) <= 40 and max(map(len, lines)) <= 100
+
+
+def test_every_command_is_listed_by_its_bare_name():
+    result = subprocess.run(
+        [sys.executable, "-m", "sasnet_jax"], capture_output=True, text=True, cwd=ROOT, timeout=60
+    )
+    assert result.returncode == 0, result.stderr
+    listed = [line.split()[0] for line in result.stdout.splitlines()]
+    folders = {path.parent.name for path in (ROOT / "sasnet_jax").glob("*/__main__.py")}
+    assert len(listed) == len(set(listed)) and set(listed) == folders
+
+
+@pytest.mark.parametrize("command", ["prepare", "runs", "report"])
+def test_a_command_that_trains_nothing_loads_neither_jax_nor_flax(command):
+    code = (
+        f"import sys, sasnet_jax.{command}.command\n"
+        "print([name for name in ('jax', 'flax', 'orbax') if name in sys.modules])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60
+    )
+    assert result.stdout.strip() == "[]", result.stdout + result.stderr
+
+
+def _uses(package: str) -> set[str]:
+    """The other packages of sasnet_jax whose modules a package imports."""
+    sources = (path.read_text() for path in (ROOT / "sasnet_jax" / package).glob("*.py"))
+    named = {name for source in sources for name in re.findall(r"from sasnet_jax\.(\w+)", source)}
+    return {name for name in named if (ROOT / "sasnet_jax" / name).is_dir()} - {package}
+
+
+def test_imports_between_stages_run_one_way():
+    packages = sorted(path.parent.name for path in (ROOT / "sasnet_jax").glob("*/__init__.py"))
+    graph = graphlib.TopologicalSorter({package: _uses(package) for package in packages})
+    graph.prepare()  # raises CycleError
+    commands = {path.parent.name for path in (ROOT / "sasnet_jax").glob("*/__main__.py")}
+    for shared in {*packages} - commands:
+        assert not _uses(shared) & commands, f"{shared} imports a command"

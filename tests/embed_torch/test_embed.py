@@ -20,9 +20,9 @@ from embed_torch.cli import UserError
 from embed_torch.config import EmbedConfig, EncoderConfig
 from embed_torch.files import texts_sha256
 from embed_torch.inputs import Tokenization
-from sasnet_jax import prepare
-from sasnet_jax.data import embeddings
-from sasnet_jax.data.corpus import read_corpus
+from sasnet_jax.corpus.corpus import read_corpus
+from sasnet_jax.corpus.store import open_store
+from sasnet_jax.prepare import command as prepare
 
 TEXTS = [
     "Great food, and the waiter was kind.",
@@ -85,7 +85,7 @@ def test_a_review_without_tokens_is_embedded_as_its_prompt(minilm):
 
 def test_store_holds_row_i_for_review_i(store, corpus_folder, reference):
     corpus = read_corpus(corpus_folder)
-    opened = embeddings.open_store(store, corpus)
+    opened = open_store(store, corpus)
     table = np.load(store / "mean.npy", mmap_mode="r", allow_pickle=False)
     assert table.dtype == np.float16 and table.shape == (corpus.user.size, 384)
     assert np.array_equal(opened.table, table)
@@ -163,7 +163,7 @@ def test_a_store_without_manifest_is_not_a_store(store, corpus_folder, tmp_path)
     from sasnet_jax.cli import UserError as ReaderError
 
     with pytest.raises(ReaderError, match="manifest.json"):
-        embeddings.open_store(copy, read_corpus(corpus_folder))
+        open_store(copy, read_corpus(corpus_folder))
     embed.run(EmbedConfig(corpus=str(corpus_folder), output=str(copy)))  # the same command repairs
     for name in ("mean.npy", "categories.npy", "tokens.npy", "manifest.json"):
         assert (copy / name).read_bytes() == (store / name).read_bytes()

@@ -20,9 +20,9 @@ from embed_torch import backbone, corpus, embed
 from embed_torch.cli import UserError
 from embed_torch.config import EmbedConfig, EncoderConfig
 from embed_torch.prompts import PHI3
-from sasnet_jax import prepare
-from sasnet_jax.data import embeddings
-from sasnet_jax.data.corpus import read_corpus
+from sasnet_jax.corpus.corpus import read_corpus
+from sasnet_jax.corpus.store import open_store
+from sasnet_jax.prepare import command as prepare
 
 INSTRUCTED = {"model": "phi3", "instruction": "Analyze the review."}
 STORES = {
@@ -187,7 +187,7 @@ def test_stores_of_before_open_and_need_a_template_that_came_from_a_file(world, 
         else:
             embed_torch.load_encoder(old, device="cpu")
         identities = [
-            embeddings.open_store(folder, read_corpus(world / "corpus")).identity
+            open_store(folder, read_corpus(world / "corpus")).identity
             for folder in (old, stores(name))
         ]
         assert identities[0] == identities[1]  # so that a run of the one opens with the other

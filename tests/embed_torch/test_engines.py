@@ -23,7 +23,7 @@ from conftest import ROOT
 from embed_torch import backbone, embed, engines, inline
 from embed_torch.cli import UserError
 from embed_torch.config import EmbedConfig
-from sasnet_jax import prepare
+from sasnet_jax.prepare import command as prepare
 
 # Other tests of this process may have used JAX, which warns whenever Ray starts its own processes.
 pytestmark = pytest.mark.filterwarnings(r"ignore:os\.fork\(\) was called:RuntimeWarning")

@@ -16,7 +16,7 @@ from embed_torch import checkpoint, embed
 from embed_torch.cli import UserError
 from embed_torch.config import EmbedConfig, EncoderConfig
 from embed_torch.encoder import Encoder
-from sasnet_jax import prepare
+from sasnet_jax.prepare import command as prepare
 
 TEXTS = [
     "Great food, and the waiter was kind.",

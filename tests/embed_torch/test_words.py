@@ -5,9 +5,9 @@ import numpy as np
 from embed_torch import checkpoint, embed
 from embed_torch.config import EmbedConfig, EncoderConfig
 from embed_torch.encoder import Encoder
-from sasnet_jax import prepare
-from sasnet_jax.data import embeddings
-from sasnet_jax.data.corpus import read_corpus
+from sasnet_jax.corpus.corpus import read_corpus
+from sasnet_jax.corpus.store import open_store, read_manifest
+from sasnet_jax.prepare import command as prepare
 
 
 def _expected(tokenizer, text: str) -> np.ndarray:
@@ -25,11 +25,11 @@ def test_a_store_of_words_is_a_signed_count(tmp_path):
     store = tmp_path / "words"
     embed.run(EmbedConfig(corpus=str(tmp_path / "corpus"), output=str(store), model="words"))
     corpus = read_corpus(tmp_path / "corpus")
-    table = embeddings.open_store(store, corpus).table
+    table = open_store(store, corpus).table
     tokenizer = checkpoint.find_checkpoint("minilm").tokenizer
     expected = np.stack([_expected(tokenizer, text) for text in corpus.texts()])
     np.testing.assert_allclose(table, expected, atol=1e-3)
-    assert embeddings.read_manifest(store, corpus)["truncated"] == 0
+    assert read_manifest(store, corpus)["truncated"] == 0
 
 
 def test_words_are_not_minilm_to_those_who_reuse_stores():

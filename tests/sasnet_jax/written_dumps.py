@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from sasnet_jax.data.reviews import ReviewDumps
+from sasnet_jax.prepare.reviews import ReviewDumps
 
 BOM = b"\xef\xbb\xbf"
 GOOD = {"review_id": "r", "user_id": "u", "business_id": "b", "stars": 4.0, "text": "fine"}

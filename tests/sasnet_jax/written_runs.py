@@ -6,10 +6,11 @@ import jax
 import numpy as np
 from conftest import SMALL, World
 
-from sasnet_jax.training import inputs, network, run_folder
-from sasnet_jax.training.checkpoint import Checkpoints, Progress
-from sasnet_jax.training.config import TrainConfig
-from sasnet_jax.training.run import Run
+from sasnet_jax.model import inputs, network
+from sasnet_jax.model.checkpoint import Checkpoints, Progress
+from sasnet_jax.model.config import TrainConfig
+from sasnet_jax.model.run import Run
+from sasnet_jax.train import run_folder
 
 # Every switch of the network, off and on, and of what it reads.
 NETWORK_SWITCHES = {

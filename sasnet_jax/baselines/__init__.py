@@ -1,0 +1,1 @@
+"""Corpus and stores -> simple models to compare with, and their predictions."""

@@ -1,0 +1,192 @@
+"""The registry of baselines: what each one is (paper section 2.5, DESIGN section 5).
+
+A baseline is a value: its name, what it sees, what stands for the texts that it reads, and how it
+is fitted. The value is written with the results, so nobody ever looks into a name.
+
+To add a baseline, add a line to `KINDS`, and one to `FITS` if it is fitted in a new way. It is then
+fitted, saved, compared and shown like the others.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+from jaxtyping import Float, Float32, Int8
+
+from sasnet_jax.baselines import logistic, svm
+from sasnet_jax.baselines.protocol import Candidate
+from sasnet_jax.cli import UserError
+from sasnet_jax.corpus.counts import class_shares
+
+# Of the other reviews of a target's user and business; "target": the review to be predicted itself.
+Sees = Literal["nothing", "stars", "text", "text+stars", "target"]
+TextFeatures = Literal["tfidf", "embeddings"]
+Labels: TypeAlias = dict[str, Int8[np.ndarray, "_"]]  # the labels of each split
+
+MAJORITY = "majority"
+BIAS = "bias"
+ORACLE = "oracle"  # the best of those that see the target: a ceiling, never to be compared with
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Baseline:
+    """One baseline, as its results are kept."""
+
+    name: str  # the key of its results, and the stem of its predictions' file
+    label: str  # what a person calls it
+    sees: Sees
+    features: TextFeatures | None  # what stands for a text; None where it sees no text
+    store: str | None  # whose embeddings, by the folder's name; None for other features
+    fit: str  # of FITS
+
+    @property
+    def is_ceiling(self) -> bool:
+        """Whether it reads the review to be predicted, whatever the protocol."""
+        return self.sees == "target"
+
+    @property
+    def reads_context(self) -> bool:
+        """Whether it depends on the other reviews, and so on the protocol."""
+        return self.sees not in ("nothing", "target")
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """Everything but the name, to be written beside the results."""
+        return {key: getattr(self, key) for key in _DESCRIPTION}
+
+
+_DESCRIPTION = tuple(field.name for field in dataclasses.fields(Baseline) if field.name != "name")
+
+
+class Fitted(NamedTuple):
+    """A classifier, and what was chosen for it on validation."""
+
+    candidate: int  # which of the candidate inputs
+    predict: Callable[[Float32[np.ndarray, "n f"]], Float[np.ndarray, "n c"]]
+    chosen: dict[str, Any]
+
+
+def _fit_shares(candidates: Sequence[Candidate], label: Labels, seed: int, name: str) -> Fitted:
+    """Predicts the class shares of the training reviews."""
+    shares = class_shares(label["train"], int(label["train"].max()) + 1)
+    return Fitted(0, lambda inputs: np.tile(shares, (len(inputs), 1)).astype(np.float64), {})
+
+
+def _fit_svm(candidates: Sequence[Candidate], label: Labels, seed: int, name: str) -> Fitted:
+    index, model, chosen = svm.fit(candidates, label, seed, name)
+    return Fitted(index, model.predict, chosen)
+
+
+def _fit_logistic(candidates: Sequence[Candidate], label: Labels, seed: int, name: str) -> Fitted:
+    index, model, chosen = logistic.fit(candidates, label, seed, name)
+    predict = functools.partial(logistic.predict, model, classes=len(model.classes_))
+    return Fitted(index, predict, chosen)
+
+
+# From candidate inputs (the best is chosen on validation), labels, a seed and the baseline's name.
+FITS: dict[str, Callable[[Sequence[Candidate], Labels, int, str], Fitted]] = {
+    "shares": _fit_shares,
+    "svm": _fit_svm,
+    "logistic": _fit_logistic,
+}
+
+
+class Kind(NamedTuple):
+    """A line of the registry: one baseline, or one for TF-IDF and for each store if it sees texts.
+
+    `{text}` in name and label stands for these features. A name ends in how the baseline is fitted;
+    one that sees the target has `oracle` in it, and a `fit` that reports its `tuned_accuracy`.
+    """
+
+    name: str
+    label: str
+    sees: Sees
+    fit: str
+
+
+KINDS: tuple[Kind, ...] = (
+    Kind(MAJORITY, "majority", "nothing", "shares"),
+    Kind(BIAS, "bias (class counts)", "stars", "logistic"),
+    Kind("{text}_svm", "{text} + SVM", "text", "svm"),
+    Kind("{text}_stars_svm", "{text} + SVM, stars too", "text+stars", "svm"),
+    Kind("{text}_logistic", "{text} + logistic regression", "text", "logistic"),
+    Kind(
+        "{text}_stars_logistic",
+        "{text} + logistic regression, stars too",
+        "text+stars",
+        "logistic",
+    ),
+    Kind("{text}_oracle", "oracle of {text}", "target", "svm"),
+)
+
+
+def baselines_of(stores: Sequence[str]) -> list[Baseline]:
+    """Every baseline, in the order of tables: those without texts, of TF-IDF, then of each store.
+
+    Args:
+      stores: the names of the stores' folders.
+
+    Raises:
+      UserError: two would have one name.
+    """
+    texts: list[tuple[TextFeatures, str | None]] = [("tfidf", None)]
+    texts += [("embeddings", store) for store in stores]
+    found = [_baseline(kind, None, None) for kind in KINDS if not _sees_text(kind)]
+    found += [_baseline(kind, *text) for text in texts for kind in KINDS if _sees_text(kind)]
+    first: dict[str, Baseline] = {}
+    for one in found:
+        other = first.setdefault(one.name, one)
+        if other is not one:
+            raise UserError(
+                f"--store: the baselines {other.label!r} and {one.label!r} would both be called "
+                f"{one.name}: rename the folder of a store"
+            )
+    return found
+
+
+def oracle_of(best: Baseline) -> Baseline:
+    """The one that is shown, of those that see the target."""
+    return dataclasses.replace(best, name=ORACLE, label="oracle")
+
+
+def read(
+    path: Path, models: Any, made_by: str = "python -m sasnet_jax.baselines"
+) -> dict[str, Baseline]:
+    """The baselines of a file of results, by name.
+
+    Args:
+      path: the file.
+      models: what it says of each, by name.
+      made_by: the command that wrote it.
+
+    Raises:
+      UserError: it does not say what they are.
+    """
+    try:
+        return {
+            name: Baseline(name=name, **{key: model[key] for key in _DESCRIPTION})
+            for name, model in models.items()
+        }
+    except (AttributeError, KeyError, TypeError):
+        raise UserError(
+            f"{path} does not say what each baseline sees and how it is fitted; an earlier version "
+            f"wrote it: run {made_by} again into a new folder"
+        ) from None
+
+
+def _baseline(kind: Kind, features: TextFeatures | None, store: str | None) -> Baseline:
+    return Baseline(
+        name=kind.name.format(text=store or "tfidf"),
+        label=kind.label.format(text=store or "TF-IDF"),
+        sees=kind.sees,
+        features=features,
+        store=store,
+        fit=kind.fit,
+    )
+
+
+def _sees_text(kind: Kind) -> bool:
+    return kind.sees in ("text", "text+stars", "target")

@@ -1,1 +1,0 @@
-"""Raw reviews to corpus, contexts of targets, and embedding tables."""

@@ -1,0 +1,1 @@
+"""Corpus and stores -> how well their embeddings hold sentiment and category."""

@@ -1,0 +1,125 @@
+"""`python -m sasnet_jax.embedding_quality`: the paper's Tables 1 and 3 (sections 2.3, 3.1, 4.1)."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from sasnet_jax import files
+from sasnet_jax.cli import UserError, setting
+from sasnet_jax.corpus import categories
+from sasnet_jax.corpus.corpus import Corpus, read_corpus
+from sasnet_jax.corpus.store import Store, open_poolings, open_store
+from sasnet_jax.embedding_quality import quality_study, quality_tables
+from sasnet_jax.scores import paper
+
+_JSON, _TABLES, _PAIRS = "embedding_quality.json", "embedding_quality.md", "category_pairs.parquet"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class EmbeddingQualityConfig:
+    """Settings of `embedding_quality`."""
+
+    corpus: str = setting("", help="corpus folder", topic="files", required=True)
+    store: tuple[str, ...] = setting(
+        (), help="embedding store, all its poolings; repeatable", topic="files", required=True
+    )
+    reference: str = setting(
+        "", help="store whose category names are the truth; empty = MiniLM's", topic="files"
+    )
+    output: str = setting("", help="folder to write", topic="files", required=True)
+    pooling: tuple[str, ...] = setting(
+        (), help="only this one of each store; repeatable", topic="methods"
+    )
+    against: str = setting(
+        "", help="STORE/POOLING that Table 3 compares; empty = best score", topic="methods"
+    )
+    min_reviews: int = setting(5, help="reviews that a category needs", topic="methods")
+    draws: int = setting(
+        1000, help="of categories (bootstrap), and permutations of their names", topic="methods"
+    )
+    seed: int = setting(0, help="of noise, permutations and bootstrap", topic="methods")
+
+    def __post_init__(self):
+        """Refuses what cannot be meant."""
+        if self.min_reviews < 1:
+            raise UserError(f"--min_reviews={self.min_reviews} must be positive")
+        if self.draws < 100:
+            raise UserError(f"--draws={self.draws} must be at least 100")
+        if self.seed < 0:
+            raise UserError(f"--seed={self.seed} must not be negative")
+
+
+def run(config: EmbeddingQualityConfig) -> None:
+    """Writes the tables and what they are made from, or finds them there."""
+    corpus = read_corpus(Path(config.corpus))
+    stores = _open(config, corpus)
+    if config.against and config.against not in stores:
+        raise UserError(f"--against={config.against} is none of {', '.join(stores)}")
+    reference = _reference(config, corpus, stores)
+    known = categories.read_categories(corpus)
+    settings = {
+        "corpus_sha256": corpus.sha256,
+        "categories_sha256": known.sha256,
+        "stores": {name: store.identity for name, store in stores.items()},
+        "reference": reference.identity,
+        "against": config.against,
+        "min_reviews": config.min_reviews,
+        "draws": config.draws,
+        "seed": config.seed,
+    }
+    output = Path(config.output)
+    if found := _already_there(output, settings):
+        print(quality_tables.render(found))
+        print(f"{output} is already complete: nothing to do")
+        return
+    groups = quality_study.groups_of(corpus, known, reference, config.min_reviews)
+    methods = quality_study.measure(corpus, stores, groups, config.seed)
+    found = settings | quality_study.compare(
+        stores, groups, methods, against=config.against, draws=config.draws, seed=config.seed
+    )
+    with files.new_folder(output) as folder:
+        quality_study.pairs(groups, methods).write_parquet(folder / _PAIRS)
+        (folder / _TABLES).write_text(quality_tables.render(found))
+        files.write_json(folder / _JSON, found)
+    print(quality_tables.render(found))
+    print(f"written: {output}/{_JSON}, {_TABLES}, {_PAIRS}")
+
+
+def _open(config: EmbeddingQualityConfig, corpus: Corpus) -> dict[str, Store]:
+    """The stores' poolings by the name of the method, STORE/POOLING."""
+    opened: dict[str, Store] = {}
+    for folder in config.store:
+        for store in open_poolings(Path(folder), corpus, config.pooling):
+            name = f"{store.name}/{store.pooling}"
+            if name in opened:
+                raise UserError(f"--store: two folders are called {store.name}")
+            opened[name] = store
+    return opened
+
+
+def _reference(config: EmbeddingQualityConfig, corpus: Corpus, stores: dict[str, Store]) -> Store:
+    if config.reference:
+        return open_store(Path(config.reference), corpus)
+    for store in stores.values():
+        if paper.is_minilm(store.manifest):
+            return store
+    raise UserError("no --store is of MiniLM: give one by --reference, for the category names")
+
+
+def _already_there(output: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """What the output folder holds, if it is what these settings give; None if it holds nothing.
+
+    Raises:
+      UserError: it holds anything else.
+    """
+    if not output.is_file() and not (output.is_dir() and any(output.iterdir())):
+        return None
+    if not (output / _JSON).exists():
+        raise UserError(f"--output={output} holds other files: choose a new folder")
+    found = files.read_json(output / _JSON, "python -m sasnet_jax.embedding_quality")
+    changed = [name for name, value in settings.items() if found.get(name) != value]
+    if changed:
+        raise UserError(
+            f"{output} was made with other {', '.join(changed)}: choose another --output"
+        )
+    return found

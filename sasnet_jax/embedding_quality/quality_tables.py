@@ -1,0 +1,155 @@
+"""embedding_quality.json -> Tables 1 and 3, the paper's numbers beside ours; as Markdown too."""
+
+import textwrap
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from sasnet_jax.embedding_quality.quality import Measures, Scores
+from sasnet_jax.scores import paper
+
+_NONE = "-"
+_SMALLEST_P = 1e-20  # as the paper has it
+
+
+class Table(NamedTuple):
+    """A table as it is read: every cell is text."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    notes: list[str]
+
+
+def render(found: dict[str, Any]) -> str:
+    """Both tables, and what must be known to read them, as Markdown."""
+    return "\n".join([*_markdown(table_1(found)), "", *_markdown(table_3(found)), ""])
+
+
+def table_1(found: dict[str, Any]) -> Table:
+    """The methods' measures and scores, the paper's scores, and the controls."""
+    header = ["method", "MSE_c", "r_c", "p of r_c", "AE_s", "NMSE/NPR/NAE", "score/norm."]
+    header += ["the paper's", "the paper's"]
+    methods = found["methods"]
+    rows = []
+    for name, row in methods.items():
+        printed = paper.TABLE_1.get(row["paper"])
+        ours = [row[field] for field in Scores._fields]
+        p = found["permuted_names"][name]["p_pearson"]
+        rows.append([name, *_measures(row, p), *_as_printed(ours), *_as_printed(printed)])
+    rows.append(["TF-IDF (not normalised)", *_measures(found["tfidf"])])
+    controls = {
+        "control: Gaussian noise": found["noise"],
+        "control: permuted names": found["permuted_names"][found["compared"]],
+    }
+    for name, control in controls.items():
+        mse, pearson, ae = (
+            f"{control[field][0]:.3f}±{control[field][1]:.3f}" if field in control else _NONE
+            for field in Measures._fields
+        )
+        rows.append([name, mse, pearson, _NONE, ae])
+    title = (
+        f"Table 1: {found['reviews']:,} reviews, {found['categories']} categories of at least "
+        f"{found['min_reviews']} reviews, {found['pairs']:,} pairs; reference: the categories' "
+        f"names by {found['reference_name']}"
+    )
+    return _table(title, header, rows, _notes_1(found))
+
+
+def _notes_1(found: dict[str, Any]) -> list[str]:
+    notes, methods, noise = [], found["methods"], found["noise"]
+    if found["scores_undefined"]:
+        notes.append(f"No score: {found['scores_undefined']}.")
+    if any(row["paper"] for row in methods.values()):
+        notes.append(
+            "The paper's numbers are normalised over its own ten methods on its Yelp sample: they "
+            "compare with ours only where those ten are compared here."
+        )
+    notes.append(
+        f"Controls, mean±standard deviation of {noise['seeds']} noise embeddings (width "
+        f"{noise['dim']}), and of {found['draws']:,} permutations of the categories' names under "
+        f"{found['compared']}. Categories share reviews ({found['pairs_sharing_reviews']:,} of "
+        f"{found['pairs']:,} pairs), and the z-score makes the classes' means sum to zero, so "
+        f"noise too has r_c {noise['pearson'][0]:.2f} and AE_s {noise['ae'][0]:.2f}: read every "
+        "row against these. p of r_c: the share of permutations that correlate as well."
+    )
+    mean, deviation = noise["pearson"]
+    as_noise = [name for name, row in methods.items() if row["pearson"] <= mean + 2 * deviation]
+    if as_noise:
+        named = "every method here" if len(as_noise) == len(methods) else ", ".join(as_noise)
+        notes.append(f"No better than noise in r_c, by its mean and two deviations: {named}.")
+    if left_out := found["categories_of_every_review"]:
+        notes.append(
+            f"Left out: {', '.join(left_out)}; every review has it, so after the z-score its mean "
+            "embedding is zero."
+        )
+    return notes
+
+
+def table_3(found: dict[str, Any]) -> Table:
+    """One method against the others: differences, their intervals, and p values."""
+    compared, methods = found["compared"], found["methods"]
+    header = ["against", "MSE_c difference, 95 %", "p (F-test)", "r_c difference, 95 %"]
+    header += ["p (Fisher z)", "paper: p of MSE", "paper: p of r"]
+    rows = []
+    for name, row in found["significance"].items():
+        printed: Sequence[str] = ()
+        if methods[compared]["paper"] == paper.TABLE_3_AGAINST and name in methods:
+            printed = paper.TABLE_3.get(methods[name]["paper"], ())
+        mse = _difference(row["mse_difference"], row["mse_interval"])
+        pearson = _difference(row["pearson_difference"], row["pearson_interval"])
+        rows.append([name, mse, _p(row["p_mse"]), pearson, _p(row["p_pearson"]), *printed])
+    note = (
+        f"Differences: the other's less {compared}'s; their intervals are by bootstrap over the "
+        f"{found['categories']} categories ({found['draws']:,} draws). The F-test and Fisher's "
+        f"z-test, the paper's, take the {found['pairs']:,} pairs of categories as independent. "
+        "They are not, each category being in many, nor are the methods, which share reviews and "
+        "reference: trust the intervals."
+    )
+    title = f"Table 3: {compared} against the others, two-sided"
+    return _table(title, header, rows, [note])
+
+
+def _measures(row: dict[str, Any], p: float | None = None) -> list[str]:
+    mse, pearson, ae = (f"{row[field]:.3f}" for field in Measures._fields)
+    return [mse, pearson, _NONE if p is None else _p(p), ae]
+
+
+def _as_printed(scores: Sequence[float | None] | None) -> list[str]:
+    """`NMSE/NPR/NAE` and `score/normalised`, as the paper prints them."""
+    cells = [_NONE if score is None else f"{score:.2f}" for score in scores or [None] * 5]
+    return ["/".join(cells[:3]), "/".join(cells[3:])] if cells.count(_NONE) < 5 else [_NONE] * 2
+
+
+def _difference(value: float, interval: Iterable[float]) -> str:
+    low, high = interval
+    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+def _p(p: float | None) -> str:
+    if p is None:
+        return "undefined"
+    return f"<= {_SMALLEST_P:.0e}" if p <= _SMALLEST_P else f"{p:.2g}"
+
+
+def _table(title: str, header: list[str], rows: list[list[str]], notes: list[str]) -> Table:
+    """A table whose short rows are filled up, and whose empty columns are dropped."""
+    full = [row + [_NONE] * (len(header) - len(row)) for row in rows]
+    kept = [i for i in range(len(header)) if i < 2 or any(row[i] != _NONE for row in full)]
+    header, *full = ([line[i] for i in kept] for line in [header, *full])
+    return Table(title, header, full, notes)
+
+
+def _markdown(table: Table) -> list[str]:
+    """A table that also reads well unrendered."""
+    lines = [table.header, *table.rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * width for width in widths])
+    cells = [
+        f"| {' | '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))} |"
+        for line in lines
+    ]
+    return [table.title, "", *cells, "", *map(_item, table.notes)]
+
+
+def _item(note: str) -> str:
+    return textwrap.fill(note, 100, initial_indent="- ", subsequent_indent="  ")

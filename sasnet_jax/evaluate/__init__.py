@@ -1,0 +1,1 @@
+"""Trained runs -> predictions, metrics, and a comparison with baselines."""

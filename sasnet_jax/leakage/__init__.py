@@ -1,0 +1,1 @@
+"""Corpus and stores -> what reading the answer is worth (the paper's protocol)."""

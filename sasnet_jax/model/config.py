@@ -1,0 +1,169 @@
+"""Settings of `python -m sasnet_jax.train`."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from sasnet_jax.cli import UserError, setting
+from sasnet_jax.corpus.contexts import TargetReview
+from sasnet_jax.corpus.corpus import CLASS_NAMES
+from sasnet_jax.corpus.store import FitOn
+
+CrossAttention = Literal["pooled", "set"]
+ReviewFeatures = Literal["text", "text+stars"]
+
+# May differ when a run is resumed: where things lie (their hashes are compared), who works on it,
+# how long to go on.
+RESUMABLE = (
+    *("corpus", "store", "output", "epochs", "patience", "checkpoint_seconds", "keep"),
+    *("coordinator", "processes", "process"),
+)
+_POSITIVE = (
+    *("set_size", "eval_sets", "width", "depth", "heads", "feed_forward", "batch_size", "epochs"),
+    *("patience", "learning_rate", "clip_norm", "keep", "processes"),
+)
+_NOT_NEGATIVE = (
+    "discriminants",
+    "review_loss",
+    "eval_set_size",
+    "warmup_steps",
+    "weight_decay",
+    "checkpoint_seconds",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """What to train on, the network, and how long. Defaults are the paper's where it says."""
+
+    corpus: str = setting("", help="corpus folder", topic="data", required=True)
+    store: tuple[str, ...] = setting(
+        (), help="embedding store of the corpus; repeatable", topic="data", required=True
+    )
+    pooling: str = setting("", help="pooling of the stores; empty = their default", topic="data")
+    output: str = setting(
+        "", help="run folder to write; the same command resumes it", topic="data", required=True
+    )
+    target_review: TargetReview = setting(
+        "exclude", help="is the review to predict kept out of the sets", topic="data"
+    )
+    fit_on: FitOn = setting("train", help="reviews the z-score is fitted on", topic="data")
+    discriminants: int = setting(
+        0,
+        help="directions read of a store, for users, for businesses; 0 = all",
+        topic="data",
+    )
+    set_size: int = setting(5, help="reviews in a sampled set", topic="data")
+    eval_sets: int = setting(8, help="draws of the sets averaged at evaluation", topic="data")
+    eval_set_size: int = setting(
+        0, help="reviews in a set at evaluation; 0 = as in training", topic="data", extra=True
+    )
+    empty_side: float = setting(
+        0.05, help="probability that a side is emptied in training", topic="data", extra=True
+    )
+    classes: int = setting(3, help="3: bad, good, excellent; 5: stars", topic="network")
+    cross_attention: CrossAttention = setting(
+        "pooled", help="after pooling (paper), or review by review", topic="network"
+    )
+    review_features: ReviewFeatures = setting(
+        "text", help="what a review in a set is known by", topic="network"
+    )
+    bias_term: bool = setting(
+        False, help="also see how the other reviews were rated", topic="network"
+    )
+    match: bool = setting(
+        False, help="also see the averages of both sides and their product", topic="network"
+    )
+    review_loss: float = setting(
+        0.0, help="weight of reading each review's own rating", topic="training", extra=True
+    )
+    encoder: bool = setting(
+        True, help="attention; without it, the DeepSets ablation", topic="network", extra=True
+    )
+    width: int = setting(256, help="model width d", topic="network")
+    depth: int = setting(2, help="set attention blocks", topic="network")
+    heads: int = setting(4, help="attention heads", topic="network")
+    feed_forward: int = setting(1024, help="hidden width f of a block", topic="network")
+    dropout: float = setting(0.2, help="dropout probability", topic="network")
+    batch_size: int = setting(512, help="target reviews in a step", topic="training")
+    epochs: int = setting(3000, help="epochs at most", topic="training")
+    patience: int = setting(150, help="epochs without a better validation loss", topic="training")
+    learning_rate: float = setting(3e-4, help="of AdamW, after the warm-up", topic="training")
+    schedule: Literal["constant", "cosine"] = setting(
+        "constant", help="learning rate after the warm-up", topic="training", extra=True
+    )
+    warmup_steps: int = setting(100, help="steps of linear warm-up", topic="training", extra=True)
+    weight_decay: float = setting(0.01, help="of AdamW", topic="training", extra=True)
+    clip_norm: float = setting(1.0, help="largest gradient norm", topic="training", extra=True)
+    average_decay: float = setting(
+        0.0,
+        help="of the weights' moving average that predicts; 0 = none",
+        topic="training",
+        extra=True,
+    )
+    table: Literal["device", "sharded", "host"] = setting(
+        "device", help="where the embeddings lie", topic="training"
+    )
+    checkpoint_seconds: float = setting(
+        60.0, help="seconds between checkpoints", topic="training", extra=True
+    )
+    keep: int = setting(2, help="last checkpoints kept", topic="training", extra=True)
+    coordinator: str = setting(
+        "", help="HOST:PORT of process 0, where several train", topic="processes", extra=True
+    )
+    processes: int = setting(1, help="that train together", topic="processes", extra=True)
+    process: int = setting(0, help="which of them this is, from 0", topic="processes", extra=True)
+    seed: int = setting(0, help="of initialisation, sets and dropout", topic="training")
+
+    def __post_init__(self):
+        """Refuses what cannot be meant, naming the flag."""
+        for name in _POSITIVE:
+            if not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"--{name}={getattr(self, name)} must be positive")
+        for name in ("dropout", "empty_side", "average_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"--{name}={getattr(self, name)} is not in [0, 1)")
+        for name in _NOT_NEGATIVE:
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"--{name}={getattr(self, name)} must not be negative")
+        if self.dropout > 0.99:
+            raise UserError(f"--dropout={self.dropout} leaves nothing: at most 0.99")
+        if self.review_loss and self.target_review == "include":
+            raise UserError(
+                f"--review_loss={self.review_loss} would learn held-out ratings under "
+                "--target_review=include: use --review_loss=0"
+            )
+        if not 0 <= self.seed < 2**31:
+            raise UserError(f"--seed={self.seed} is not in [0, 2^31)")
+        if self.classes not in CLASS_NAMES:
+            raise UserError(f"--classes={self.classes}: 3 (bad, good, excellent) or 5 (stars)")
+        if self.width % self.heads:
+            raise UserError(f"--width={self.width} is not a multiple of --heads={self.heads}")
+        if not 0 <= self.process < self.processes:
+            raise UserError(f"--process={self.process} is not one of --processes={self.processes}")
+        if self.processes > 1 and not self.coordinator:
+            raise UserError("--coordinator is required where several processes train together")
+
+    @property
+    def sees_stars(self) -> bool:
+        """Whether the stars of other reviews are among the inputs ("text+stars")."""
+        return self.bias_term or self.review_features == "text+stars"
+
+
+def with_defaults(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings in a file, and for those that it is too old to know what they stood for."""
+    defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+    return defaults | settings
+
+
+def is_over(config: TrainConfig, epoch: int, best_epoch: int) -> bool:
+    """Whether `epoch` (from 1) is the last one, or patience is at its end."""
+    return epoch >= config.epochs or epoch - best_epoch >= config.patience
+
+
+def what_decides(description: Mapping[str, Any], free: Sequence[str] = ("seed",)) -> dict[str, Any]:
+    """What of a config.json a run's results hang on, but for the `free` settings."""
+    settings = description["config"].items()
+    decisive = {key: value for key, value in settings if key not in (*RESUMABLE, *free)}
+    return {"config": decisive} | {k: description.get(k) for k in ("corpus_sha256", "stores")}

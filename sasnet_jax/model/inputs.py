@@ -1,0 +1,75 @@
+"""What a run reads: corpus and stores, and from them everything that a step reads."""
+
+from pathlib import Path
+
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float
+
+from sasnet_jax.corpus.contexts import contexts_of
+from sasnet_jax.corpus.corpus import Corpus, read_corpus
+from sasnet_jax.corpus.counts import class_shares, context_counts
+from sasnet_jax.corpus.store import Store, open_store
+from sasnet_jax.corpus.transform import InputTransform
+from sasnet_jax.model import devices
+from sasnet_jax.model.config import TrainConfig
+from sasnet_jax.model.draws import Data
+
+
+def open_inputs(config: TrainConfig) -> tuple[Corpus, tuple[Store, ...]]:
+    """Opens corpus and stores.
+
+    Raises:
+      UserError: they are unreadable or do not belong together.
+    """
+    corpus = read_corpus(Path(config.corpus))
+    stores = [open_store(Path(name), corpus, config.pooling) for name in config.store]
+    return corpus, tuple(stores)
+
+
+def fit_transform(config: TrainConfig, corpus: Corpus, stores: tuple[Store, ...]) -> InputTransform:
+    """How a new run reads its stores.
+
+    Raises:
+      UserError: discriminants cannot be fitted.
+    """
+    rows = corpus.rows("train")
+    if config.fit_on == "all":
+        rows = np.arange(corpus.user.size, dtype=np.int32)
+    return InputTransform.fit(stores, corpus, rows, config.discriminants)
+
+
+def build_data(
+    config: TrainConfig, corpus: Corpus, stores: tuple[Store, ...], transform: InputTransform
+) -> Data:
+    """Everything that a step reads, on the host."""
+    contexts = contexts_of(corpus, config.target_review)
+    label = corpus.labels(config.classes)
+    counts = None
+    if config.bias_term:
+        counts = context_counts(contexts, label, config.classes)
+    return Data(
+        tables=transform.tables(stores),
+        scalings=tuple(one.scaling() for one in transform.stores),
+        stars=corpus.stars,
+        label=label,
+        contexts=contexts,
+        counts=counts,
+        shares=training_shares(config, corpus),
+    )
+
+
+def on_devices(config: TrainConfig, mesh: Mesh, data: Data) -> Data:
+    """The data where `--table` wants them; everything but the tables is on every device."""
+    tables = data.tables
+    if config.table == "device":
+        tables = devices.place(mesh, tables)
+    elif config.table == "sharded":
+        tables = tuple(devices.place_table(mesh, np.asarray(table)) for table in tables)
+    return devices.place(mesh, data._replace(tables=()))._replace(tables=tables)
+
+
+def training_shares(config: TrainConfig, corpus: Corpus) -> Float[np.ndarray, "c"]:
+    """The share of each class among the training reviews."""
+    label = corpus.labels(config.classes)[corpus.rows("train")]
+    return class_shares(label, config.classes)

@@ -1,0 +1,192 @@
+"""The reviews of a person or of a place, and the sets of them to recommend by (DESIGN section 9).
+
+An entity is nothing but its reviews: which sets are drawn depends on what is in them, not on who
+owns them, nor on their order. So a person known by an id and one who pastes the same reviews get
+the same answer, and whatever is encoded of an entity serves every pair that it is part of.
+"""
+
+import hashlib
+import operator
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, SupportsIndex, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+from jaxtyping import Array, Bool, Float32, Int32, Key, UInt32
+
+from sasnet_jax.cli import UserError
+from sasnet_jax.corpus.contexts import read_grouped
+from sasnet_jax.corpus.corpus import Corpus
+from sasnet_jax.corpus.store import Store
+from sasnet_jax.model import sampling
+
+Context = Literal["all", "train"]
+
+
+class Reviews:
+    """All that is known of a user or of a business: the set of its reviews.
+
+    Attributes:
+      vectors: float32 [n, e], of all stores of the run side by side, as the stores have them; n = 0
+        is a side without reviews.
+      stars: float32 [n], NaN where a review has none; None where nothing is known of them.
+    """
+
+    def __init__(
+        self,
+        vectors: npt.ArrayLike,
+        stars: Sequence[float | None] | npt.ArrayLike | None = None,
+    ):
+        """Takes reviews as an encoder and a person give them.
+
+        Args:
+          vectors: [n, e], or empty.
+          stars: of each review, or None where it has none; half stars count.
+
+        Raises:
+          UserError: vectors that are not finite or no matrix, stars that are not in (0, 5], or
+            another number of them.
+        """
+        self.vectors = _numbers("vectors", vectors)
+        if not self.vectors.size and self.vectors.ndim < 2:
+            self.vectors = np.zeros((0, 0), np.float32)
+        if self.vectors.ndim != 2 or not np.isfinite(self.vectors).all():
+            raise UserError(
+                f"vectors of reviews must be finite and of shape [n, e], not {self.vectors.shape}"
+            )
+        self.stars = None if stars is None else _numbers("stars", stars)
+        if self.stars is not None:
+            if self.stars.shape != (len(self),):
+                shape = self.stars.shape
+                raise UserError(f"{len(self)} vectors of reviews, but stars of shape {shape}")
+            if ((self.stars <= 0) | (self.stars > 5)).any():
+                raise UserError("stars of reviews must be above 0 and at most 5")
+
+    def __len__(self) -> int:
+        """How many."""
+        return len(self.vectors)
+
+
+def _numbers(name: str, values: Any) -> Float32[np.ndarray, "..."]:
+    try:
+        with np.errstate(over="ignore"):
+            return np.array(values, np.float32)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{name} of reviews are not numbers in rows of one length: {error}"
+        ) from None
+
+
+class StoredReviews(Sequence[Reviews]):
+    """The reviews of every user, or of every business, of a corpus; read when asked for.
+
+    Attributes:
+      table: users.parquet or businesses.parquet, row i of which is entity i.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        stores: Sequence[Store],
+        side: Literal["user", "business"],
+        *,
+        context: Context = "all",
+        with_stars: bool = True,
+    ):
+        """Opens them.
+
+        Args:
+          corpus: the corpus.
+          stores: of it, side by side.
+          side: whose reviews.
+          context: every review, or those that were trained on only.
+          with_stars: whether the stars are told.
+
+        Raises:
+          UserError: the corpus is damaged, or there is no such context.
+        """
+        if context not in get_args(Context):
+            raise UserError(f"context={context!r} is none of {', '.join(get_args(Context))}")
+        name = {"user": "users", "business": "businesses"}[side]
+        self.table = pl.read_parquet(corpus.folder / f"{name}.parquet", glob=False)
+        self._stores, self._stars = stores, corpus.stars if with_stars else None
+        self._grouped = read_grouped(corpus, side)
+        self._visible = corpus.split == "train" if context == "train" else None
+
+    def __len__(self) -> int:
+        """Entities."""
+        return self.table.height
+
+    def __getitem__(self, index):
+        """Entity `index`, or a list of those in a slice."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        rows = self.rows(index)
+        vectors = np.hstack([store.table[rows].astype(np.float32) for store in self._stores])
+        return Reviews(vectors, None if self._stars is None else self._stars[rows])
+
+    def rows(self, index: SupportsIndex) -> Int32[np.ndarray, "n"]:
+        """The review indices of an entity."""
+        index = operator.index(index)
+        first, last = self._grouped.offsets[index : index + 2]
+        rows = np.asarray(self._grouped.rows[first:last])
+        return rows if self._visible is None else rows[self._visible[rows]]
+
+
+class Members(NamedTuple):
+    """The reviews of one entity in an order, and a name, that follow from what is in them."""
+
+    vectors: Float32[np.ndarray, "n e"]
+    stars: Float32[np.ndarray, "n"]  # NaN where not known, or not looked at
+    digest: UInt32[np.ndarray, "two"]
+
+
+def members_of(reviews: Reviews, with_stars: bool) -> Members:
+    """Sorts an entity's reviews by hashes of their vectors, and by their stars.
+
+    Stars count where the network reads them only.
+    """
+    digests = (hashlib.sha256(vector.tobytes()).digest()[:16] for vector in reviews.vectors)
+    hashes = np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2)
+    stars = np.full(len(reviews), np.nan, np.float32)
+    if with_stars and reviews.stars is not None:
+        stars = reviews.stars
+    order = np.lexsort((stars, hashes[:, 1], hashes[:, 0]))
+    content = hashlib.sha256(hashes[order].tobytes() + stars[order].tobytes()).digest()
+    digest = np.frombuffer(content[:8], np.uint32)
+    return Members(reviews.vectors[order], stars[order], digest)
+
+
+@jax.jit(static_argnames="size")
+def draw(
+    stream: Key[Array, ""],
+    digest: UInt32[Array, "m two"],
+    count: Int32[Array, "m"],
+    number: Int32[Array, "m"],
+    size: int,
+) -> tuple[Int32[Array, "m s"], Bool[Array, "m s"]]:
+    """Sets of up to `size` of each entity's sorted members: their positions, and the mask.
+
+    All of them where they fit. Otherwise draw `number`, uniform without replacement, that depends
+    on the stream, the digest and the number only.
+
+    Args:
+      stream: `sampling.stream(seed, "recommend")`.
+      digest: of the members.
+      count: how many there are.
+      number: of the draw.
+      size: s.
+    """
+
+    def one(digest, count, number):
+        key = stream
+        for word in (*digest, number):
+            key = jax.random.fold_in(key, word)
+        positions, mask = sampling.sample_positions(key, count, size)
+        return jnp.where(count <= size, jnp.arange(size) * mask, positions), mask
+
+    return jax.vmap(one)(digest, count, number)

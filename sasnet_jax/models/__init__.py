@@ -1,1 +1,0 @@
-"""The network: set attention over embedded reviews."""

@@ -1,0 +1,1 @@
+"""Raw reviews, or a generated world -> a corpus."""

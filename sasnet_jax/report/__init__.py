@@ -1,0 +1,1 @@
+"""Everything that the other commands wrote -> one HTML page."""

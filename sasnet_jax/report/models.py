@@ -1,0 +1,231 @@
+"""Runs and baselines as the models of one table (paper section 3.2, Table 2).
+
+In: `Sources`. Out: `Model`, the metrics of each and what they were made from, and `Group`, the
+models that differ in nothing but their seed.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sasnet_jax.baselines.registry import Baseline
+from sasnet_jax.evaluate import comparison
+from sasnet_jax.model.run import Run
+from sasnet_jax.report.sources import Output, Sources
+from sasnet_jax.scores import paper
+from sasnet_jax.scores.predictions import LEAKY
+
+EXCLUDED = "target excluded"
+# Of the metrics of a split, those that the table of models shows, and what it calls them.
+METRICS = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro F1",
+    "quadratic_kappa": "kappa",
+    "log_loss": "log-loss",
+    "calibration_error": "calibration error",
+}
+_INPUTS = {"nothing": "", "target": "the target's own text"}  # else what a baseline sees
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Model:
+    """One model's results on validation and test."""
+
+    name: str
+    label: str  # as a person says it
+    inputs: str
+    target_review: str
+    scope: str  # what else the protocol changes, in words; empty for the whole corpus
+    alike: str  # the same of models that differ in seed and target_review only
+    found: dict[str, Any]  # of evaluation.json, or of one model of baselines.json
+    predictions: Path
+    paper: tuple[float, float] | None  # F1 and accuracy that the paper printed of it
+    baseline: Baseline | None = None  # what it is; None of a run
+
+    @property
+    def is_run(self) -> bool:
+        """Whether it is a SASNet."""
+        return self.baseline is None
+
+    @property
+    def test(self) -> dict[str, Any]:
+        """The metrics of the test split."""
+        return self.found["test"]
+
+    @property
+    def accuracy(self) -> float:
+        """Of the test split."""
+        return self.test["accuracy"] or 0.0
+
+    @property
+    def is_ceiling(self) -> bool:
+        """Whether it reads the target's own text, whatever the protocol."""
+        return self.baseline is not None and self.baseline.is_ceiling
+
+    @property
+    def reads_context(self) -> bool:
+        """Whether it depends on other reviews, and so on the protocol."""
+        return self.baseline is None or self.baseline.reads_context
+
+    @property
+    def leaky(self) -> bool:
+        """Whether the review to be predicted is among what is averaged."""
+        return self.target_review == "include"
+
+    @property
+    def protocol(self) -> str:
+        """In words."""
+        said = "reads the target: a ceiling" if self.is_ceiling else EXCLUDED
+        said = LEAKY if self.leaky else said
+        return f"{said}, {self.scope}" if self.scope else said
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Group:
+    """A model, or runs that differ in their seed only."""
+
+    stem: str  # without the number of seeds
+    models: tuple[Model, ...]
+
+    @property
+    def first(self) -> Model:
+        """Speaks for what all have in common."""
+        return self.models[0]
+
+    @property
+    def name(self) -> str:
+        """The name, and of how many seeds."""
+        return self.stem if len(self.models) == 1 else f"{self.stem} ({len(self.models)} seeds)"
+
+    @property
+    def accuracy(self) -> float:
+        """The mean over seeds, of the test split."""
+        return float(np.mean([model.accuracy for model in self.models]))
+
+    def value(self, *keys: str) -> str:
+        """A number of the test split: its mean, and its standard deviation over seeds."""
+        values = [_look_up(model.test, keys) for model in self.models]
+        return spread(values)
+
+
+def groups_of(sources: Sources) -> list[Group]:
+    """Every evaluated run, those of several seeds together, and every baseline.
+
+    Honest ones first, those of the whole corpus before those of a subset, then by accuracy.
+    """
+    runs = {str(run.folder): run for run in sources.runs if run.evaluation}
+    descriptions = {name: run.description for name, run in runs.items()}
+    alike = {
+        name: group.name
+        for group in comparison.groups_of(descriptions, free=("seed", "target_review"))
+        for name in group.runs
+    }
+    found = [
+        Group(group.name, tuple(_of_run(runs[name], alike[name]) for name in group.runs))
+        for group in comparison.groups_of(descriptions)
+    ]
+    for baselines in sources.baselines:
+        found += [Group(model.label, (model,)) for model in _of_baselines(baselines)]
+    return sorted(
+        found, key=lambda g: (g.first.leaky, g.first.is_ceiling, g.first.scope, -g.accuracy)
+    )
+
+
+def best_baseline(groups: Sequence[Group], inputs: str = "") -> Group | None:
+    """The most accurate baseline that does not read the target, of all or of those `inputs`."""
+    honest = (g for g in groups if not g.first.is_run and not _reads_target(g))
+    return next((g for g in honest if inputs in ("", g.first.inputs)), None)
+
+
+def best_run(groups: Sequence[Group]) -> Group | None:
+    """The most accurate SASNet that does not read the target."""
+    return next((g for g in groups if g.first.is_run and not _reads_target(g)), None)
+
+
+def named(groups: Sequence[Group], name: str) -> Group | None:
+    """A baseline by its name, with the target excluded where there is one."""
+    return next((g for g in groups if not g.first.is_run and g.first.name == name), None)
+
+
+def spread(values: Sequence[float | None]) -> str:
+    """`0.512`, or `0.512 ± 0.004` of several; a dash where one is undefined or not recorded."""
+    known = [value for value in values if value is not None]
+    if not known or len(known) < len(values):
+        return "–"
+    if len(known) == 1:
+        return f"{known[0]:.3f}"
+    return f"{np.mean(known):.3f} ± {np.std(known, ddof=1):.3f}"
+
+
+def _reads_target(group: Group) -> bool:
+    return group.first.leaky or group.first.is_ceiling
+
+
+def _look_up(found: Any, keys: Sequence[str]) -> float | None:
+    for key in keys:
+        found = found.get(key) if isinstance(found, dict) else None
+    return found
+
+
+def _of_run(run: Run, alike: str) -> Model:
+    assert run.evaluation is not None
+    config = run.config
+    scope = "five classes" if config.classes == 5 else ""
+    return Model(
+        name=run.name,
+        label=run.name,
+        inputs="text+stars" if config.sees_stars else "text",
+        target_review=config.target_review,
+        scope=scope,
+        alike=f"run {alike}",
+        found=run.evaluation,
+        predictions=run.folder / "predictions.parquet",
+        paper=None if config.sees_stars or scope else paper.TABLE_2["SASNet"],
+    )
+
+
+def _of_baselines(baselines: Output) -> list[Model]:
+    found, stores = baselines.found, baselines.found.get("stores", {})
+    parts = []
+    if subset := found.get("subset"):
+        parts.append(f"{subset:,} reviews, averages over the {found.get('averages_over')}")
+    if found.get("classes", 3) == 5:
+        parts.append("five classes")
+    scope = ", ".join(parts)
+    models = []
+    for name, one in baselines.baselines.items():
+        store = stores.get(one.store)
+        models.append(
+            Model(
+                name=name,
+                label=one.label,
+                inputs=_INPUTS.get(one.sees, one.sees),
+                target_review=found["target_review"],
+                scope=scope,
+                alike=json.dumps(["baseline", name, scope, store], sort_keys=True),
+                found=found["models"][name],
+                predictions=baselines.folder / "predictions" / f"{name}.parquet",
+                paper=_papers(one, store),
+                baseline=one,
+            )
+        )
+    return models
+
+
+def _papers(baseline: Baseline, store: dict[str, Any] | None) -> tuple[float, float] | None:
+    """What the paper printed of such a baseline.
+
+    Args:
+      baseline: the baseline.
+      store: the identity of the store that it reads, or None.
+    """
+    if (baseline.sees, baseline.fit) != ("text", "svm"):
+        return None
+    if baseline.features == "tfidf":
+        return paper.TABLE_2["TF-IDF + SVM"]
+    is_phi3 = store and (paper.method_of(store, store["pooling"]) or "").startswith("phi3")
+    return paper.TABLE_2["phi3 + SVM"] if is_phi3 else None

@@ -1,0 +1,130 @@
+"""Sources -> one self-contained HTML page, by the templates beside (autoescaped)."""
+
+import base64
+import dataclasses
+import hashlib
+import re
+from datetime import UTC, datetime
+from typing import Any
+
+import jinja2
+from markupsafe import Markup, escape
+
+from sasnet_jax.baselines.registry import MAJORITY
+from sasnet_jax.corpus.corpus import CLASSES
+from sasnet_jax.report import corpus_facts, embedding_map, models, provenance, results, similarity
+from sasnet_jax.report.models import Group
+from sasnet_jax.report.sources import Sources
+from sasnet_jax.scores import paper
+from sasnet_jax.scores.predictions import LEAKY
+
+GENERATOR = "python -m sasnet_jax.report"  # by which a later report knows an earlier one
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Headline:
+    """A number worth reading first."""
+
+    value: str
+    text: str
+
+
+def render(sources: Sources, *, title: str, sample: int, seed: int, show_texts: bool) -> str:
+    """The page.
+
+    Args:
+      sources: what it shows.
+      title: its heading.
+      sample: reviews on the map, at most.
+      seed: of what is drawn at random.
+      show_texts: whether parts of review texts are shown.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("sasnet_jax.report"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["breakable"] = _breakable
+    script = environment.get_template("report.js").render()
+    return environment.get_template("report.html.j2").render(
+        _contents(sources, sample, seed, show_texts),
+        title=title,
+        generator=GENERATOR,
+        made=f"{datetime.now(UTC):%d %B %Y, %H:%M} UTC",
+        script=Markup(script),
+        script_sha256=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+
+
+def _contents(sources: Sources, sample: int, seed: int, show_texts: bool) -> dict[str, Any]:
+    """What the template shows; what is absent is empty."""
+    corpus, texts = sources.corpus, sources.corpus.texts()
+    groups = models.groups_of(sources)
+    shown = results.shown(groups)
+    return {
+        "classes": CLASSES,
+        "leaky": LEAKY,
+        "headlines": _headlines(sources, groups),
+        "steps": corpus_facts.steps(sources.description),
+        "choice": sources.description.get("choice"),
+        "rejected": sources.description.get("rejected", {}),
+        "split_scheme": corpus.split_scheme,
+        "splits": corpus_facts.splits(corpus),
+        "pictures": corpus_facts.pictures(sources, texts),
+        "examples": corpus_facts.examples(corpus, texts, seed) if show_texts else [],
+        "show_texts": show_texts,
+        "groups": groups,
+        "metrics": models.METRICS,
+        "paper_only": _paper_only(groups),
+        "waiting": [run for run in sources.runs if run.state != "finished"],
+        "curves": [results.curves(run) for run in sources.runs],
+        "confusions": [results.confusion(group) for group in shown],
+        "reliability": results.reliability(shown, corpus),
+        "histories": results.histories(groups),
+        "cut_histories": results.cut_histories(groups),
+        "comparisons": [results.comparison(one) for one in sources.comparisons],
+        "leakage": results.leakage(groups, sources.leakage),
+        "leak_sentences": [one.found["sentence"] for one in sources.leakage],
+        "map": embedding_map.map_of(
+            corpus, sources.stores, sample, seed, texts if show_texts else None
+        ),
+        "map_size": (embedding_map.WIDTH, embedding_map.HEIGHT),
+        "similarities": [similarity.similarity(one, seed) for one in sources.quality],
+        "speeds": provenance.speeds(sources),
+        "facts": [provenance.machine(), *provenance.facts(sources)],
+    }
+
+
+def _breakable(name: str) -> Markup:
+    """A name that may go on in the next line after a slash or an underscore."""
+    return Markup(re.sub("([/_])", r"\1<wbr>", str(escape(name))))
+
+
+def _headlines(sources: Sources, groups: list[Group]) -> list[Headline]:
+    corpus = sources.corpus
+    found = [
+        Headline(f"{corpus.user.size:,}", "reviews"),
+        Headline(f"{corpus.user.max() + 1:,}", "users"),
+        Headline(f"{corpus.business.max() + 1:,}", "businesses"),
+    ]
+    run = models.best_run(groups)
+    inputs = run.first.inputs if run else ""
+    given = f" given {inputs}" if run else ""
+    chosen = {
+        "majority": models.named(groups, MAJORITY),
+        f"best baseline{given}": models.best_baseline(groups, inputs),
+        f"SASNet{given}": run,
+    }
+    for said, group in chosen.items():
+        if group:
+            name = "" if group.first.name == said else f": {group.name}"
+            found.append(Headline(group.value("accuracy"), f"test accuracy, {said}{name}"))
+    return found
+
+
+def _paper_only(groups: list[Group]) -> dict[str, tuple[float, float]]:
+    """Rows of the paper's Table 2 that no model here stands beside."""
+    matched = {group.first.paper for group in groups}
+    return {name: row for name, row in paper.TABLE_2.items() if row not in matched}

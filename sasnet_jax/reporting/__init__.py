@@ -1,1 +1,0 @@
-"""The report: what the other commands wrote, as one HTML page."""

@@ -1,0 +1,1 @@
+"""Corpus, stores and a declared space -> the best settings for train."""

@@ -1,0 +1,1 @@
+"""Corpus and embedding stores -> a trained run."""

@@ -1,1 +1,0 @@
-"""The jitted step, the loop around it, and its checkpoints."""

@@ -1,0 +1,706 @@
+"""The jitted step and the run: leak test, one trace, exact resume by real processes, mistakes."""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import matplotlib.image
+import numpy as np
+import polars as pl
+import pytest
+from conftest import ROOT, SMALL, assert_one_line_mistake, load_data, run_command, write_store
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from sasnet_jax import files
+from sasnet_jax.cli import Preempted, UserError
+from sasnet_jax.corpus.contexts import contexts_of, write_grouped
+from sasnet_jax.corpus.corpus import read_corpus
+from sasnet_jax.corpus.counts import context_counts
+from sasnet_jax.corpus.store import fit_zscore
+from sasnet_jax.evaluate import command as evaluate
+from sasnet_jax.model import devices, draws, step
+from sasnet_jax.model.config import TrainConfig
+from sasnet_jax.model.run import Run
+from sasnet_jax.train import loop
+
+SETTINGS = SMALL | {"epochs": 4, "review_features": "text+stars", "cross_attention": "set"}
+
+
+def _config(world, output, **settings) -> TrainConfig:
+    paths = {"corpus": str(world.corpus_folder), "store": (str(world.store_folder),)}
+    return TrainConfig(**paths, output=str(output), **(SETTINGS | settings))
+
+
+def _arguments(config: TrainConfig) -> list[str]:
+    settings = dataclasses.asdict(config) | {"store": config.store[0]}
+    return [f"--{k}={v}" for k, v in settings.items() if v != ""]
+
+
+def _build(config, data) -> step.Functions:
+    return step.build(config, devices.mesh_for(config.batch_size), data.embedding_dim, 100)
+
+
+@pytest.mark.parametrize("options", [{}, {"match": True, "discriminants": 4}], ids=str)
+@pytest.mark.parametrize("target_review", ["exclude", "include"])
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_prediction_ignores_the_target_review(world, tmp_path, split, target_review, options):
+    """The leak test: the target's embedding, stars and label become noise, what is fitted held."""
+    settings = {"target_review": target_review, "set_size": 5, "eval_sets": 8, "bias_term": True}
+    settings |= options
+    config = _config(world, tmp_path / "run", **settings)
+    corpus, data = load_data(config)
+    functions = _build(config, data)
+    params = functions.init().params
+    rows = corpus.rows(split)[:20]
+    before = np.asarray(functions.predict(params, data, rows))
+    rng = np.random.default_rng(0)
+    moved = 0
+    for i, row in enumerate(rows):
+        table, stars, label = np.array(data.tables[0]), data.stars.copy(), data.label.copy()
+        table[row] = rng.normal(size=table.shape[1]) * 5
+        stars[row], label[row] = 6 - stars[row], (label[row] + 1) % 3
+        counts = context_counts(data.contexts, label, 3)
+        noisy = data._replace(tables=(table,), stars=stars, label=label, counts=counts)
+        after = np.asarray(functions.predict(params, noisy, rows))
+        moved += not np.array_equal(after[i], before[i])
+    # Under "include" the target is among what is sampled, so the same test must find the leak.
+    assert moved == 0 if target_review == "exclude" else moved > 10
+
+
+def test_prediction_depends_on_the_context(world, tmp_path):
+    config = _config(world, tmp_path / "run")
+    corpus, data = load_data(config)
+    functions = _build(config, data)
+    params = functions.init().params
+    rows = corpus.rows("test")
+    changed = data._replace(tables=(-np.asarray(data.tables[0]),))
+    before, after = (np.asarray(functions.predict(params, d, rows)) for d in (data, changed))
+    has_context = sum(context.size[rows] for context in data.contexts) > 0
+    assert (np.abs(before - after).max(axis=1) > 0)[has_context].all()
+
+
+def test_prediction_does_not_depend_on_the_batch(world, tmp_path):
+    config = _config(world, tmp_path / "run")
+    corpus, data = load_data(config)
+    functions = _build(config, data)
+    params = functions.init().params
+    rows = corpus.rows("test")[:12]
+    forward = np.asarray(functions.predict(params, data, rows))
+    backward = np.asarray(functions.predict(params, data, rows[::-1].copy()))[::-1]
+    np.testing.assert_allclose(forward, backward, rtol=1e-5, atol=1e-6)
+
+
+def test_a_chunk_of_any_length_is_traced_once_and_gives_the_same_bits(world, tmp_path):
+    config = _config(world, tmp_path / "run", batch_size=32)
+    corpus, data = load_data(config)
+    functions = _build(config, data)
+    rows = jax.device_put(corpus.rows("train"))
+    order = draws.shuffle(rows, np.int32(0), config.batch_size, config.seed)
+    last = order.targets.shape[0]
+    assert last > 6
+
+    def run(bounds):
+        state = functions.init()
+        for first, end in zip(bounds[:-1], bounds[1:], strict=True):
+            state, bad = functions.train_chunk(state, data, order, np.int32(first), np.int32(end))
+            assert bad == -1
+        return jax.device_get(state)
+
+    whole, pieces = run([0, last]), run([0, 1, 2, 5, last])
+    assert whole.step == last
+    jax.tree.map(np.testing.assert_array_equal, whole, pieces)
+    assert functions.train_chunk._cache_size() == 1
+
+
+def test_an_epoch_visits_every_training_review_once(world, tmp_path):
+    config = _config(world, tmp_path / "run")
+    rows = world.corpus.rows("train")
+    orders = [draws.shuffle(rows, np.int32(n), config.batch_size, config.seed) for n in (0, 1)]
+    visited = [np.asarray(order.targets)[np.asarray(order.real)] for order in orders]
+    for found in visited:
+        np.testing.assert_array_equal(np.sort(found), rows)
+    assert not np.array_equal(*visited)
+    assert np.isin(np.asarray(orders[0].targets), rows).all()  # padding is a valid row
+
+
+def test_padding_of_the_last_batch_has_no_weight(world, tmp_path):
+    """The loss of an epoch, with nothing random and nothing learned, is that of a NumPy sum."""
+    quiet = {"dropout": 0.0, "empty_side": 0.0, "learning_rate": 1e-30, "set_size": 80}
+    config = _config(world, tmp_path / "run", **quiet)
+    corpus, data = load_data(config)
+    rows = corpus.rows("train")
+    assert rows.size % config.batch_size
+    assert max(context.size[rows].max() for context in data.contexts) <= 80  # so sets are whole
+    functions = _build(config, data)
+    order = draws.shuffle(rows, np.int32(0), config.batch_size, config.seed)
+    bounds = (np.int32(0), np.int32(order.targets.shape[0]))
+    state, _ = functions.train_chunk(functions.init(), data, order, *bounds)
+    probability = np.asarray(functions.predict(functions.init().params, data, rows), np.float64)
+    expected = -np.log(probability[np.arange(rows.size), corpus.label[rows]]).sum()
+    assert float(state.epoch_loss) == pytest.approx(expected, rel=1e-4)
+
+
+def test_rows_that_fill_up_a_batch_do_not_matter(world, tmp_path):
+    config = _config(world, tmp_path / "run", review_loss=0.5, dropout=0.0)
+    corpus, data = load_data(config)
+    rows = corpus.rows("train")
+    functions = _build(config, data)
+    real = np.arange(config.batch_size) < 5
+    states = []
+    for filling in (rows[5], rows[60]):
+        targets = np.where(real, rows[: config.batch_size], filling)
+        epoch = draws.Epoch(targets[None].astype(np.int32), real[None])
+        bounds = (np.int32(0), np.int32(1))
+        states.append(functions.train_chunk(functions.init(), data, epoch, *bounds)[0])
+    jax.tree.map(np.testing.assert_array_equal, *jax.device_get(states))
+
+
+def test_zscore_equals_numpy_in_float64():
+    rng = np.random.default_rng(0)
+    table = (rng.normal(size=(9000, 5)) * [1, 1e-9, 30, 1, 0] + [0, 3, 500, 1e-3, 7]).astype("f4")
+    rows = np.flatnonzero(rng.random(9000) < 0.7).astype(np.int32)
+    found = fit_zscore(table, rows)
+    expected = table[rows].astype(np.float64)
+    np.testing.assert_allclose(found.mean, expected.mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(found.scale[[0, 2, 3]], expected.std(axis=0)[[0, 2, 3]], rtol=1e-6)
+    assert found.scale[1] == found.scale[4] == 1
+
+
+def test_zscore_is_fitted_on_training_reviews_by_default(world, tmp_path):
+    corpus = world.corpus
+    table = np.load(world.store_folder / "mean.npy").astype(np.float64)
+    for fit_on, rows in (("train", corpus.rows("train")), ("all", np.arange(len(table)))):
+        _, data = load_data(_config(world, tmp_path / "run", fit_on=fit_on))
+        expected = table[rows].mean(axis=0)
+        np.testing.assert_allclose(data.scalings[0].mean, expected, rtol=1e-5)
+
+
+def test_training_learns_and_evaluation_recomputes(world, tmp_path, capsys):
+    config = _config(world, tmp_path / "run", epochs=30, patience=10, learning_rate=3e-3)
+    loop.train(config)
+    run = tmp_path / "run"
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = [record["validation_log_loss"] for record in records]
+    assert min(losses) < losses[0]
+    best = int(np.argmin(losses)) + 1
+    assert records[-1]["best_epoch"] == best
+    assert len(records) == min(30, best + 10)  # patience: ten epochs without a better one
+    found = evaluate.evaluate(Run(run))
+    # Evaluation reads the best parameters, not the last.
+    assert found["validation"]["log_loss"] == pytest.approx(min(losses), rel=1e-5)
+    table = pl.read_parquet(run / "predictions.parquet")
+    corpus = world.corpus
+    expected = np.concatenate([corpus.rows("validation"), corpus.rows("test")])
+    np.testing.assert_array_equal(table["row"], expected)
+    test = table.filter(pl.col("split") == "test")
+    predicted = test.select("p_bad", "p_good", "p_excellent").to_numpy().argmax(axis=1)
+    assert found["test"]["accuracy"] == (predicted == test["label"].to_numpy()).mean()
+    np.testing.assert_allclose(
+        table.select("p_bad", "p_good", "p_excellent").sum_horizontal(), 1, rtol=1e-5
+    )
+    capsys.readouterr()
+    loop.train(config)
+    assert "already complete" in capsys.readouterr().out
+
+
+def _result(run):
+    """What an exact resume must reproduce: best parameters' predictions, metrics, parameters."""
+    evaluate.evaluate(Run(run))
+    config = Run(run).config
+    _, data = load_data(config)
+    state = jax.device_get(_build(config, data).init())
+    checkpoints = loop.Checkpoints(run, read_only=True)
+    restored, best, progress = checkpoints.restore(state, state.params)
+    checkpoints.close()
+    leaves = jax.tree.leaves((restored, best))
+    metrics = (run / "metrics.jsonl").read_bytes()
+    return (
+        [np.asarray(leaf).tobytes() for leaf in leaves],
+        progress,
+        metrics,
+        (run / "evaluation.json").read_bytes(),
+    )
+
+
+def _start(config) -> subprocess.Popen:
+    command = [sys.executable, "-m", "sasnet_jax.train", *_arguments(config)]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def _wait_for_epoch(run, epoch: int) -> None:
+    path = run / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not path.exists() or len(path.read_bytes().splitlines()) < epoch:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+KILLED = {"epochs": 40, "patience": 100, "checkpoint_seconds": 0.2, "batch_size": 16}
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(world, tmp_path_factory):
+    run = tmp_path_factory.mktemp("uninterrupted") / "run"
+    result = run_command("sasnet_jax.train", *_arguments(_config(world, run, **KILLED)))
+    assert result.returncode == 0, result.stderr
+    return _result(run)
+
+
+@pytest.mark.parametrize(
+    "epochs_at_kill",
+    [
+        (1, 9),
+        (6, 20, 33),
+        pytest.param(tuple(range(2, 32, 3)), marks=pytest.mark.stress),
+    ],
+    ids=str,
+)
+def test_a_killed_run_ends_where_an_uninterrupted_one_ends(
+    world, tmp_path, uninterrupted, epochs_at_kill
+):
+    run = tmp_path / "run"
+    config = _config(world, run, **KILLED)
+    for epoch in epochs_at_kill:
+        process = _start(config)
+        _wait_for_epoch(run, epoch)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+    result = run_command("sasnet_jax.train", *_arguments(config))
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"resumed at step [1-9]", result.stdout)
+    assert _result(run) == uninterrupted
+
+
+EVERY_OPTION = {
+    "plain": {},
+    "host": {"table": "host"},
+    "all": {
+        **{"average_decay": 0.9, "schedule": "cosine", "bias_term": True, "review_loss": 0.5},
+        **{"match": True, "discriminants": 4},
+    },
+}
+
+
+@pytest.mark.parametrize("options", EVERY_OPTION.values(), ids=EVERY_OPTION.keys())
+def test_a_run_stopped_inside_an_epoch_ends_where_an_uninterrupted_one_ends(
+    world, tmp_path, monkeypatch, capsys, options
+):
+    """A real SIGTERM during the 17th chunk of one step each."""
+    run = tmp_path / "run"
+    config = _config(world, run, **KILLED | {"epochs": 3} | options)
+    loop.train(dataclasses.replace(config, output=str(tmp_path / "uninterrupted")))
+    uninterrupted = _result(tmp_path / "uninterrupted")
+    build = step.build
+
+    def build_and_stop(*arguments):
+        functions, chunks = build(*arguments), []
+
+        def train_chunk(*inputs):
+            chunks.append(1)
+            if len(chunks) == 17:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return functions.train_chunk(*inputs)
+
+        return functions._replace(train_chunk=train_chunk)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(step, "build", build_and_stop)
+        patch.setattr(loop, "_CHUNK_SECONDS", 0.0)
+        with pytest.raises(Preempted, match="saved at step 17"):
+            loop.train(config)
+    assert -(-world.corpus.rows("train").size // config.batch_size) > 17  # inside the first epoch
+    loop.train(config)
+    assert "resumed at step 17" in capsys.readouterr().out
+    assert _result(run) == uninterrupted
+
+
+def test_sigterm_saves_and_exits_75(world, tmp_path, uninterrupted):
+    run = tmp_path / "run"
+    config = _config(world, run, **(KILLED | {"checkpoint_seconds": 1000.0}))
+    process = _start(config)
+    _wait_for_epoch(run, 5)
+    process.terminate()
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 75, output
+    assert b"saved at step" in output
+    saved = re.search(r"saved at step (\d+)", output.decode()).group(1)
+    assert int(saved) > 0
+    result = run_command("sasnet_jax.train", *_arguments(config))
+    assert result.returncode == 0, result.stderr
+    assert f"resumed at step {saved}\n" in result.stdout
+    assert _result(run) == uninterrupted
+
+
+def _damage_latest(run, how) -> int:
+    """Damages every file of the latest checkpoint; returns its number."""
+    number = max(int(path.name) for path in (run / "checkpoints").iterdir())
+    for path in (run / "checkpoints" / str(number)).rglob("*"):
+        if path.is_file() and how == "zero bytes":
+            path.write_bytes(b"")
+        elif path.is_file() and how == "cut short":
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    return number
+
+
+@pytest.mark.parametrize("how", ["zero bytes", "cut short"])
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(
+    world, tmp_path, uninterrupted, how, capsys
+):
+    run = tmp_path / "run"
+    config = _config(world, run, **(KILLED | {"checkpoint_seconds": 0.0}))
+    loop.train(dataclasses.replace(config, epochs=6))
+    number = _damage_latest(run, how)
+    with pytest.raises(UserError, match=f"{number} does not fit this run's network or is damaged"):
+        evaluate.evaluate(Run(run))
+    loop.train(config)
+    assert f"{number} does not fit" in capsys.readouterr().err
+    assert (run / "checkpoints" / f"damaged-{number}").is_dir()
+    assert _result(run) == uninterrupted
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_refused(world, tmp_path):
+    config = _config(world, tmp_path / "run", epochs=1)
+    loop.train(config)
+    _damage_latest(tmp_path / "run", "zero bytes")
+    result = run_command("sasnet_jax.train", *_arguments(dataclasses.replace(config, epochs=2)))
+    assert_one_line_mistake(result, "checkpoints", "damaged")
+
+
+def test_a_run_keeps_the_last_checkpoints_and_the_best_parameters(world, tmp_path):
+    run = tmp_path / "run"
+    loop.train(_config(world, run, epochs=5, keep=3, checkpoint_seconds=0.0))
+    assert len(list((run / "checkpoints").iterdir())) == 3
+
+
+def test_a_run_is_saved_inside_an_epoch_too(world, tmp_path, monkeypatch):
+    """Every step, where each is a chunk of its own and a checkpoint is always due."""
+    run = tmp_path / "run"
+    config = _config(world, run, epochs=1, keep=1000, checkpoint_seconds=0.0)
+    monkeypatch.setattr(loop, "_CHUNK_SECONDS", 0.0)
+    loop.train(config)
+    steps = -(-world.corpus.rows("train").size // config.batch_size)
+    saved = {int(path.name) for path in (run / "checkpoints").iterdir()}
+    assert saved >= set(range(1, steps + 1)) and steps > 3
+
+
+def test_settings_may_be_mended_until_the_first_checkpoint(world, tmp_path):
+    wrong = _config(world, tmp_path / "run", learning_rate=1e38, weight_decay=1e38)
+    with pytest.raises(loop.NotTrainable):
+        loop.train(wrong)
+    loop.train(dataclasses.replace(wrong, learning_rate=1e-3, weight_decay=0.0, epochs=1))
+    assert Run(tmp_path / "run").config.learning_rate == 1e-3
+
+
+def test_an_update_that_ruins_the_last_step_of_an_epoch_is_noticed(world, tmp_path):
+    """The loss is taken before the update, so the evaluation is the first to see it."""
+    config = _config(world, tmp_path / "run", batch_size=1024, learning_rate=1e38)
+    assert world.corpus.rows("train").size < config.batch_size
+    result = run_command("sasnet_jax.train", *_arguments(config))
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert "not finite after step 1" in last, result.stderr
+
+
+def test_a_corpus_without_validation_reviews_is_refused(world, tmp_path):
+    folder = shutil.copytree(world.corpus_folder, tmp_path / "corpus")
+    reviews = pl.read_parquet(folder / "reviews.parquet")
+    split = pl.col("split").replace("validation", "test")
+    reviews.with_columns(split).write_parquet(folder / "reviews.parquet")
+    config = dataclasses.replace(_config(world, tmp_path / "run"), corpus=str(folder))
+    # The lists of interactions name the split too: a corpus is made anew, not edited.
+    shutil.rmtree(folder / "interactions")
+    write_grouped(read_corpus(folder))
+    result = run_command("sasnet_jax.train", *_arguments(config))
+    assert_one_line_mistake(result, "no validation review")
+
+
+def test_epochs_may_grow_under_a_constant_rate_only(world, tmp_path):
+    run = tmp_path / "run"
+    loop.train(_config(world, run, epochs=1, schedule="cosine"))
+    longer = _config(world, run, epochs=2, schedule="cosine")
+    assert_one_line_mistake(run_command("sasnet_jax.train", *_arguments(longer)), "--epochs")
+
+
+def test_a_cosine_rate_falls_to_nothing(world, tmp_path):
+    config = _config(world, tmp_path / "run", schedule="cosine", warmup_steps=5)
+    optimizer = step._optimizer(config, total_steps=50)
+    params = {"w": np.float32(0)}
+    state, moved = optimizer.init(params), []
+    for _ in range(50):
+        updates, state = optimizer.update({"w": np.float32(1)}, state, params)
+        moved.append(-float(updates["w"]) / config.learning_rate)
+    done = np.clip((np.arange(1, 51) - 5) / 45, 0, 1)
+    expected = np.where(np.arange(1, 51) < 5, np.arange(1, 51) / 5, (1 + np.cos(np.pi * done)) / 2)
+    np.testing.assert_allclose(moved, expected, atol=1e-3)
+
+
+def test_the_average_of_the_weights_is_what_predicts(world, tmp_path):
+    """Against a loop over the parameters after each step."""
+    config = _config(world, tmp_path / "run", average_decay=0.7)
+    corpus, data = load_data(config)
+    functions = _build(config, data)
+    rows = jax.device_put(corpus.rows("train"))
+    order = draws.shuffle(rows, np.int32(0), config.batch_size, config.seed)
+    state = functions.init()
+    expected = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(state.params)]
+    for index in range(6):
+        bounds = (np.int32(index), np.int32(index + 1))
+        state, _ = functions.train_chunk(state, data, order, *bounds)
+        decay = min(0.7, (1 + index) / (10 + index))
+        params = jax.tree.leaves(jax.device_get(state.params))
+        expected = [decay * e + (1 - decay) * p for e, p in zip(expected, params, strict=True)]
+    assert state.evaluated is state.average
+    for have, want in zip(jax.tree.leaves(state.evaluated), expected, strict=True):
+        np.testing.assert_allclose(have, want, rtol=1e-4, atol=1e-6)
+
+
+def test_five_classes_predict_stars(world, tmp_path):
+    config = _config(world, tmp_path / "run", classes=5, bias_term=True, epochs=2)
+    loop.train(config)
+    found = evaluate.evaluate(Run(tmp_path / "run"))
+    table = pl.read_parquet(tmp_path / "run" / "predictions.parquet")
+    probability = table.select(f"p_{star}" for star in range(1, 6)).to_numpy()
+    corpus = world.corpus
+    stars = np.ceil(corpus.stars[table["row"].to_numpy()])
+    np.testing.assert_array_equal(table["label"], stars - 1)
+    test = (table["split"] == "test").to_numpy()
+    error = probability[test] @ np.arange(1, 6) - stars[test]
+    assert found["test"]["stars_rmse"] == pytest.approx(np.sqrt((error**2).mean()), rel=1e-5)
+
+
+def test_a_class_without_training_reviews_is_refused(world, tmp_path):
+    folder = shutil.copytree(world.corpus_folder, tmp_path / "corpus")
+    reviews = pl.read_parquet(folder / "reviews.parquet")
+    label = pl.when(pl.col("split") == "train").then(pl.min_horizontal("label", 1))
+    changed = reviews.with_columns(label.otherwise("label").cast(pl.Int8).alias("label"))
+    changed.write_parquet(folder / "reviews.parquet")
+    config = dataclasses.replace(_config(world, tmp_path / "run"), corpus=str(folder))
+    assert_one_line_mistake(run_command("sasnet_jax.train", *_arguments(config)), "excellent")
+
+
+def test_sets_larger_than_any_list_change_nothing(world, tmp_path):
+    """Whole contexts padded to 90 or to 120: the same predictions."""
+    found = []
+    for size in (90, 120):
+        config = _config(world, tmp_path / "run", set_size=size)
+        corpus, data = load_data(config)
+        assert max(context.size.max() for context in data.contexts) < 90
+        functions = _build(config, data)
+        rows = corpus.rows("test")
+        found.append(np.asarray(functions.predict(functions.init().params, data, rows)))
+    np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-6)
+
+
+def test_several_stores_train_as_their_concatenation(world, tmp_path):
+    table = np.load(world.store_folder / "mean.npy")
+    first = write_store(tmp_path / "first", world.corpus, table[:, :5])
+    second = write_store(tmp_path / "second", world.corpus, table[:, 5:])
+    one = _config(world, tmp_path / "one", epochs=2)
+    two = dataclasses.replace(one, store=(str(first), str(second)), output=str(tmp_path / "two"))
+    for config in (one, two):
+        loop.train(config)
+    expected, found = (
+        (tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("one", "two")
+    )
+    assert found == expected
+
+
+def test_a_float16_table_trains_as_well_as_a_float32_one(world, tmp_path):
+    """To less than the difference between two seeds."""
+    table = np.load(world.store_folder / "mean.npy").astype(np.float32)
+    table += np.random.default_rng(0).normal(scale=1e-5, size=table.shape).astype(np.float32)
+    losses = {}
+    for dtype, seed in ((np.float32, 0), (np.float16, 0), (np.float32, 1)):
+        name = f"{np.dtype(dtype)}-{seed}"
+        store = write_store(tmp_path / name, world.corpus, table.astype(dtype))
+        config = _config(world, tmp_path / f"run-{name}", epochs=3, seed=seed)
+        loop.train(dataclasses.replace(config, store=(str(store),)))
+        last = (tmp_path / f"run-{name}" / "metrics.jsonl").read_text().splitlines()[-1]
+        losses[name] = json.loads(last)["validation_log_loss"]
+    rounding = abs(losses["float16-0"] - losses["float32-0"])
+    assert 0 < rounding < abs(losses["float32-1"] - losses["float32-0"]) / 10
+
+
+def test_64_examples_are_learned_by_heart(world, tmp_path):
+    quiet = {"dropout": 0.0, "empty_side": 0.0, "set_size": 90, "batch_size": 64, "width": 32}
+    config = _config(world, tmp_path / "run", **quiet, learning_rate=3e-3)
+    corpus, data = load_data(config)
+    functions = _build(config, data)
+    rows = corpus.rows("train")[:64]
+    order = draws.shuffle(jax.device_put(rows), np.int32(0), 64, config.seed)
+    state = functions.init()
+    for _ in range(400):
+        state, _ = functions.train_chunk(state, data, order, np.int32(0), np.int32(1))
+    predicted = np.asarray(functions.predict(state.params, data, rows)).argmax(axis=1)
+    np.testing.assert_array_equal(predicted, corpus.label[rows])
+
+
+def test_a_learning_curve_is_drawn(world, tmp_path):
+    loop.train(_config(world, tmp_path / "run", epochs=2))
+    picture = matplotlib.image.imread(tmp_path / "run" / "plots" / "learning_curve.png")
+    assert picture.shape[1] > 600 and picture[..., :3].std() > 0.05
+
+
+def test_epochs_may_grow(world, tmp_path):
+    short, long = tmp_path / "short", tmp_path / "long"
+    loop.train(_config(world, short, epochs=2))
+    loop.train(_config(world, short, epochs=5))
+    loop.train(_config(world, long, epochs=5))
+    assert _result(short) == _result(long)
+
+
+def _damage(case, world, run, store):
+    """Makes one thing wrong; returns the settings of the command."""
+    if case == "learning rate":
+        return {"learning_rate": 0.5}
+    if case == "other corpus":
+        manifest = files.read_json(store / "manifest.json", "")
+        files.write_json(store / "manifest.json", manifest | {"texts_sha256": "f" * 64})
+    elif case == "corrupt npy":
+        data = (store / "mean.npy").read_bytes()
+        (store / "mean.npy").write_bytes(data[: len(data) // 2])
+    elif case == "pickled npy":
+        np.save(store / "mean.npy", np.array([{}], object), allow_pickle=True)
+    elif case == "wrong shape":
+        np.save(store / "mean.npy", np.zeros((3, 16), np.float16))
+    elif case == "no manifest":
+        (store / "manifest.json").unlink()
+    elif case == "old run":
+        description = files.read_json(run / "config.json", "")
+        files.write_json(run / "config.json", description | {"format_version": 0})
+    elif case == "foreign folder":
+        shutil.rmtree(run)
+        run.mkdir()
+        (run / "thesis.tex").write_text("precious")
+    elif case == "re-embedded":
+        manifest = files.read_json(store / "manifest.json", "")
+        files.write_json(store / "manifest.json", manifest | {"max_tokens": 32})
+    elif case == "foreign manifest":
+        files.write_json(store / "manifest.json", {"name": "an app"})
+    elif case == "bad rate":
+        return {"learning_rate": "nan"}
+    elif case == "bad dropout":
+        return {"dropout": 0.999}
+    elif case == "learns held-out ratings":
+        return {"review_loss": 0.5, "target_review": "include"}
+    elif case == "bad seed":
+        return {"seed": 10**20}
+    elif case == "bad heads":
+        return {"heads": 3}
+    elif case == "no corpus":
+        return {"corpus": "/nowhere"}
+    elif case == "no pooling":
+        return {"pooling": "median"}
+    elif case == "checkpoint of another shape":
+        description = files.read_json(run / "config.json", "")
+        description["config"]["width"] = 32
+        files.write_json(run / "config.json", description)
+        return {"width": 32, "epochs": 9}
+    return {}
+
+
+@pytest.mark.parametrize(
+    ("case", "mentions"),
+    [
+        ("learning rate", ("--learning_rate", "other")),
+        ("other corpus", ("texts_sha256", "embed_torch")),
+        ("corrupt npy", ("mean.npy", "embed again")),
+        ("pickled npy", ("mean.npy", "embed again")),
+        ("wrong shape", ("mean.npy", "shape")),
+        ("no manifest", ("manifest.json",)),
+        ("old run", ("format version 0",)),
+        ("foreign folder", ("other files",)),
+        ("bad heads", ("--heads=3",)),
+        ("bad rate", ("--learning_rate=nan",)),
+        ("bad seed", ("--seed",)),
+        ("bad dropout", ("--dropout=0.999",)),
+        ("learns held-out ratings", ("--review_loss", "--target_review=include")),
+        ("re-embedded", ("other store",)),
+        ("foreign manifest", ("manifest.json", "lacks")),
+        ("no corpus", ("corpus.json",)),
+        ("no pooling", ("median",)),
+        ("checkpoint of another shape", ("checkpoint", "does not fit")),
+    ],
+)
+def test_a_mistake_is_one_line_and_overwrites_nothing(world, tmp_path, case, mentions):
+    store, run = tmp_path / "store", tmp_path / "run"
+    shutil.copytree(world.store_folder, store)
+    base = {**SETTINGS, "epochs": 1, "corpus": str(world.corpus_folder), "store": str(store)}
+    loop.train(TrainConfig(**base | {"store": (str(store),)}, output=str(run)))
+    changed = _damage(case, world, run, store)
+
+    def contents():
+        paths = [path for path in run.rglob("*") if path.is_file() and path.name != ".lock"]
+        return {path: path.read_bytes() for path in paths}
+
+    before = contents()
+    settings = base | {"output": run} | changed
+    result = run_command("sasnet_jax.train", *(f"--{k}={v}" for k, v in settings.items()))
+    assert_one_line_mistake(result, *mentions)
+    assert contents() == before
+
+
+def test_a_second_writer_is_refused(world, tmp_path):
+    config = _config(world, tmp_path / "run")
+    with files.sole_writer(tmp_path / "run"):
+        result = run_command("sasnet_jax.train", *_arguments(config))
+    assert_one_line_mistake(result, "in use by process")
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_step(world, tmp_path):
+    config = _config(world, tmp_path / "run", learning_rate=1e38, weight_decay=1e38)
+    result = run_command("sasnet_jax.train", *_arguments(config))
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert re.search(r"error: the loss is not finite from step [1-9]", last), result.stderr
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_a_store_with_a_value_that_is_not_finite_is_refused(world, tmp_path, split):
+    table = np.load(world.store_folder / "mean.npy")
+    row = int(world.corpus.rows(split)[3])
+    table[row, 2] = np.nan
+    store = write_store(tmp_path / "store", world.corpus, table)
+    config = dataclasses.replace(_config(world, tmp_path / "run"), store=(str(store),))
+    result = run_command("sasnet_jax.train", *_arguments(config))
+    assert_one_line_mistake(result, f"review {row} ")
+
+
+def test_tensorboard_shows_each_epoch_once(world, tmp_path):
+    loop.train(_config(world, tmp_path / "run", epochs=2))
+    loop.train(_config(world, tmp_path / "run", epochs=4))
+    events = EventAccumulator(str(tmp_path / "run"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train_loss")] == [1, 2, 3, 4]
+
+
+def test_evaluation_leaves_a_checkpoint_in_progress_alone(world, tmp_path):
+    loop.train(_config(world, tmp_path / "run", epochs=1))
+    in_progress = tmp_path / "run" / "checkpoints" / "99.orbax-checkpoint-tmp"
+    in_progress.mkdir()
+    evaluate.evaluate(Run(tmp_path / "run"))
+    assert in_progress.is_dir()
+
+
+def test_sets_are_drawn_anew_at_each_step(world, tmp_path):
+    config = _config(world, tmp_path / "run", empty_side=0.0)
+    corpus, data = load_data(config)
+    targets = jax.device_put(corpus.rows("train")[:64])
+    draw = jax.jit(lambda data, number: draws.draw_training(config, data, targets, number))
+    first, again, other = (jax.device_get(draw(data, np.int32(number))) for number in (0, 0, 1))
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+    np.testing.assert_array_equal(first.mask, other.mask)  # as many reviews, other ones
+    assert (first.rows != other.rows)[first.mask].mean() > 0.2
+
+
+def test_contexts_fit_the_device_dtype(world):
+    contexts = contexts_of(world.corpus, "exclude")
+    assert {array.dtype for context in contexts for array in context} == {np.dtype(np.int32)}
