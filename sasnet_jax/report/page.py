@@ -12,7 +12,8 @@ from markupsafe import Markup, escape
 
 from sasnet_jax.baselines.registry import MAJORITY
 from sasnet_jax.corpus.corpus import CLASSES
-from sasnet_jax.report import corpus_facts, embedding_map, models, provenance, results, similarity
+from sasnet_jax.embedding_quality import quality_tables
+from sasnet_jax.report import corpus_facts, embedding_map, models, provenance, results
 from sasnet_jax.report.models import Group
 from sasnet_jax.report.sources import Sources
 from sasnet_jax.scores import paper
@@ -85,15 +86,17 @@ def _contents(sources: Sources, sample: int, seed: int, show_texts: bool) -> dic
         "histories": results.histories(groups),
         "cut_histories": results.cut_histories(groups),
         "comparisons": [results.comparison(one) for one in sources.comparisons],
-        "leakage": results.leakage(groups, sources.leakage),
+        "leakage": results.leakage(sources.leakage),
         "leak_sentences": [one.found["sentence"] for one in sources.leakage],
         "map": embedding_map.map_of(
             corpus, sources.stores, sample, seed, texts if show_texts else None
         ),
         "map_size": (embedding_map.WIDTH, embedding_map.HEIGHT),
-        "similarities": [similarity.similarity(one, seed) for one in sources.quality],
-        "speeds": provenance.speeds(sources),
-        "facts": [provenance.machine(), *provenance.facts(sources)],
+        "qualities": [
+            (quality_tables.table_1(one.found), quality_tables.table_3(one.found))
+            for one in sources.quality
+        ],
+        "facts": provenance.facts(sources),
     }
 
 
