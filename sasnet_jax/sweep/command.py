@@ -27,7 +27,6 @@ from sasnet_jax.sweep import search_space
 from sasnet_jax.sweep.search_space import INCIDENTAL, Distribution
 from sasnet_jax.train import loop
 
-FORMAT_VERSION = 2
 _EPOCHS_BEFORE_PRUNING = 3
 # A trial's attributes that its metrics.jsonl has, at the best epoch.
 _OUTCOME = ("validation_log_loss", "validation_accuracy", "best_epoch")
@@ -50,19 +49,27 @@ class SweepConfig:
     vary: tuple[str, ...] = setting(
         (), help="NAME=LOW..HIGH[:log] or NAME=A|B|C; repeatable", topic="search", required=True
     )
-    trials: int = setting(30, help="runs, those of earlier calls included", topic="search")
-    prune_after_trials: int = setting(
-        5, help="complete runs before one worse than their median is ended", topic="search"
+    trials: int = setting(
+        30, help="runs, those of earlier calls included", topic="search", minimum=1
     )
-    seed: int = setting(0, help="of the search; --base has that of the runs", topic="search")
+    prune_after_trials: int = setting(
+        5, help="complete runs before one is ended for its losses", topic="search", minimum=1
+    )
+    seed: int = setting(
+        0, help="of the search; --base has that of the runs", topic="search", minimum=0, below=2**31
+    )
 
     def __post_init__(self):
         """Refuses what cannot be meant."""
-        for name in ("trials", "prune_after_trials"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name}={getattr(self, name)} must be at least 1")
-        if not 0 <= self.seed < 2**31:
-            raise UserError(f"--seed={self.seed} is not in [0, 2^31)")
+        cli.check(self)
+
+
+class SweepRecord(files.Record, kw_only=True, frozen=True):
+    """sweep.json."""
+
+    made_by = "python -m sasnet_jax.sweep"
+    version = 2
+    settings: dict[str, Any]  # what must be the same to resume
 
 
 def run(config: SweepConfig) -> None:
@@ -72,20 +79,23 @@ def run(config: SweepConfig) -> None:
     corpus, stores = inputs.open_inputs(base)
     corpus.refuse_missing_class(base.classes)
     transform.refuse_too_many(search_space.largest(space, "discriminants"), stores)
+    settings = {
+        "corpus_sha256": corpus.sha256,
+        "stores": [store.identity for store in stores],
+        **{f"base.{name}": value for name, value in _decisive(base).items()},
+        **{f"vary.{name}": str(values) for name, values in space.items()},
+        "prune_after_trials": config.prune_after_trials,
+        "seed": config.seed,
+    }
     output = Path(config.output)
-    if output.is_file() or (any(output.glob("[!.]*")) and not (output / "sweep.json").exists()):
-        raise UserError(f"--output={output} holds other files: choose a new folder")
+    record = output / "sweep.json"
+    files.claim(output, record.name)
     with files.sole_writer(output):
-        settings = {
-            "format_version": FORMAT_VERSION,
-            "corpus_sha256": corpus.sha256,
-            "stores": [store.identity for store in stores],
-            **{f"base.{name}": value for name, value in _decisive(base).items()},
-            **{f"vary.{name}": str(values) for name, values in space.items()},
-            "prune_after_trials": config.prune_after_trials,
-            "seed": config.seed,
-        }
-        _write_or_compare(output / "sweep.json", settings)
+        if record.exists():
+            before = files.read_record(record, SweepRecord).settings
+            files.refuse_other_settings(output, before, settings)
+        else:
+            files.write_record(record, SweepRecord(settings=settings))
         # Between two runs there is nothing to save; within one its own handler saves it.
         handler = signal.signal(signal.SIGTERM, _stop)
         try:
@@ -96,9 +106,9 @@ def run(config: SweepConfig) -> None:
         if not study.get_trials(states=[TrialState.COMPLETE]):
             raise UserError(f"no trial of {output} has completed: see its trials.csv")
         best = dataclasses.replace(base, **study.best_params)
-        first = study.best_trial
-        words = f"{_title(base)}, best of {len(study.trials)} trials: {_name(first)}, "
-        words += f"{_outcome(first)}: {_listed(first.params)}"
+        winner = study.best_trial
+        words = f"{_title(base)}, best of {len(study.trials)} trials: {_name(winner)}, "
+        words += f"{_outcome(winner)}: {_listed(winner.params)}"
         _write_best(config, best, words, corpus.sha256)
         print(f"{words}\nwritten: {output}/best.flags, {output}/trials.csv")
 
@@ -120,17 +130,6 @@ def _read_search(config: SweepConfig) -> tuple[TrainConfig, dict[str, Distributi
 
 def _decisive(config: TrainConfig) -> dict[str, Any]:
     return {k: v for k, v in dataclasses.asdict(config).items() if k not in INCIDENTAL}
-
-
-def _write_or_compare(path: Path, settings: dict[str, Any]) -> None:
-    """Writes sweep.json, or refuses settings that are not those of the sweep that is there."""
-    if not path.exists():
-        files.write_json(path, settings)
-    before = files.read_json(path, "python -m sasnet_jax.sweep")
-    if names := [name for name in settings | before if before.get(name) != settings.get(name)]:
-        raise UserError(
-            f"{path.parent} holds a sweep with other {', '.join(names)}: choose another --output"
-        )
 
 
 def _stop(*_: Any) -> None:
