@@ -109,11 +109,6 @@ class Prompt:
         """The model's whole input."""
         return self.prefix_ids + review_ids + self.suffix_ids
 
-    def text(self, review: str) -> str:
-        """What the model will see of `review`, control tokens visible."""
-        ids = self.ids(self.tokenize([review])[0])
-        return self.plain.backend.decode(ids, skip_special_tokens=False)
-
 
 def make_prompt(
     tokenizer: Any,

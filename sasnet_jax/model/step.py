@@ -246,11 +246,7 @@ def _with_table_on_host(config: TrainConfig, mesh: Mesh, steps: _Steps) -> Funct
 
 
 def _init(mesh: Mesh, steps: _Steps) -> Callable[[], TrainState]:
-    return jax.jit(lambda: _everywhere(mesh, steps.init()))
-
-
-def _everywhere(mesh: Mesh, tree: Any) -> Any:
-    return devices.constrain(mesh, tree, devices.EVERYWHERE)
+    return jax.jit(lambda: devices.constrain(mesh, steps.init(), devices.EVERYWHERE))
 
 
 def _first_bad(bad_step: Any, finite: Any, step: Any) -> Array:
