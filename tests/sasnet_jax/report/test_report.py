@@ -429,7 +429,7 @@ def test_what_is_absent_names_a_command_that_takes_its_flags(made, tmp_path):
     commands = re.findall(r"python -m sasnet_jax\.(\w+)((?: --\w+=\w+)+)", text)
     assert {name for name, _ in commands} >= {"train", "evaluate", "baselines", "embedding_quality"}
     for name, flags in commands:
-        module = importlib.import_module(f"sasnet_jax.{name}.command")
+        module = importlib.import_module(f"sasnet_jax.{name}.__main__")
         config = next(
             v for k, v in vars(module).items() if k.lower() == f"{name}config".replace("_", "")
         )
