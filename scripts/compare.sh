@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# SASNet against every baseline on one corpus, over several seeds. Trains on texts alone, on texts and
-# stars, and, as the paper very probably did, with the target included (leaky); each is compared with the
-# baselines under the same rule. What is trained and fitted is reused.
+# Compares SASNet with every baseline on one corpus, over several seeds: trained on texts alone, on texts
+# and stars, and with the target included (leaky; the paper may have done so). Each is compared with the
+# baselines under the same rule. What is already trained or fitted is reused.
 #
 #   scripts/compare.sh FOLDER FLAGFILE STORE[,STORE...] [OTHER_STORE...]
 #
-# FOLDER holds corpus/ and embeddings/STORE; it gets baselines_exclude/, baselines_include/, runs/ and, of
-# each kind, comparison_KIND/. SASNet trains on STORE (several side by side), the baselines on each of all
-# stores. SEEDS="0 1 2" trains that many networks of each kind, five by default; KINDS="text" only those.
+# FOLDER holds corpus/ and embeddings/STORE; the script adds baselines_exclude/, baselines_include/, runs/
+# and, per kind, comparison_KIND/. SASNet trains on STORE (several side by side), baselines on every store.
+# SEEDS="0 1 2" chooses the seeds, five by default; KINDS="text" chooses among text, stars and included.
 set -euo pipefail
 [ $# -ge 3 ] || { sed -n '/^#   /s/^#   //p' "$0" >&2; exit 2; }
 work=$(realpath "$1")
