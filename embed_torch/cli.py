@@ -1,24 +1,32 @@
 """Turns a frozen dataclass into a command: absl flags in, one clear line out for a mistake.
 
-A command declares its settings once, as a dataclass whose fields are made by `setting`; `main`
-parses the command line (and any --flagfile) into it and calls `run(config)`.
+A command declares its settings once, as a dataclass whose fields are made by `setting` and whose
+`__post_init__` calls `check`; `main` parses the command line (and any --flagfile) into it and calls
+`run(config)`.
 
 This file and `files.py` stand, byte for byte, in both packages, because `embed_torch` and
 `sasnet_jax` must never import each other; `tests/test_packages.py` keeps the copies equal.
 """
 
 import dataclasses
+import itertools
+import math
 import signal
 import sys
+import time
 import types
 import typing
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from absl import flags
+from tqdm import tqdm
 
 EXIT_MISTAKE = 2
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: saved, run the same command again.
+_FLAGFILE_BYTES = 1 << 20  # no flagfile that a person wrote is longer
+_SECONDS_PER_LINE = 10.0  # of progress, where there is no terminal to draw a bar on
 
 
 class UserError(Exception):
@@ -32,8 +40,48 @@ class Preempted(BaseException):
     """
 
 
+class ProgressBar(tqdm):
+    """A progress bar; in a file or a pipe, a plain line every ten seconds."""
+
+    leave: bool
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        """Takes what tqdm takes."""
+        self._next_line = time.monotonic() + _SECONDS_PER_LINE
+        self._terminal = sys.stderr.isatty()
+        super().__init__(*args, **kwargs)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        """Draws the bar, or writes a line where one is due."""
+        if self._terminal:
+            super().display(msg, pos)
+        elif msg is None and time.monotonic() >= self._next_line:
+            self._next_line = time.monotonic() + _SECONDS_PER_LINE
+            self.fp.write(tqdm.format_meter(**self.format_dict | {"ncols": 0}).strip() + "\n")
+            self.fp.flush()
+
+    def clear(self, *args: Any, **kwargs: Any) -> None:
+        """Makes room for other output, where a bar is in its way."""
+        if self._terminal:
+            super().clear(*args, **kwargs)
+
+    def close(self) -> None:
+        """Leaves the bar, or removes it (`leave=False`); lines stay."""
+        self.leave = self.leave and self._terminal
+        super().close()
+
+
 def setting(
-    default: Any = None, *, help: str, topic: str, required: bool = False, extra: bool = False
+    default: Any = None,
+    *,
+    help: str,
+    topic: str,
+    required: bool = False,
+    extra: bool = False,
+    minimum: int | float | None = None,
+    maximum: int | float | None = None,
+    above: int | float | None = None,
+    below: int | float | None = None,
 ):
     """A dataclass field that is also a flag.
 
@@ -43,9 +91,61 @@ def setting(
       topic: the heading under which --help lists it.
       required: refuse to start without it.
       extra: listed by --helpfull only.
+      minimum: the smallest value that can be meant.
+      maximum: the largest.
+      above: a value that it must exceed.
+      below: a value that it must stay under.
     """
+    bounds = {"at least": minimum, "above": above, "at most": maximum, "below": below}
     metadata = {"help": help, "topic": topic, "required": required, "extra": extra}
+    metadata["bounds"] = {words: bound for words, bound in bounds.items() if bound is not None}
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def check(config: Any) -> None:
+    """Refuses a setting that is not of its field's type, or is outside its bounds.
+
+    Flags are of their types; what a program or a file says may be anything. None passes where the
+    field may be None, an integer where a float is meant.
+
+    Raises:
+      UserError: naming the flag, the value and what is allowed.
+    """
+    kinds = typing.get_type_hints(type(config))
+    for field in dataclasses.fields(config):
+        value, kind = getattr(config, field.name), kinds[field.name]
+        if problem := _type_problem(value, kind) or _bound_problem(value, field.metadata["bounds"]):
+            raise UserError(f"--{field.name}={value!r} must be {problem}")
+
+
+def _type_problem(value: Any, kind: Any) -> str:
+    """What `value` must be, if it is not: a field's annotation, in words."""
+    options = typing.get_args(kind)
+    if typing.get_origin(kind) is typing.Literal:
+        known = isinstance(value, str) and value in options
+        return "" if known else f"one of {', '.join(options)}"
+    if typing.get_origin(kind) is tuple:
+        texts = isinstance(value, tuple) and all(isinstance(one, str) for one in value)
+        return "" if texts else "a tuple of texts"
+    allowed = options if isinstance(kind, types.UnionType) else (kind,)
+    if type(value) in allowed or (float in allowed and type(value) is int):
+        return ""
+    return " or ".join(one.__name__ for one in allowed)
+
+
+def _bound_problem(value: Any, bounds: dict[str, Any]) -> str:
+    """What `value` must be, if it is out of bounds: all of them, in words."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "finite"
+    holds = {
+        "at least": lambda bound: value >= bound,
+        "above": lambda bound: value > bound,
+        "at most": lambda bound: value <= bound,
+        "below": lambda bound: value < bound,
+    }
+    if value is None or all(holds[words](bound) for words, bound in bounds.items()):
+        return ""
+    return " and ".join(f"{words} {bound:,}" for words, bound in bounds.items())
 
 
 def main(config_class: type, run: Callable[[Any], None], description: str | None) -> None:
@@ -81,6 +181,7 @@ def parse(config_class: type, argv: Sequence[str], description: str | None) -> A
     kinds = typing.get_type_hints(config_class)
     for field in fields:
         _define(values, field, kinds[field.name])
+    _check_flagfiles(argv[1:])
     try:
         rest = values(list(argv))[1:]
     except flags.Error as error:
@@ -95,6 +196,30 @@ def parse(config_class: type, argv: Sequence[str], description: str | None) -> A
         if isinstance(value, list):
             settings[field.name] = tuple(value)
     return config_class(**settings)
+
+
+def _check_flagfiles(arguments: Sequence[str], above: tuple[Path, ...] = ()) -> None:
+    """Reads the flagfiles among `arguments`, and those in them, as far as absl could trip over.
+
+    Raises:
+      UserError: one is no regular file, too long, not UTF-8, or includes itself.
+    """
+    for argument, value in itertools.pairwise([*arguments, ""]):
+        name, equals, given = argument.strip().lstrip("-").partition("=")
+        if name != "flagfile" or not argument.strip().startswith("-"):
+            continue
+        path = Path(given if equals else value.strip()).expanduser()
+        if not path.is_file():
+            raise UserError(f"--flagfile={path} does not exist, or is no file")
+        if path.stat().st_size > _FLAGFILE_BYTES:
+            raise UserError(f"--flagfile={path} has over {_FLAGFILE_BYTES:,} bytes: no flagfile")
+        if path.resolve() in above:
+            raise UserError(f"--flagfile={path} includes itself: remove its --flagfile line")
+        try:
+            lines = path.read_text("utf-8").splitlines()
+        except UnicodeDecodeError:
+            raise UserError(f"--flagfile={path} is not UTF-8: save it as UTF-8") from None
+        _check_flagfiles(lines, (*above, path.resolve()))
 
 
 def _define(values: flags.FlagValues, field: dataclasses.Field, kind: Any) -> None:

@@ -1,11 +1,9 @@
 """Settings of an encoder, and of `python -m embed_torch`."""
 
 import dataclasses
-import types
-import typing
 from typing import Literal
 
-from embed_torch import pooling
+from embed_torch import cli, pooling
 from embed_torch.cli import UserError, setting
 from embed_torch.prompts import Truncate
 
@@ -40,7 +38,10 @@ class EncoderConfig:
         topic="input",
     )
     max_tokens: int = setting(
-        0, help="tokens of an input with its prompt; 0 = the model's own window", topic="input"
+        0,
+        help="tokens of an input with its prompt; 0 = the model's own window",
+        topic="input",
+        minimum=0,
     )
     truncate: Truncate = setting(
         "head", help="which part stays of a review that is too long", topic="input"
@@ -64,18 +65,17 @@ class EncoderConfig:
         "", help="torch device; empty = cuda where there is one, else cpu", topic="speed"
     )
     batch_tokens: int = setting(
-        0, help="tokens in a batch; 0 = 4096, on a GPU 32768; there is no padding", topic="speed"
+        0,
+        help="tokens in a batch; 0 = 4096, on a GPU 32768; there is no padding",
+        topic="speed",
+        minimum=0,
     )
 
     def __post_init__(self):
         """Refuses what cannot be meant."""
-        _check_types(self)
+        cli.check(self)
         if not self.model:
             raise UserError("--model is empty: it names a directory, a hub name, minilm or words")
-        if self.batch_tokens < 0:
-            raise UserError(f"--batch_tokens={self.batch_tokens} must not be negative")
-        if self.max_tokens < 0:
-            raise UserError(f"--max_tokens={self.max_tokens} must not be negative")
         if self.template and not self.instruction:
             raise UserError("--template is of instructed prompts: give --instruction too")
         if self.prefix and self.instruction:
@@ -104,27 +104,14 @@ class EmbedConfig(EncoderConfig):
         "inline", help="this process, one process a GPU, or Ray actors", topic="speed"
     )
     workers: int = setting(
-        0, help="processes of local and ray; 0 = one a GPU, without GPUs one", topic="speed"
+        0,
+        help="processes of local and ray; 0 = one a GPU, without GPUs one",
+        topic="speed",
+        minimum=0,
     )
 
     def __post_init__(self):
         """Refuses what cannot be meant."""
         EncoderConfig.__post_init__(self)  # slots make a new class, which super() does not know
-        if self.workers < 0:
-            raise UserError(f"--workers={self.workers} must not be negative")
         if self.workers and self.engine == "inline":
             raise UserError("--workers is of --engine=local or ray")
-
-
-def _check_types(config: EncoderConfig) -> None:
-    """Refuses, by a UserError, a setting that is not of its field's type.
-
-    Flags are of their types; what a program or a manifest says may be anything.
-    """
-    for name, kind in typing.get_type_hints(type(config)).items():
-        value, kinds = getattr(config, name), typing.get_args(kind)
-        if typing.get_origin(kind) is Literal:
-            if not (isinstance(value, str) and value in kinds):
-                raise UserError(f"--{name}={value!r} must be one of {', '.join(kinds)}")
-        elif type(value) not in (kinds if isinstance(kind, types.UnionType) else (kind,)):
-            raise UserError(f"--{name}={value!r} must be {getattr(kind, '__name__', kind)}")

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from embed_torch import reuse, store
-from embed_torch.cli import UserError
+from embed_torch.cli import ProgressBar, UserError
 from embed_torch.config import EmbedConfig
 from embed_torch.corpus import Texts
 from embed_torch.encoder import Encoder
@@ -54,7 +53,7 @@ def report(config: EmbedConfig, texts: Texts, encoder: Encoder, settings: dict[s
     print(f"the first input:\n{encoder.input_text(texts.reviews[0])}")
     sample = np.argsort(lengths, kind="stable")[:: max(1, rows // _SAMPLE)]
     rate = _tokens_per_second(encoder, texts.reviews.gather(sample).to_list())
-    duration = tqdm.format_interval(left / rate)
+    duration = ProgressBar.format_interval(left / rate)
     print(f"{rate:,.0f} tokens/s on a sample of {sample.size}: about {duration} by one worker")
 
 
@@ -62,7 +61,7 @@ def _lengths(texts: Texts, encoder: Encoder) -> tuple[np.ndarray, np.ndarray]:
     """Tokens of each review's input, cut and uncut."""
     lengths: list[int] = []
     uncut: list[int] = []
-    with tqdm(total=len(texts.reviews), desc="tokenizing", unit="review", delay=5) as bar:
+    with ProgressBar(total=len(texts.reviews), desc="tokenizing", unit="review", delay=5) as bar:
         for first in range(0, len(texts.reviews), _ROWS_AT_ONCE):
             part = texts.reviews[first : first + _ROWS_AT_ONCE].to_list()
             inputs = encoder.review_inputs(list(range(first, first + len(part))), part)

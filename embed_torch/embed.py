@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from tqdm import tqdm
 
 from embed_torch import __version__, corpus, dry_run, packing, reuse, store
-from embed_torch.cli import Preempted, UserError
+from embed_torch.cli import Preempted, ProgressBar, UserError
 from embed_torch.config import EmbedConfig
 from embed_torch.encoder import Encoder
 from embed_torch.engines import Engine, Task, open_engine
@@ -134,7 +133,7 @@ class _Job:
         """Has an engine do all tasks; returns how many tokens it did."""
         texts = self._rows.size + len(self._texts.categories)
         tokens, in_flight, flushed = 0, 0, time.monotonic()
-        with tqdm(total=texts, desc="embedding", unit="text", delay=1) as bar:
+        with ProgressBar(total=texts, desc="embedding", unit="text", delay=1) as bar:
             tasks, again = self._tasks(skipped=bar.update), deque[Task]()
             while True:
                 while in_flight < engine.capacity:

@@ -13,12 +13,11 @@ from typing import Any, TypedDict, Unpack
 
 import numpy as np
 from jaxtyping import Float32
-from tqdm import tqdm
 
 from embed_torch import backbone, packing, pooling, prompts, store, words
 from embed_torch.backbone import Backbone, Batch, Loading
 from embed_torch.checkpoint import find_checkpoint
-from embed_torch.cli import UserError
+from embed_torch.cli import ProgressBar, UserError
 from embed_torch.config import Dtype, EncoderConfig, Gptq, PoolOver, StoreDtype
 from embed_torch.inputs import Inputs, Tokenization
 from embed_torch.prompts import Truncate
@@ -104,7 +103,7 @@ class Encoder:
             except UnicodeEncodeError as error:
                 raise UserError(f"text {place} is not valid Unicode: {error}") from None
         found = np.zeros((len(texts), self.dim), np.float32)
-        with tqdm(total=len(texts), desc="encoding", unit="text", delay=5) as bar:
+        with ProgressBar(total=len(texts), desc="encoding", unit="text", delay=5) as bar:
             for first in range(0, len(texts), _TEXTS_AT_ONCE):
                 rows = list(range(first, min(first + _TEXTS_AT_ONCE, len(texts))))
                 inputs = self.review_inputs(rows, list(texts[first : first + len(rows)]))

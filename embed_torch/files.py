@@ -1,4 +1,8 @@
-"""Files that are whole or absent: atomic writes, folders in use, hashes.
+"""Files that are whole or absent, and what they must be: the contract of every output.
+
+A command claims its output folder (`claim`), fills it atomically (`replacing`, `new_folder`) and
+writes a record of it: one JSON object, of a type of its own derived from `Record`, which another
+command reads back and which says by its checksum that nobody has changed it since.
 
 This file and `cli.py` stand, byte for byte, in both packages; `tests/test_packages.py` keeps the
 copies equal.
@@ -12,22 +16,156 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterable, Iterator
+import stat
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar, TypeVar
 
-from tqdm import tqdm
+import msgspec
 
-from .cli import UserError  # relative, so that both copies are one text
+from .cli import ProgressBar, UserError  # relative, so that both copies are one text
 
 _CHUNK_BYTES = 1 << 20
+_JSON_BYTES = 1 << 28  # a longer JSON file is none of ours
+
+
+class Record(msgspec.Struct, kw_only=True, frozen=True):
+    """What a JSON file of ours says: the base of the type of each.
+
+    A record is read back by `read_record` only as it was written: of its version, of the types that
+    its fields declare, and unchanged (`sha256`, over all other fields). Fields that have come
+    later than the format have defaults.
+    """
+
+    made_by: ClassVar[str]  # the command, as it is typed
+    version: ClassVar[int]  # of the format
+    format_version: int = 0
+    sha256: str | None = None
+
+
+RecordT = TypeVar("RecordT", bound=Record)
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Writes a record as indented JSON, atomically, with its version and checksum."""
+    values = msgspec.to_builtins(record) | {"format_version": record.version}
+    values.pop("sha256", None)
+    write_json(path, values | {"sha256": _checksum(values)})
+
+
+def read_record(path: Path, kind: type[RecordT], remedy: str = "") -> RecordT:
+    """Reads a record.
+
+    Args:
+      path: the file.
+      kind: its type.
+      remedy: what to type where it cannot be used; by default, the command again, elsewhere.
+
+    Raises:
+      UserError: it is absent, damaged, changed since it was written, or of another version.
+    """
+    remedy = remedy or f"remove {path.parent} and run {kind.made_by} again"
+    values = read_json(path, kind.made_by, remedy=remedy)
+    if values.get("format_version") != kind.version:
+        raise UserError(
+            f"{path} has format version {values.get('format_version')!r}, this program reads "
+            f"{kind.version}: {remedy}"
+        )
+    if values.get("sha256") not in (None, _checksum(values)):
+        raise UserError(f"{path} was changed after it was written (its sha256 differs): {remedy}")
+    try:
+        return msgspec.convert(values, kind)
+    except msgspec.ValidationError as error:
+        raise UserError(f"{path} is damaged ({error}): {remedy}") from None
+
+
+def _checksum(values: Mapping[str, Any]) -> str:
+    """The SHA-256 over a JSON object without its checksum, whatever the order of its keys."""
+    others = {name: value for name, value in values.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
+
+
+def claim(output: Path, *records: str) -> bool:
+    """Whether a command's output folder holds something of it already; else it may be filled.
+
+    Args:
+      output: the folder, which need not exist.
+      records: names of the files by which the command knows what it has written, or begun.
+
+    Raises:
+      UserError: it is no folder, or holds other files.
+    """
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output={output} is a file, not a folder: choose another --output")
+    if any((output / name).exists() for name in records):
+        return True
+    if any(output.glob("[!.]*")):
+        raise UserError(f"--output={output} holds other files: choose another --output")
+    return False
+
+
+def refuse_other_settings(
+    output: Path, before: Mapping[str, Any], now: Mapping[str, Any], may_differ: Iterable[str] = ()
+) -> None:
+    """Refuses to write into a folder what does not belong to what it holds.
+
+    Args:
+      output: the folder.
+      before: what its content was made with.
+      now: what the command would make it with.
+      may_differ: names that say nothing about the content.
+
+    Raises:
+      UserError: naming the settings that differ.
+    """
+    names = [name for name in {**now, **before} if name not in set(may_differ)]
+    changed = [name for name in names if before.get(name) != now.get(name)]
+    if changed:
+        raise UserError(
+            f"{output} was made with other {', '.join(changed)}: choose another --output, or "
+            "remove it"
+        )
+
+
+def say_complete(output: Path) -> None:
+    """Tells that there is nothing to do."""
+    print(f"{output} is already complete: nothing to do")
+
+
+def require_file(path: Path, remedy: str) -> Path:
+    """Returns `path` where it is a regular file: anything else might never end, or not be read.
+
+    Raises:
+      UserError: it is not; the message ends in the remedy.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        reason = "does not exist" if isinstance(error, FileNotFoundError) else error.strerror
+        raise UserError(f"{path} {reason}: {remedy}") from None
+    if not stat.S_ISREG(mode):
+        what = "is a folder" if stat.S_ISDIR(mode) else "is no regular file"
+        raise UserError(f"{path} {what}: {remedy}")
+    return path
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Has an OSError of the block name `path`, where it names no file: a full disk does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
+        raise
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Opens a file beside `path`, and renames it onto `path` once it is written and on disk."""
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
+    partial.unlink(missing_ok=True)  # left behind, or a link that somebody planted
+    with naming(path), partial.open("xb") as file:
         yield file
         file.flush()
         os.fsync(file.fileno())
@@ -84,20 +222,31 @@ def write_json(path: Path, value: Any) -> None:
         file.write((json.dumps(value, indent=2) + "\n").encode())
 
 
-def read_json(path: Path, made_by: str, keys: Iterable[str] = ()) -> dict[str, Any]:
-    """Reads a JSON object that has at least `keys`; the command `made_by` writes such files.
+def read_json(
+    path: Path, made_by: str, keys: Iterable[str] = (), remedy: str = ""
+) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Args:
+      path: the file.
+      made_by: the command, or the program, that writes such files.
+      keys: those that it must have.
+      remedy: what to type where it cannot be read; by default that command.
 
     Raises:
-      UserError: the file is absent, is not JSON, or lacks a key; the message names both.
+      UserError: it is absent, no regular file, not a JSON object, or lacks a key.
     """
-    if not path.is_file():
+    remedy = remedy or f"remove it and run {made_by} again"
+    if not path.exists():
         raise UserError(f"{path} does not exist; {made_by} writes it")
+    if require_file(path, remedy).stat().st_size > _JSON_BYTES:
+        raise UserError(f"{path} has over {_JSON_BYTES:,} bytes: {remedy}")
     try:
         value = json.loads(path.read_bytes())
-    except ValueError:
-        raise UserError(f"{path} is not valid JSON; remove it and run {made_by} again") from None
+    except (ValueError, RecursionError):
+        raise UserError(f"{path} is not valid JSON: {remedy}") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path} does not hold a JSON object; run {made_by} again")
+        raise UserError(f"{path} does not hold a JSON object: {remedy}")
     for key in keys:
         if key not in value:
             raise UserError(f"{path} lacks {key!r}: it is not what {made_by} writes")
@@ -115,7 +264,8 @@ def sole_writer(folder: Path) -> Iterator[None]:
     """
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as file:
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+    with os.fdopen(os.open(folder / ".lock", flags, 0o666), "r+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -136,7 +286,7 @@ def file_sha256(path: Path, show_progress: bool = False) -> str:
     digest = hashlib.sha256()
     with (
         path.open("rb") as file,
-        tqdm(
+        ProgressBar(
             total=path.stat().st_size,
             desc=f"hashing {path.name}",
             unit="B",

@@ -19,9 +19,8 @@ import transformers
 from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from torch.nn.modules.module import register_module_parameter_registration_hook
-from tqdm import tqdm
 
-from embed_torch.cli import UserError
+from embed_torch.cli import ProgressBar, UserError
 from embed_torch.files import read_json
 
 _MADE_BY = "the download of the checkpoint"
@@ -137,7 +136,7 @@ def load_dequantized(
     """
     network: Any = _empty_network(folder, dtype)
     plan = _plan(folder, network, quantization)
-    for name, sections in tqdm(plan.items(), desc="loading weights", unit="weight", delay=5):
+    for name, sections in ProgressBar(plan.items(), desc="loading weights", unit="weight", delay=5):
         layer, _, leaf = name.rpartition(".")
         module = network.get_submodule(layer)
         weight = torch.empty_like(getattr(module, leaf), device=device)

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from sasnet_jax import files
+from sasnet_jax import cli, files
 from sasnet_jax.baselines import protocol, registry, svm
 from sasnet_jax.baselines.fitting import best_oracle, predict_all
 from sasnet_jax.baselines.protocol import AveragesOver
 from sasnet_jax.baselines.registry import ORACLE, Baseline
-from sasnet_jax.cli import UserError, setting
+from sasnet_jax.cli import ProgressBar, UserError, setting
 from sasnet_jax.corpus.contexts import TargetReview
 from sasnet_jax.corpus.corpus import CLASS_NAMES, Corpus, read_corpus
 from sasnet_jax.corpus.store import Store, open_store
@@ -34,19 +33,22 @@ class BaselinesConfig:
         "exclude", help="the review to predict in the averages (leaky) or not", topic="protocol"
     )
     subset: int = setting(
-        0, help="reviews drawn to learn from and predict (paper: 4000); 0 = all", topic="protocol"
+        0,
+        help="reviews drawn to learn from and predict (paper: 4000); 0 = all",
+        topic="protocol",
+        minimum=0,
     )
     averages_over: AveragesOver = setting(
         "corpus", help="averages over all reviews, or those of the subset", topic="protocol"
     )
     classes: int = setting(3, help="3, or 5 for the stars (half ones round up)", topic="protocol")
-    seed: int = setting(0, help="of the subset and of the rows to tune on", topic="protocol")
+    seed: int = setting(
+        0, help="of the subset and of the rows to tune on", topic="protocol", minimum=0, below=2**31
+    )
 
     def __post_init__(self):
         """Refuses what cannot be meant."""
-        for name in ("seed", "subset"):
-            if getattr(self, name) < 0:
-                raise UserError(f"--{name}={getattr(self, name)} must not be negative")
+        cli.check(self)
         if self.averages_over == "subset" and not self.subset:
             raise UserError("--averages_over=subset needs --subset")
         if self.classes not in CLASS_NAMES:
@@ -117,7 +119,7 @@ def _make(
     done = {name: model["chosen"] for name, model in models.items()}
     predicted = predict_all(baselines, asked, corpus, stores, config.seed, done)
     total = len(baselines)
-    with tqdm(total=total, desc="baselines", unit="model", initial=len(models)) as bar:
+    with ProgressBar(total=total, desc="baselines", unit="model", initial=len(models)) as bar:
         for baseline, probability, chosen in predicted:
             name = baseline.name
             predictions.write(_file(folder, name), corpus, rows, probability)

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Float32, Int8
 from sklearn.linear_model import LogisticRegression
-from tqdm import tqdm
 
 from sasnet_jax.baselines.protocol import Candidate, joined
 from sasnet_jax.baselines.svm import TUNE_ON
+from sasnet_jax.cli import ProgressBar
 from sasnet_jax.scores import metrics
 
 PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # C
@@ -40,7 +40,9 @@ def fit(
     """
     rows = np.random.default_rng(seed).permutation(label["train"].size)[:TUNE_ON]
     loss: dict[_Choice, float] = {}
-    for index in tqdm(range(len(candidates)), desc=f"tuning {name}", unit="input", leave=False):
+    for index in ProgressBar(
+        range(len(candidates)), desc=f"tuning {name}", unit="input", leave=False
+    ):
         train, validation = (joined(candidates[index], split) for split in ("train", "validation"))
         best = np.inf
         for penalty in PENALTIES:

@@ -14,7 +14,6 @@ import numpy as np
 from jaxtyping import Float, Float32, Int, Int8
 from scipy.optimize import minimize_scalar
 from scipy.special import softmax
-from tqdm import tqdm
 
 try:  # the same SVM, tens of times faster, where there is a build (x86-64)
     from sklearnex.svm import SVC
@@ -26,6 +25,7 @@ except ImportError:
     LIBRARY = f"scikit-learn {importlib.metadata.version('scikit-learn')}"
 
 from sasnet_jax.baselines.protocol import Candidate, Inputs, joined
+from sasnet_jax.cli import ProgressBar
 from sasnet_jax.scores import metrics
 
 Kernel = Literal["rbf", "linear"]
@@ -150,7 +150,7 @@ def _tune(
     products = {key: _products(block, rows) for key, block in blocks.items()}
     accuracy = {}
     options = list(itertools.product(range(len(candidates)), KERNELS))
-    for index, kernel in tqdm(options, desc=f"tuning {name}", unit="kernel", leave=False):
+    for index, kernel in ProgressBar(options, desc=f"tuning {name}", unit="kernel", leave=False):
         weighted = [(weight**2, *products[id(block)]) for weight, block in candidates[index]]
         inner = sum(weight * found for weight, found, _ in weighted)
         squares = sum(weight * found for weight, _, found in weighted)

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import scipy.linalg
 from jaxtyping import Float, Float32, Int32
-from tqdm import tqdm
 
+from sasnet_jax.cli import ProgressBar
 from sasnet_jax.corpus.store import CHUNK, ZScore
 
 _RIDGE = 0.1  # added to the variance of each standardised dimension
@@ -82,7 +82,7 @@ def _chunks(
     order = rows[np.argsort(shuffled[entity[rows]], kind="stable")]
     starts = np.flatnonzero(np.diff(shuffled[entity[order]], prepend=-1))
     first = 0
-    with tqdm(
+    with ProgressBar(
         total=min(order.size, _MOST_REVIEWS), desc="discriminants", unit="review", delay=5
     ) as bar:
         while first < starts.size and starts[first] < _MOST_REVIEWS:

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from sasnet_jax import files
+from sasnet_jax import cli, files
 from sasnet_jax.cli import UserError, setting
 from sasnet_jax.corpus import categories
 from sasnet_jax.corpus.corpus import Corpus, read_corpus
@@ -33,20 +33,20 @@ class EmbeddingQualityConfig:
     against: str = setting(
         "", help="STORE/POOLING that Table 3 compares; empty = best score", topic="methods"
     )
-    min_reviews: int = setting(5, help="reviews that a category needs", topic="methods")
+    min_reviews: int = setting(5, help="reviews that a category needs", topic="methods", minimum=1)
     draws: int = setting(
-        1000, help="of categories (bootstrap), and permutations of their names", topic="methods"
+        1000,
+        help="of categories (bootstrap), and permutations of their names",
+        topic="methods",
+        minimum=100,
     )
-    seed: int = setting(0, help="of noise, permutations and bootstrap", topic="methods")
+    seed: int = setting(
+        0, help="of noise, permutations and bootstrap", topic="methods", minimum=0, below=2**31
+    )
 
     def __post_init__(self):
         """Refuses what cannot be meant."""
-        if self.min_reviews < 1:
-            raise UserError(f"--min_reviews={self.min_reviews} must be positive")
-        if self.draws < 100:
-            raise UserError(f"--draws={self.draws} must be at least 100")
-        if self.seed < 0:
-            raise UserError(f"--seed={self.seed} must not be negative")
+        cli.check(self)
 
 
 def run(config: EmbeddingQualityConfig) -> None:

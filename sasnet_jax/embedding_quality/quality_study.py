@@ -14,9 +14,8 @@ import polars as pl
 import scipy.sparse
 from jaxtyping import Float32, Float64
 from sklearn.feature_extraction.text import TfidfVectorizer
-from tqdm import tqdm
 
-from sasnet_jax.cli import UserError
+from sasnet_jax.cli import ProgressBar, UserError
 from sasnet_jax.corpus import categories
 from sasnet_jax.corpus.categories import Categories
 from sasnet_jax.corpus.corpus import Corpus
@@ -104,7 +103,7 @@ def measure(
     for stream, name in enumerate(_NOISE, _FIRST_NOISE):
         sources[name] = functools.partial(quality.noise, corpus.user.size, dim, [seed, stream])
     methods, k = {}, len(groups.names)
-    with tqdm(sources.items(), "measuring", leave=False, unit="method", delay=5) as bar:
+    with ProgressBar(sources.items(), "measuring", leave=False, unit="method", delay=5) as bar:
         for name, blocks in bar:
             bar.set_postfix_str(name, refresh=False)
             try:

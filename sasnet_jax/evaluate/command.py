@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int32
 
-from sasnet_jax import files
+from sasnet_jax import cli, files
 from sasnet_jax.baselines import registry
 from sasnet_jax.baselines.registry import Baseline
 from sasnet_jax.cli import UserError, setting
@@ -37,12 +37,13 @@ class EvaluateConfig:
     truncate_histories: bool = setting(
         False, help="also predict from each user's first 0, 1, 2 and 4 reviews", topic="protocol"
     )
-    seed: int = setting(0, help="of the bootstrap over users", topic="protocol")
+    seed: int = setting(
+        0, help="of the bootstrap over users", topic="protocol", minimum=0, below=2**31
+    )
 
     def __post_init__(self):
         """Refuses what cannot be meant."""
-        if self.seed < 0:
-            raise UserError(f"--seed={self.seed} must not be negative")
+        cli.check(self)
         if len({Path(name).resolve() for name in self.run}) < len(self.run):
             raise UserError("--run: a run is named twice")
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sasnet_jax import files
+from sasnet_jax import cli, files
 from sasnet_jax.baselines import command as baselines
 from sasnet_jax.baselines import registry
 from sasnet_jax.baselines.command import BaselinesConfig
@@ -38,9 +38,18 @@ class LeakageConfig:
         "", help="folder to write; the same command goes on", topic="files", required=True
     )
     subset: int = setting(
-        4000, help="reviews of the paper's subset; 0 = over all reviews only", topic="protocol"
+        4000,
+        help="reviews of the paper's subset; 0 = over all reviews only",
+        topic="protocol",
+        minimum=0,
     )
-    seed: int = setting(0, help="of the subset and of the rows to tune on", topic="protocol")
+    seed: int = setting(
+        0, help="of the subset and of the rows to tune on", topic="protocol", minimum=0, below=2**31
+    )
+
+    def __post_init__(self):
+        """Refuses what cannot be meant."""
+        cli.check(self)
 
 
 class _Reading(NamedTuple):

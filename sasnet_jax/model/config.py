@@ -1,10 +1,10 @@
 """Settings of `python -m sasnet_jax.train`."""
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from sasnet_jax import cli
 from sasnet_jax.cli import UserError, setting
 from sasnet_jax.corpus.contexts import TargetReview
 from sasnet_jax.corpus.corpus import CLASS_NAMES
@@ -18,18 +18,6 @@ ReviewFeatures = Literal["text", "text+stars"]
 RESUMABLE = (
     *("corpus", "store", "output", "epochs", "patience", "checkpoint_seconds", "keep"),
     *("coordinator", "processes", "process"),
-)
-_POSITIVE = (
-    *("set_size", "eval_sets", "width", "depth", "heads", "feed_forward", "batch_size", "epochs"),
-    *("patience", "learning_rate", "clip_norm", "keep", "processes"),
-)
-_NOT_NEGATIVE = (
-    "discriminants",
-    "review_loss",
-    "eval_set_size",
-    "warmup_steps",
-    "weight_decay",
-    "checkpoint_seconds",
 )
 
 
@@ -53,14 +41,26 @@ class TrainConfig:
         0,
         help="directions read of a store, for users, for businesses; 0 = all",
         topic="data",
+        minimum=0,
     )
-    set_size: int = setting(5, help="reviews in a sampled set", topic="data")
-    eval_sets: int = setting(8, help="draws of the sets averaged at evaluation", topic="data")
+    set_size: int = setting(5, help="reviews in a sampled set", topic="data", minimum=1)
+    eval_sets: int = setting(
+        8, help="draws of the sets averaged at evaluation", topic="data", minimum=1
+    )
     eval_set_size: int = setting(
-        0, help="reviews in a set at evaluation; 0 = as in training", topic="data", extra=True
+        0,
+        help="reviews in a set at evaluation; 0 = as in training",
+        topic="data",
+        extra=True,
+        minimum=0,
     )
     empty_side: float = setting(
-        0.05, help="probability that a side is emptied in training", topic="data", extra=True
+        0.05,
+        help="probability that a side is emptied in training",
+        topic="data",
+        extra=True,
+        minimum=0,
+        below=1,
     )
     classes: int = setting(3, help="3: bad, good, excellent; 5: stars", topic="network")
     cross_attention: CrossAttention = setting(
@@ -76,66 +76,74 @@ class TrainConfig:
         False, help="also see the averages of both sides and their product", topic="network"
     )
     review_loss: float = setting(
-        0.0, help="weight of reading each review's own rating", topic="training", extra=True
+        0.0,
+        help="weight of reading each review's own rating",
+        topic="training",
+        extra=True,
+        minimum=0,
     )
     encoder: bool = setting(
         True, help="attention; without it, the DeepSets ablation", topic="network", extra=True
     )
-    width: int = setting(256, help="model width d", topic="network")
-    depth: int = setting(2, help="set attention blocks", topic="network")
-    heads: int = setting(4, help="attention heads", topic="network")
-    feed_forward: int = setting(1024, help="hidden width f of a block", topic="network")
-    dropout: float = setting(0.2, help="dropout probability", topic="network")
-    batch_size: int = setting(512, help="target reviews in a step", topic="training")
-    epochs: int = setting(3000, help="epochs at most", topic="training")
-    patience: int = setting(150, help="epochs without a better validation loss", topic="training")
-    learning_rate: float = setting(3e-4, help="of AdamW, after the warm-up", topic="training")
+    width: int = setting(256, help="model width d", topic="network", minimum=1)
+    depth: int = setting(2, help="set attention blocks", topic="network", minimum=1)
+    heads: int = setting(4, help="attention heads", topic="network", minimum=1)
+    feed_forward: int = setting(1024, help="hidden width f of a block", topic="network", minimum=1)
+    dropout: float = setting(
+        0.2, help="dropout probability", topic="network", minimum=0, maximum=0.99
+    )
+    batch_size: int = setting(512, help="target reviews in a step", topic="training", minimum=1)
+    epochs: int = setting(3000, help="epochs at most", topic="training", minimum=1)
+    patience: int = setting(
+        150, help="epochs without a better validation loss", topic="training", minimum=1
+    )
+    learning_rate: float = setting(
+        3e-4, help="of AdamW, after the warm-up", topic="training", above=0
+    )
     schedule: Literal["constant", "cosine"] = setting(
         "constant", help="learning rate after the warm-up", topic="training", extra=True
     )
-    warmup_steps: int = setting(100, help="steps of linear warm-up", topic="training", extra=True)
-    weight_decay: float = setting(0.01, help="of AdamW", topic="training", extra=True)
-    clip_norm: float = setting(1.0, help="largest gradient norm", topic="training", extra=True)
+    warmup_steps: int = setting(
+        100, help="steps of linear warm-up", topic="training", extra=True, minimum=0
+    )
+    weight_decay: float = setting(0.01, help="of AdamW", topic="training", extra=True, minimum=0)
+    clip_norm: float = setting(
+        1.0, help="largest gradient norm", topic="training", extra=True, above=0
+    )
     average_decay: float = setting(
         0.0,
         help="of the weights' moving average that predicts; 0 = none",
         topic="training",
         extra=True,
+        minimum=0,
+        below=1,
     )
     table: Literal["device", "sharded", "host"] = setting(
         "device", help="where the embeddings lie", topic="training"
     )
     checkpoint_seconds: float = setting(
-        60.0, help="seconds between checkpoints", topic="training", extra=True
+        60.0, help="seconds between checkpoints", topic="training", extra=True, minimum=0
     )
-    keep: int = setting(2, help="last checkpoints kept", topic="training", extra=True)
+    keep: int = setting(2, help="last checkpoints kept", topic="training", extra=True, minimum=1)
     coordinator: str = setting(
         "", help="HOST:PORT of process 0, where several train", topic="processes", extra=True
     )
-    processes: int = setting(1, help="that train together", topic="processes", extra=True)
+    processes: int = setting(
+        1, help="that train together", topic="processes", extra=True, minimum=1
+    )
     process: int = setting(0, help="which of them this is, from 0", topic="processes", extra=True)
-    seed: int = setting(0, help="of initialisation, sets and dropout", topic="training")
+    seed: int = setting(
+        0, help="of initialisation, sets and dropout", topic="training", minimum=0, below=2**31
+    )
 
     def __post_init__(self):
         """Refuses what cannot be meant, naming the flag."""
-        for name in _POSITIVE:
-            if not 0 < getattr(self, name) < math.inf:
-                raise UserError(f"--{name}={getattr(self, name)} must be positive")
-        for name in ("dropout", "empty_side", "average_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"--{name}={getattr(self, name)} is not in [0, 1)")
-        for name in _NOT_NEGATIVE:
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"--{name}={getattr(self, name)} must not be negative")
-        if self.dropout > 0.99:
-            raise UserError(f"--dropout={self.dropout} leaves nothing: at most 0.99")
+        cli.check(self)
         if self.review_loss and self.target_review == "include":
             raise UserError(
                 f"--review_loss={self.review_loss} would learn held-out ratings under "
                 "--target_review=include: use --review_loss=0"
             )
-        if not 0 <= self.seed < 2**31:
-            raise UserError(f"--seed={self.seed} is not in [0, 2^31)")
         if self.classes not in CLASS_NAMES:
             raise UserError(f"--classes={self.classes}: 3 (bad, good, excellent) or 5 (stars)")
         if self.width % self.heads:

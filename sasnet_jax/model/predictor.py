@@ -16,9 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float32, Int32
-from tqdm import tqdm
 
-from sasnet_jax.cli import UserError
+from sasnet_jax.cli import ProgressBar, UserError
 from sasnet_jax.corpus.corpus import CLASS_NAMES, labels_of
 from sasnet_jax.corpus.counts import bias_features
 from sasnet_jax.model import network, sampling, sets
@@ -110,7 +109,7 @@ class Predictor:
         if not scores.size:
             return scores
         others = self._side(businesses)
-        with tqdm(
+        with ProgressBar(
             total=scores[..., 0].size, desc="scoring", unit="pair", delay=5, leave=False
         ) as bar:
             for first in range(0, len(users), _SETS):

@@ -17,8 +17,8 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int32
-from tqdm import tqdm
 
+from sasnet_jax.cli import ProgressBar
 from sasnet_jax.corpus.contexts import HostOrDevice
 from sasnet_jax.model import devices, draws, network, sampling
 from sasnet_jax.model.config import TrainConfig
@@ -280,7 +280,9 @@ def predict(
     """Probabilities of `rows`, a batch at a time, with a progress bar where it takes long."""
     probabilities = []
     size = -(-_PREDICT_BATCH // mesh.size) * mesh.size
-    with tqdm(total=rows.size, desc="predicting", unit="review", delay=5, leave=False) as bar:
+    with ProgressBar(
+        total=rows.size, desc="predicting", unit="review", delay=5, leave=False
+    ) as bar:
         for first in range(0, rows.size, size):
             batch = rows[first : first + size]
             padded = np.pad(batch, (0, size - batch.size), mode="edge")

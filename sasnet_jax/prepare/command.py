@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import polars as pl
 
-from sasnet_jax import __version__, files
+from sasnet_jax import __version__, cli, files
 from sasnet_jax.cli import UserError, setting
 from sasnet_jax.corpus import corpus
 from sasnet_jax.corpus.contexts import SIDES, write_grouped
@@ -36,10 +36,14 @@ class PrepareConfig:
     )
     businesses: str = setting("", help="dump of businesses, or the same archive", topic="input")
     synthetic: int = setting(
-        0, help="number of reviews to generate instead of reading any", topic="input"
+        0, help="number of reviews to generate instead of reading any", topic="input", minimum=0
     )
     max_reject_fraction: float = setting(
-        0.01, help="fraction of malformed lines that is tolerated", topic="input"
+        0.01,
+        help="fraction of malformed lines that is tolerated",
+        topic="input",
+        minimum=0,
+        maximum=1,
     )
     user_column: str = setting("", help="name of the user id", topic="unknown formats")
     business_column: str = setting("", help="name of the business id", topic="unknown formats")
@@ -50,22 +54,30 @@ class PrepareConfig:
     date_column: str = setting("", help="name of the date (ISO, or epoch)", topic="unknown formats")
     review_id_column: str = setting("", help="name of the review id", topic="unknown formats")
     output: str = setting("", help="corpus folder to write", topic="output", required=True)
-    min_reviews_user: int = setting(1, help="reviews a user must have", topic="choosing")
-    min_reviews_business: int = setting(1, help="reviews a business must have", topic="choosing")
+    min_reviews_user: int = setting(1, help="reviews a user must have", topic="choosing", minimum=1)
+    min_reviews_business: int = setting(
+        1, help="reviews a business must have", topic="choosing", minimum=1
+    )
     filter: FilterMode = setting(
         "once", help="count on the raw reviews (paper), or to a fixed point", topic="choosing"
     )
     choose_users: int = setting(
-        0, help="keep the fewest reviews that give so many users enough", topic="choosing"
+        0,
+        help="keep the fewest reviews that give so many users enough",
+        topic="choosing",
+        minimum=0,
     )
     choose_businesses: int = setting(
-        0, help="keep the fewest reviews that give so many businesses enough", topic="choosing"
+        0,
+        help="keep the fewest reviews that give so many businesses enough",
+        topic="choosing",
+        minimum=0,
     )
     reviews_per_chosen_user: int = setting(
-        10, help="reviews that are enough for a user", topic="choosing", extra=True
+        10, help="reviews that are enough for a user", topic="choosing", extra=True, minimum=1
     )
     reviews_per_chosen_business: int = setting(
-        20, help="reviews that are enough for a business", topic="choosing", extra=True
+        20, help="reviews that are enough for a business", topic="choosing", extra=True, minimum=1
     )
     prefer: Literal["longer", "any"] = setting(
         "longer", help="among equally many reviews", topic="choosing", extra=True
@@ -75,43 +87,37 @@ class PrepareConfig:
         help="reviews up to which the optimum is sought outright",
         topic="choosing",
         extra=True,
+        minimum=0,
     )
     choose_seconds: float = setting(
         300.0,
         help="seconds after which the best choice found is taken",
         topic="choosing",
         extra=True,
+        above=0,
     )
     split: SplitScheme = setting("by_user", help="what is held out", topic="split")
     held_out: int = setting(
-        3, help="reviews of a user for validation, and for test (within_user)", topic="split"
+        3,
+        help="reviews of a user for validation, and for test (within_user)",
+        topic="split",
+        minimum=1,
     )
-    seed: int = setting(0, help="of the split and of the synthetic reviews", topic="split")
+    seed: int = setting(
+        0, help="of the split and of the synthetic reviews", topic="split", minimum=0, below=2**31
+    )
 
     def __post_init__(self):
         """Refuses what cannot be meant."""
+        cli.check(self)
         if bool(self.reviews) == bool(self.synthetic):
             raise UserError("give either --reviews=FILE or --synthetic=NUMBER")
-        if self.synthetic < 0:
-            raise UserError(f"--synthetic={self.synthetic} must be positive")
         if self.synthetic and _columns(self):
             raise UserError("--synthetic has its own columns: leave out --user_column and the like")
         if self.synthetic and self.businesses:
             raise UserError("--synthetic generates its own businesses: leave out --businesses")
-        if min(self.min_reviews_user, self.min_reviews_business) < 1:
-            raise UserError("--min_reviews_user and --min_reviews_business must be at least 1")
-        if not 0 <= self.max_reject_fraction <= 1:
-            raise UserError(f"--max_reject_fraction={self.max_reject_fraction} is not in [0, 1]")
         if bool(self.choose_users) != bool(self.choose_businesses):
             raise UserError("give both --choose_users and --choose_businesses, or neither")
-        for name in ("seed", "choose_users", "choose_businesses", "exact_below"):
-            if getattr(self, name) < 0:
-                raise UserError(f"--{name}={getattr(self, name)} must not be negative")
-        for name in ("held_out", "reviews_per_chosen_user", "reviews_per_chosen_business"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name}={getattr(self, name)} must be at least 1")
-        if not self.choose_seconds > 0:
-            raise UserError(f"--choose_seconds={self.choose_seconds} must be positive")
 
 
 def run(config: PrepareConfig) -> None:

@@ -22,9 +22,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 from loky import ProcessPoolExecutor
-from tqdm import tqdm
 
-from sasnet_jax.cli import UserError
+from sasnet_jax.cli import ProgressBar, UserError
 from sasnet_jax.prepare import dumps, filters, formats, records
 from sasnet_jax.prepare.dumps import Block
 from sasnet_jax.prepare.formats import Columns
@@ -144,7 +143,7 @@ class ReviewDumps:
     def _blocks(self, index: int, doing: str) -> Iterator[Block]:
         """The blocks of one dump, under a progress bar."""
         dump = self._dumps[index]
-        with tqdm(
+        with ProgressBar(
             total=dump.path.stat().st_size,
             desc=f"{doing} {dump.path.name}",
             unit="B",

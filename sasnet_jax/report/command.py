@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from sasnet_jax import files
+from sasnet_jax import cli, files
 from sasnet_jax.cli import UserError, setting
 from sasnet_jax.report import page
 from sasnet_jax.report.sources import open_sources
@@ -36,15 +36,14 @@ class ReportConfig:
     review_texts: bool = setting(
         True, help="show parts of reviews; without, only figures", topic="page"
     )
-    map_reviews: int = setting(1000, help="reviews on the map of embeddings", topic="page")
-    seed: int = setting(0, help="of what is drawn at random", topic="page")
+    map_reviews: int = setting(
+        1000, help="reviews on the map of embeddings", topic="page", minimum=3
+    )
+    seed: int = setting(0, help="of what is drawn at random", topic="page", minimum=0, below=2**31)
 
     def __post_init__(self):
         """Refuses what cannot be meant."""
-        if self.map_reviews < 3:
-            raise UserError(f"--map_reviews={self.map_reviews} must be at least 3")
-        if self.seed < 0:
-            raise UserError(f"--seed={self.seed} must not be negative")
+        cli.check(self)
 
 
 def run(config: ReportConfig) -> None:

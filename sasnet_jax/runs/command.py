@@ -8,9 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from tqdm import tqdm
-
-from sasnet_jax.cli import UserError, setting
+from sasnet_jax.cli import ProgressBar, UserError, setting
 from sasnet_jax.model.run import Run
 from sasnet_jax.scores import predictions
 
@@ -65,7 +63,7 @@ def run(config: RunsConfig) -> None:
     named = [(Path(name).resolve().name, Path(name)) for name in config.run]
     if config.folder:
         named += _below(Path(config.folder))
-    bar = tqdm(named, desc="reading", unit="run", delay=5, leave=False)
+    bar = ProgressBar(named, desc="reading", unit="run", delay=5, leave=False)
     listed = [look(name, path) for name, path in bar]
     good = _sorted([one for one in listed if not one.problem], config.sort)
     if good:

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Bool, Float64, Int, Int8
 from scipy.stats import binomtest
-from tqdm import tqdm
+
+from sasnet_jax.cli import ProgressBar
 
 LEVEL = 0.95
 MARGIN = 0.02  # "at least level": the interval of the difference in accuracy lies above -0.02
@@ -54,7 +55,7 @@ def resample_users(
     of_user = np.stack([np.bincount(index, column) for column in values.T], axis=1)
     rng = np.random.default_rng(seed)
     sums = np.empty((resamples, values.shape[1]))
-    for i in tqdm(range(resamples), desc="bootstrap over users", delay=5, leave=False):
+    for i in ProgressBar(range(resamples), desc="bootstrap over users", delay=5, leave=False):
         times = np.bincount(rng.integers(users, size=users), minlength=users)
         sums[i] = times @ of_user
     return sums

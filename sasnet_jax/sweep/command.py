@@ -52,25 +52,25 @@ class SweepConfig:
     vary: tuple[str, ...] = setting(
         (), help="NAME=LOW..HIGH[:log] or NAME=A|B|C; repeatable", topic="search", required=True
     )
-    trials: int = setting(30, help="runs, those of earlier calls included", topic="search")
+    trials: int = setting(
+        30, help="runs, those of earlier calls included", topic="search", minimum=1
+    )
     prune: Literal["median", "none"] = setting(
         "median", help="end a run that is worse than the median run was", topic="search"
     )
     prune_after_trials: int = setting(
-        5, help="complete runs before any is ended", topic="search", extra=True
+        5, help="complete runs before any is ended", topic="search", extra=True, minimum=1
     )
     prune_after_epochs: int = setting(
-        3, help="epochs that every run has", topic="search", extra=True
+        3, help="epochs that every run has", topic="search", extra=True, minimum=1
     )
-    seed: int = setting(0, help="of the search; --base has that of the runs", topic="search")
+    seed: int = setting(
+        0, help="of the search; --base has that of the runs", topic="search", minimum=0, below=2**31
+    )
 
     def __post_init__(self):
         """Refuses what cannot be meant."""
-        for name in ("trials", "prune_after_trials", "prune_after_epochs"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name}={getattr(self, name)} must be at least 1")
-        if not 0 <= self.seed < 2**31:
-            raise UserError(f"--seed={self.seed} is not in [0, 2^31)")
+        cli.check(self)
 
 
 def run(config: SweepConfig) -> None:

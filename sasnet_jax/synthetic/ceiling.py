@@ -26,8 +26,8 @@ import polars as pl
 from jaxtyping import Float, Int
 from scipy.special import ndtr
 from scipy.stats import norm
-from tqdm import tqdm
 
+from sasnet_jax.cli import ProgressBar
 from sasnet_jax.corpus.contexts import Context, contexts_of
 from sasnet_jax.corpus.corpus import Corpus
 from sasnet_jax.synthetic.text import ASPECTS, LEVEL_CUTS, MENTION_FLOOR, Facts, read_facts
@@ -99,7 +99,7 @@ def measure(corpus: Corpus, reviews: int, seed: int) -> dict[str, Any]:
     prior = _prior_users(_PRIOR_SAMPLES, rng)
     known: dict[bytes, _Business] = {}
     probability = np.empty((targets.size, 3))
-    bar = tqdm(rows, desc="measuring the ceiling", unit="review", delay=5, mininterval=1)
+    bar = ProgressBar(rows, desc="measuring the ceiling", unit="review", delay=5, mininterval=1)
     for index, (of_user, of_business) in enumerate(bar):
         key = of_business.tobytes()
         if key not in known:

@@ -21,8 +21,8 @@ import msgspec
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.stats import norm
-from tqdm import tqdm
 
+from sasnet_jax.cli import ProgressBar
 from sasnet_jax.files import write_json
 from sasnet_jax.synthetic.text import ASPECTS, CUISINES, ReviewWriter
 
@@ -99,7 +99,7 @@ def generate(reviews: int, seed: int, folder: Path, shape: Shape = Shape()) -> N
     expected = 0.0
     with (
         (folder / "review.ndjson").open("wb") as file,
-        tqdm(total=reviews, desc="writing synthetic reviews", unit="review", delay=5) as bar,
+        ProgressBar(total=reviews, desc="writing synthetic reviews", unit="review", delay=5) as bar,
     ):
         for lines, best in _chunks(world, reviews, seed, shape.small_talk):
             file.write(encode(lines))

@@ -14,9 +14,8 @@ from typing import Any, TypeAlias
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from tqdm import tqdm
 
-from sasnet_jax.cli import Preempted, UserError
+from sasnet_jax.cli import Preempted, ProgressBar, UserError
 from sasnet_jax.corpus.corpus import Corpus
 from sasnet_jax.corpus.store import Store
 from sasnet_jax.files import sole_writer
@@ -162,7 +161,7 @@ class _Loop:
         try:
             with (
                 jax.transfer_guard("disallow"),
-                tqdm(
+                ProgressBar(
                     total=self.config.epochs,
                     initial=first,
                     desc=self.title,
@@ -207,7 +206,7 @@ class _Loop:
                 print(f"resumed at step {self.step}")
             run_folder.cut_metrics(self.run_folder, self._epochs())
 
-    def _train_epoch(self, bar: tqdm) -> None:
+    def _train_epoch(self, bar: ProgressBar) -> None:
         """Steps to the end of the epoch, a chunk at a time."""
         epoch = self._epochs()
         number = devices.place(self.mesh, np.int32(epoch))
@@ -225,7 +224,7 @@ class _Loop:
                     "lower --learning_rate, or look at the store for extreme values"
                 )
             if not self.rate and devices.is_writer():
-                tqdm.write(f"{FIRST_STEP}, compiled in {time.monotonic() - started:.1f} s")
+                ProgressBar.write(f"{FIRST_STEP}, compiled in {time.monotonic() - started:.1f} s")
             self.step += last - index
             per_step = (time.monotonic() - started) / (last - index)
             self.rate = self.config.batch_size / per_step
@@ -271,7 +270,7 @@ class _Loop:
             "best_epoch": self.progress["best_epoch"],
         }
 
-    def _show(self, record: dict[str, Any], scalars: Scalars, bar: tqdm) -> None:
+    def _show(self, record: dict[str, Any], scalars: Scalars, bar: ProgressBar) -> None:
         """Appends to metrics.jsonl, and tells TensorBoard and the person watching."""
         run_folder.append_metrics(self.run_folder, record)
         shown = ("train_loss", "validation_log_loss", "validation_accuracy")
