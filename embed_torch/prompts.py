@@ -1,4 +1,4 @@
-"""What stands before and after every review, and the tokens of both (DESIGN section 4).
+"""What stands before and after every review, and the tokens of both (docs/design.md 4.1).
 
 In: a fast tokenizer, an instruction, a chat template. Out: token ids in three segments, a fixed
 prefix, the review's own and a fixed suffix. A review is tokenised as plain text and never passes

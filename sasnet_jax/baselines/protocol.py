@@ -1,4 +1,4 @@
-"""What a baseline may learn from and see (paper section 2.5, DESIGN section 5).
+"""What a baseline may learn from and see (paper section 2.5, docs/design.md 5).
 
 In: a corpus and the readings of the paper to choose from. Out: a `Protocol` (the reviews of each
 split, their labels and contexts), and from it what a classifier is given of every target.

@@ -1,4 +1,4 @@
-"""Where arrays live: one mesh over all devices of all processes (DESIGN section 6).
+"""Where arrays live: one mesh over all devices of all processes (docs/design.md 4.5).
 
 Batches are split over the mesh, everything else is on every device; a table may be split by rows.
 One process drives its local devices; several join through `jax.distributed`, and process 0 writes

@@ -1,4 +1,4 @@
-"""The compiled functions of a run: start, a chunk of training steps, prediction (DESIGN section 4).
+"""The compiled functions of a run: start, a chunk of training steps, prediction (docs/design.md 4).
 
 The data are arguments, never closures, so that no table becomes a compiled constant. Where the
 table lies changes how a batch gets its embeddings (`draws.gather`, or a thread of the host), and
