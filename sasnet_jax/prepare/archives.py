@@ -21,6 +21,7 @@ import polars as pl
 from sasnet_jax.cli import UserError
 
 LONGEST_LINE = 64 << 20  # bytes of a record; also of an archive's directory
+TOO_LONG = f"line longer than {LONGEST_LINE >> 20} MB"
 _MOST_LAYERS = 4  # Yelp's zip of a tar, with a gzip on either side
 _ALWAYS_ALLOWED = 1 << 30  # bytes that any file may unpack to
 _HIGHEST_RATIO = 100  # beyond that; texts pack to a third or a tenth, generated ones to a thirtieth

@@ -13,18 +13,23 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from sasnet_jax.cli import UserError
-from sasnet_jax.prepare.archives import LONGEST_LINE, require_regular_file, unpacked, whole
-from sasnet_jax.prepare.parquet import ParquetRows
+from sasnet_jax.prepare.archives import (
+    LONGEST_LINE,
+    TOO_LONG,
+    require_regular_file,
+    unpacked,
+    whole,
+)
+from sasnet_jax.prepare.parquet import MALFORMED, ParquetRows
 
 BLOCK_BYTES = 16 << 20  # less than LONGEST_LINE
 _PIECE_BYTES = 1 << 17  # of lines that are decoded together: while they wait, they stay in cache
 _BOM = b"\xef\xbb\xbf"
 _BLOCK_RECORDS = 10_000  # of CSV
+_CSV_AHEAD = 1 << 16  # bytes that the reader of text may hold, and more
 _HEAD_BYTES = 1 << 20  # enough to see the format
 _DELIMITERS = ",\t;|"
-MALFORMED = ""  # the key of a record that says what is wrong with it
 NOT_UTF8 = "not UTF-8"
-TOO_LONG = f"line longer than {LONGEST_LINE >> 20} MB"
 TOO_LONG_LINE = f"{TOO_LONG}\n".encode()  # stands for such a line of NDJSON
 
 Record = tuple[int, dict[str, Any]]  # the line in its file, from 1, and the values by column
@@ -198,32 +203,30 @@ def _line_blocks(path: Path, file: Any) -> Iterator[Block]:
         start = file.tell()
 
 
-class _CsvLines:
-    """The lines of a CSV file for its reader, to which a record of too many is an error.
+class _CsvBytes(io.BufferedIOBase):
+    """The bytes of a CSV file, of which no record may take more than LONGEST_LINE.
 
     Attributes:
-      behind: characters read.
-      record_start: those read before the record that is being read.
+      behind: bytes read, up to `_CSV_AHEAD` more than became records.
+      record_start: `behind` when the record began that is being read.
     """
 
-    def __init__(self, text: io.TextIOWrapper):
-        self._text = text
+    def __init__(self, file: Any, path: Path):
+        self._file, self._path = file, path
         self.behind = self.record_start = 0
 
-    def __iter__(self) -> Iterator[str]:
-        return self
+    def readable(self) -> bool:
+        return True
 
-    def __next__(self) -> str:
-        line = self._text.readline(LONGEST_LINE)
-        if not line:
-            raise StopIteration
-        self.behind += len(line)
-        if self.behind - self.record_start < LONGEST_LINE:
-            return line
-        while line and not line.endswith(("\n", "\r")):
-            line = self._text.readline(_PIECE_BYTES)
-            self.behind += len(line)
-        raise csv.Error(TOO_LONG)
+    def read1(self, size: int = -1) -> bytes:
+        data = self._file.read1(size)
+        self.behind += len(data)
+        if self.behind - self.record_start > LONGEST_LINE + _CSV_AHEAD:
+            raise UserError(
+                f"{self._path}: a record of more than {LONGEST_LINE >> 20} MB begins at byte "
+                f"{self.record_start:,} or a little before: is a quote not closed?"
+            )
+        return data
 
 
 def _csv_reader(lines: Iterable[str], delimiter: str) -> Any:
@@ -232,36 +235,33 @@ def _csv_reader(lines: Iterable[str], delimiter: str) -> Any:
 
 
 def _csv_blocks(path: Path, file: Any, delimiter: str, columns: Sequence[str]) -> Iterator[Block]:
-    with io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="") as text:
-        lines = _CsvLines(text)
-        start, records = 0, []
-        for record in _csv_records(lines, delimiter, columns):
-            records.append(record)
-            if len(records) == _BLOCK_RECORDS or lines.behind - start > BLOCK_BYTES:
-                yield Block(path, start, lines.behind, records=records)
-                start, records = lines.behind, []
-        if records:
-            yield Block(path, start, lines.behind, records=records)
-
-
-def _csv_records(lines: _CsvLines, delimiter: str, columns: Sequence[str]) -> Iterator[Record]:
-    reader = _csv_reader(lines, delimiter)
-    header: list[str] = next(reader, [])
-    wanted = [(index, name) for index, name in enumerate(header) if name in columns]
-    while True:
-        line, lines.record_start = reader.line_num + 1, lines.behind
-        try:
-            values = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield line, {MALFORMED: f"malformed CSV: {error}"}
-            continue
-        if len(values) == len(header):
-            record = {name: values[index] for index, name in wanted}
-            yield line, record if _is_unicode(record.values()) else {MALFORMED: NOT_UTF8}
-        elif values:
-            yield line, {MALFORMED: f"{len(values)} fields where the header has {len(header)}"}
+    counted: Any = _CsvBytes(file, path)
+    with io.TextIOWrapper(counted, "utf-8-sig", errors="surrogateescape", newline="") as text:
+        reader = _csv_reader(text, delimiter)
+        header: list[str] = next(reader, [])
+        width = len(header)
+        wanted = [(index, name) for index, name in enumerate(header) if name in columns]
+        start, records, more = 0, [], True
+        while more:
+            line, counted.record_start = reader.line_num + 1, counted.behind
+            try:
+                values = next(reader)
+                if len(values) == width:
+                    record = {name: values[index] for index, name in wanted}
+                    if not _is_unicode(record.values()):
+                        record = {MALFORMED: NOT_UTF8}
+                    records.append((line, record))
+                elif values:
+                    problem = f"{len(values)} fields where the header has {width}"
+                    records.append((line, {MALFORMED: problem}))
+            except StopIteration:
+                more = False
+            except csv.Error as error:
+                records.append((line, {MALFORMED: f"malformed CSV: {error}"}))
+            full = len(records) == _BLOCK_RECORDS or counted.behind - start > BLOCK_BYTES
+            if records and (full or not more):
+                yield Block(path, start, max(counted.behind - _CSV_AHEAD, 0), records=records)
+                start, records = counted.behind, []
 
 
 def _is_unicode(values: Iterable[str]) -> bool:
@@ -276,7 +276,6 @@ def _is_unicode(values: Iterable[str]) -> bool:
 def _parquet_blocks(path: Path, columns: Sequence[str]) -> Iterator[Block]:
     start = 0
     for rows in ParquetRows(path).read(columns, BLOCK_BYTES):
-        numbered = enumerate(rows, start=start + 1)
-        records = [(row, values or {MALFORMED: TOO_LONG}) for row, values in numbered]
+        records = list(enumerate(rows, start=start + 1))
         yield Block(path, start, start + len(rows), records=records)
         start += len(rows)

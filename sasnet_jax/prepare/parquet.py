@@ -16,12 +16,17 @@ import polars as pl
 import polars.selectors as cs
 
 from sasnet_jax.cli import UserError
-from sasnet_jax.prepare.archives import LONGEST_LINE, most_unpacked, shown, unpacks_too_far
+from sasnet_jax.prepare.archives import (
+    LONGEST_LINE,
+    TOO_LONG,
+    most_unpacked,
+    shown,
+    unpacks_too_far,
+)
 
+MALFORMED = ""  # the key of a row or record that says what is wrong with it
 _MOST_ROWS = 10_000  # read together
 _BYTES_OF_A_VALUE = 8  # in memory, at least
-
-Row = dict[str, Any] | None
 
 _TEXTUAL: Any = {cs.integer() | cs.temporal() | cs.categorical() | cs.enum(): pl.String}
 
@@ -35,8 +40,8 @@ class ParquetRows:
         self.names = set(self._types)
         self.count: int = self._table.select(pl.len()).collect().item()
 
-    def read(self, names: Collection[str], most_bytes: int) -> Iterator[list[Row]]:
-        """Yields consecutive rows, of about so many bytes at most; None: longer than LONGEST_LINE.
+    def read(self, names: Collection[str], most_bytes: int) -> Iterator[list[dict[str, Any]]]:
+        """Yields consecutive rows, of about so many bytes at most together.
 
         Args:
           names: the columns wanted, where the file has them.
@@ -65,12 +70,13 @@ class ParquetRows:
                 raise unpacks_too_far(self._path)
             too_long = size > LONGEST_LINE
             if too_long.any():
-                part = part.with_columns(pl.when(~too_long).then(pl.all()))
+                part = part.with_columns(pl.when(~too_long).then(pl.all()))  # else null
             ends = np.flatnonzero(np.diff(size.set(too_long, 0).cum_sum() // most_bytes)) + 1
             for start, stop in itertools.pairwise([0, *ends.tolist(), part.height]):
                 rows = part[start:stop].cast(_TEXTUAL).rows(named=True)
-                left_out = too_long[start:stop]
-                yield [None if out else row for row, out in zip(rows, left_out, strict=True)]
+                for place in too_long[start:stop].arg_true():
+                    rows[place] = {MALFORMED: TOO_LONG}
+                yield rows
 
 
 def _is_usable(kind: Any) -> bool:

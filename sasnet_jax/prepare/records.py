@@ -114,13 +114,13 @@ def _convert(record: dict[str, Any], kind: type[msgspec.Struct]) -> msgspec.Stru
 
 def _validated(decode: Callable[[Any], msgspec.Struct], record: Any) -> msgspec.Struct | str:
     """The struct, or why there is none."""
-    if record == dumps.TOO_LONG_LINE:
-        return dumps.TOO_LONG
     try:
         return decode(record)
     except UnicodeDecodeError:
         return dumps.NOT_UTF8
     except (msgspec.MsgspecError, RecursionError) as error:
+        if record == dumps.TOO_LONG_LINE:
+            return dumps.TOO_LONG
         return re.sub(r" \(byte \d+\)", "", str(error))  # less the position, to count by reason
 
 
