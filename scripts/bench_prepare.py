@@ -26,6 +26,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,7 @@ from sasnet_jax import cli, files
 from sasnet_jax.cli import setting
 from sasnet_jax.prepare import filters
 from sasnet_jax.prepare.choose import Demand, choose, graph_of
+from sasnet_jax.prepare.rejects import Rejects
 from sasnet_jax.prepare.reviews import ReviewDumps
 from sasnet_jax.synthetic.world import YELP, generate
 
@@ -117,7 +119,8 @@ def _read_with_pandas(dump: Path) -> None:
 
 
 def _read_and_filter(dump: Path):
-    scan = ReviewDumps([dump], {}).scan(max_reject_fraction=0.01)
+    with tempfile.TemporaryFile() as file:
+        scan = ReviewDumps([dump], {}).scan(Rejects(file, 0.01))
     kept = filters.with_enough_reviews(scan.reviews, *_PAPER.values(), "once")
     return filters.earliest_of_each_pair(kept)
 

@@ -1,7 +1,7 @@
 """Chooses the fewest reviews that give enough users and businesses enough of them.
 
 In: who reviewed whom. Out: the reviews to keep, by the paper's linear programme (section 2.1;
-`subset_programmes.py`).
+`linear_programs.py`).
 
 The problem is first reduced to users and businesses that overlap so much that they can supply each
 other (`_overlapping`), and to those of their reviews that can matter. Where that reaches
@@ -22,12 +22,12 @@ from scipy.sparse.csgraph import maximum_flow
 
 from sasnet_jax.cli import UserError
 from sasnet_jax.prepare.linear_programs import (
+    SOLVER,
     Demand,
     Graph,
     Sets,
     choose_reviews,
     choose_sets,
-    solver_name,
 )
 
 _KEPT_PER_DEMAND = 3  # reviews that a reduction keeps for each one that is demanded
@@ -91,7 +91,7 @@ def choose(
         "objective": int(keep.sum()),
         "lower_bound": bound,
         "gap": (int(keep.sum()) - bound) / bound,
-        "solver": solver_name(seconds),
+        "solver": SOLVER,
         "prefer": prefer,
         "seconds": round(time.monotonic() - started, 1),
     }

@@ -13,8 +13,10 @@ from sasnet_jax.corpus import corpus
 from sasnet_jax.corpus.contexts import SIDES, write_grouped
 from sasnet_jax.corpus.splits import SPLITS, SplitScheme, split_reviews
 from sasnet_jax.prepare import filters
+from sasnet_jax.prepare.archives import require_regular_file
 from sasnet_jax.prepare.choose import Demand, choose, graph_of
 from sasnet_jax.prepare.filters import FilterMode
+from sasnet_jax.prepare.rejects import Rejects
 from sasnet_jax.prepare.reviews import ReviewDumps, read_businesses
 from sasnet_jax.synthetic import ceiling
 from sasnet_jax.synthetic.world import generate
@@ -126,8 +128,8 @@ def run(config: PrepareConfig) -> None:
     inputs = [("reviews", Path(name)) for name in config.reviews]
     inputs += [("businesses", Path(config.businesses))] if config.businesses else []
     for _, path in inputs:
-        if not path.is_file():
-            raise UserError(f"{path} does not exist (--reviews, --businesses)")
+        require_regular_file(path)
+    versions = _versions(inputs)
     if output.is_file() or (output.is_dir() and any(output.iterdir())):
         _refuse_or_reuse(output, _settings(config, inputs, show_progress=True))
         return
@@ -136,11 +138,20 @@ def run(config: PrepareConfig) -> None:
         try:
             with files.new_folder(output) as folder:
                 _fill(folder, config, settings)
+                for path, version in _versions(inputs).items():
+                    if version != versions[path]:
+                        raise UserError(f"{path} changed while it was being read")
         except pl.exceptions.ComputeError as error:  # so polars calls a full device
             if "os error" not in str(error):
                 raise
             raise UserError(f"--output={output} cannot be written: {error}") from None
     print(f"corpus written to {output}")
+
+
+def _versions(inputs: list[tuple[str, Path]]) -> dict[Path, tuple[int, int, int]]:
+    """What another version of an input would have otherwise."""
+    stats = {path: path.stat() for _, path in inputs}
+    return {path: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()}
 
 
 def _settings(
@@ -169,11 +180,11 @@ def _fill(folder: Path, config: PrepareConfig, settings: Future[dict[str, Any]])
     for path, name in zip(review_paths, dumps.formats, strict=True):
         print(f"{path.name}: {name}")
     of_yelp = bool(config.reviews) and set(dumps.formats) == {"Yelp"}
-    scan = dumps.scan(config.max_reject_fraction)
-    _print_rejects(scan.lines, scan.rejects)
-    businesses, business_rejects = None, scan.rejects.clear()
-    if business_path:
-        businesses, business_rejects = read_businesses(business_path, config.max_reject_fraction)
+    with (folder / "rejects.ndjson").open("wb") as file:
+        rejects, business_rejects = (Rejects(file, config.max_reject_fraction) for _ in range(2))
+        scan = dumps.scan(rejects)
+        _print_rejects(scan.lines, rejects.by_reason)
+        businesses = read_businesses(business_path, business_rejects) if business_path else None
     kept, steps = _filter(scan.reviews, config, of_yelp)
     kept, choice = _choose(kept, config)
     steps += [_count("chosen", kept, of_yelp)] if choice else []
@@ -184,7 +195,6 @@ def _fill(folder: Path, config: PrepareConfig, settings: Future[dict[str, Any]])
     texts_sha256 = corpus.write_reviews(folder / "reviews.parquet", tables["reviews"], texts)
     for name in ("users", "businesses", "categories"):
         tables[name].write_parquet(folder / f"{name}.parquet")
-    pl.concat([scan.rejects, business_rejects]).write_ndjson(folder / "rejects.ndjson")
     description = {
         "format_version": corpus.FORMAT_VERSION,
         "program_version": __version__,
@@ -192,8 +202,8 @@ def _fill(folder: Path, config: PrepareConfig, settings: Future[dict[str, Any]])
         "formats": dumps.formats,
         "texts_sha256": texts_sha256,
         "lines": scan.lines,
-        "rejected": _by_reason(scan.rejects),
-        "businesses_rejected": _by_reason(business_rejects),
+        "rejected": rejects.by_reason,
+        "businesses_rejected": business_rejects.by_reason,
         "steps": steps,
         "choice": choice,
         "split_reviews": {name: int((split == name).sum()) for name in SPLITS},
@@ -313,11 +323,7 @@ def _refuse_or_reuse(output: Path, settings: dict[str, Any]) -> None:
     )
 
 
-def _by_reason(rejects: pl.DataFrame) -> dict[str, int]:
-    return dict(rejects["reason"].value_counts(sort=True).iter_rows())
-
-
-def _print_rejects(lines: int, rejects: pl.DataFrame) -> None:
-    print(f"{lines:,} lines read, {rejects.height:,} rejected")
-    for reason, count in _by_reason(rejects).items():
+def _print_rejects(lines: int, by_reason: dict[str, int]) -> None:
+    print(f"{lines:,} lines read, {sum(by_reason.values()):,} rejected")
+    for reason, count in by_reason.items():
         print(f"  {count:,} x {reason}")

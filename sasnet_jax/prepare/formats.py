@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from sasnet_jax.cli import UserError
+from sasnet_jax.prepare.archives import shown
 from sasnet_jax.prepare.dumps import Dump
 
 Columns = tuple[tuple[str, str], ...]  # our name and the dump's, of every field
@@ -97,8 +98,10 @@ def _recognise(
         f"{name}: {', '.join(names[field] for field in required)}"
         for name, names in formats.items()
     )
-    columns = ", ".join(name[:40] for name in sorted(present)[:20] if name.isprintable())
-    columns = columns or "no readable name: is it compressed or binary?"
+    readable = sorted(name for name in present if name.isprintable())
+    columns = (
+        ", ".join(map(shown, readable[:20])) or "no readable name: is it compressed or binary?"
+    )
     raise UserError(
         f"{dump.path}, line 1: malformed or of no known format ({known}); it has the columns "
         f"{columns}: name them by --user_column, --text_column, ..."

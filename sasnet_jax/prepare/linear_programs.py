@@ -21,6 +21,8 @@ import numpy as np
 import pulp
 from jaxtyping import Bool, Float, Int
 
+from sasnet_jax.cli import UserError
+
 _COST_OF_A_REVIEW = 1e3  # large beside the solver's tolerances, so that tiny discounts count
 
 
@@ -141,20 +143,16 @@ def _values(variables: list[pulp.LpVariable]) -> Float[np.ndarray, "n"]:
     return np.array([variable.varValue for variable in variables], float)
 
 
-def solver_name(seconds: float) -> str:
-    """Of the solver of the linear programmes, for the report."""
-    return _solver(seconds, mixed=False).name
+SOLVER = pulp.HiGHS.name  # for the report
 
 
 def _solver(seconds: float, mixed: bool) -> pulp.LpSolver:
-    """HiGHS, or the CBC that PuLP ships where HiGHS is not installed."""
     # Interior points, then crossover to a vertex: 17 s where the simplex method needs minutes.
     options = {"gapRel": 0, "gapAbs": 0.5} if mixed else {"solver": "ipm"}
     highs = pulp.HiGHS(msg=False, timeLimit=seconds, **options)
-    if highs.available():
-        return highs
-    shipped = pulp.PULP_CBC_CMD.pulp_cbc_path
-    return pulp.COIN_CMD(msg=False, timeLimit=seconds, gapRel=0, gapAbs=0.5, path=shipped)
+    if not highs.available():
+        raise UserError("choosing reviews needs HiGHS, which is not installed: pip install highspy")
+    return highs
 
 
 def _solve(problem: pulp.LpProblem, deadline: float) -> bool:
@@ -169,9 +167,5 @@ def _solve(problem: pulp.LpProblem, deadline: float) -> bool:
 
 def _proven_bound(problem: pulp.LpProblem) -> int:
     """A lower bound of the whole-numbered optimum, from the solver's own proof."""
-    highs = problem.solverModel
-    if highs is not None:
-        bound = highs.getInfo().mip_dual_bound
-        return math.ceil(bound - 1e-6) if math.isfinite(bound) else 0
-    optimal = problem.sol_status == pulp.LpSolutionOptimal
-    return round(pulp.value(problem.objective)) if optimal else 0
+    bound = problem.solverModel.getInfo().mip_dual_bound
+    return math.ceil(bound - 1e-6) if math.isfinite(bound) else 0

@@ -14,6 +14,7 @@ import functools
 import itertools
 import os
 import signal
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -27,8 +28,9 @@ from sasnet_jax.cli import ProgressBar, UserError
 from sasnet_jax.prepare import dumps, filters, formats, records
 from sasnet_jax.prepare.dumps import Block
 from sasnet_jax.prepare.formats import Columns
+from sasnet_jax.prepare.rejects import REPEATED_ID, Rejects
 
-REJECTS: dict[str, pl.DataType] = {"file": pl.String(), **records.REJECTED}
+_REQUIRED = ("user_id", "business_id", "stars")  # without them a record is malformed
 _WORTH_PROCESSES = 32 << 20  # bytes of input from which on starting processes pays
 _BLOCKS_AHEAD = 3  # a process
 
@@ -38,12 +40,11 @@ class Scan:
     """What the dumps held, less the texts.
 
     `reviews` are the usable ones in file order: `user_id, business_id, stars, date, text_length`
-    (characters), and `block` and `line`, by which `ReviewDumps.texts` finds them again. `rejects`
-    are `file, line` (from 1) and `reason`.
+    (characters), and `block` and `line`, by which `ReviewDumps.texts` finds them again. `lines`
+    counts the rejects too.
     """
 
     reviews: pl.DataFrame
-    rejects: pl.DataFrame
     lines: int
 
 
@@ -70,39 +71,56 @@ class ReviewDumps:
         self._dump_of_block: list[int] = []
         self._lines_before_block: list[int] = []  # in its dump
 
-    def scan(self, max_reject_fraction: float) -> Scan:
+    def scan(self, rejects: Rejects) -> Scan:
         """Validates every record, and keeps all that is known of it but the text.
 
+        Args:
+          rejects: where the others are added.
+
         Raises:
-          UserError: a file is damaged, or more than `max_reject_fraction` of the records are
-            malformed.
+          UserError: a file is damaged, or too many of the records are malformed.
         """
-        reviews, rejects = [pl.DataFrame(schema=records.SCANNED)], [pl.DataFrame(schema=REJECTS)]
+        reviews, lines = [pl.DataFrame(schema=records.SCANNED)], 0
+        most_to_come: list[float] = []  # after each block
         with self._workers() as apply:
-            for index, columns in enumerate(self._columns):
+            for index in range(len(self._dumps)):
                 before = 0
-                tasks = ((block, columns) for block in self._blocks(index, "reading"))
+                tasks = self._scan_tasks(index, most_to_come)
                 for usable, rejected, newlines in apply(records.scan_block, tasks):
                     reviews.append(usable)
-                    if rejected.height:
-                        rejects.append(_name_file(rejected, self._names[index], before))
+                    rejects.add(self._names[index], rejected, before)
+                    lines += usable.height + sum(map(len, rejected.values()))
+                    rejects.refuse_wrong_format(lines, most_to_come[len(self._dump_of_block)])
                     self._dump_of_block.append(index)
                     self._lines_before_block.append(before)
                     before += newlines
         rows = [part.height for part in reviews[1:]]
-        found, rejected = pl.concat(reviews), pl.concat(rejects)
+        found = pl.concat(reviews)
         del reviews
         found = found.with_columns(
             pl.Series("block", np.repeat(np.arange(len(rows), dtype=np.int32), rows)),
             pl.col("line") + np.repeat(np.array(self._lines_before_block, int), rows),
         )
-        lines = found.height + rejected.height
-        _refuse_wrong_format(rejected, lines, max_reject_fraction)
+        rejects.refuse_wrong_format(lines)
         repeated = self._repeated_ids(found)
         if repeated.any():  # otherwise millions of rows would be copied for nothing
-            rejected = pl.concat([rejected, self._as_rejects(found.filter(repeated))])
+            self._reject_repeated(found.filter(repeated), rejects)
             found = found.filter(~repeated)
-        return Scan(found.drop("id_hash"), rejected, lines)
+        return Scan(found.drop("id_hash"), lines)
+
+    def _scan_tasks(self, index: int, most_to_come: list[float]) -> Iterator[tuple[Block, Columns]]:
+        """The blocks of a dump; `most_to_come` gets how many records can follow each, at most."""
+        required = [
+            [theirs for ours, theirs in columns if ours in _REQUIRED] for columns in self._columns
+        ]
+        later = sum(
+            dump.most_records(0, names)
+            for dump, names in zip(self._dumps[index + 1 :], required[index + 1 :], strict=True)
+        )
+        for block in self._blocks(index, "reading"):
+            here = self._dumps[index].most_records(block.stop, required[index])
+            most_to_come.append(here + later)
+            yield block, self._columns[index]
 
     def texts(self, chosen: pl.DataFrame) -> Iterator[pl.DataFrame]:
         """Reads the texts of some reviews.
@@ -164,13 +182,10 @@ class ReviewDumps:
         ids = pl.concat([part["review_id"] for part in self.texts(found[candidates])])
         return repeated.scatter(candidates.filter(~ids.is_first_distinct()), True)
 
-    def _as_rejects(self, repeated: pl.DataFrame) -> pl.DataFrame:
-        names = [self._names[self._dump_of_block[block]] for block in repeated["block"]]
-        file, reason = (
-            pl.Series("file", names, pl.String()),
-            pl.lit(records.REPEATED_ID).alias("reason"),
-        )
-        return repeated.with_columns(file, reason).select(*REJECTS)
+    def _reject_repeated(self, repeated: pl.DataFrame, rejects: Rejects) -> None:
+        dump = pl.Series(self._dump_of_block)[repeated["block"]]
+        for (index,), part in repeated.group_by(dump, maintain_order=True):
+            rejects.add(self._names[index], {REPEATED_ID: array("q", part["line"])})
 
     @contextlib.contextmanager
     def _workers(self) -> Iterator[Callable[[Callable, Iterable[tuple]], Iterator[Any]]]:
@@ -191,11 +206,12 @@ class ReviewDumps:
             raise UserError("a process that read the dumps was killed: out of memory?") from None
 
 
-def read_businesses(path: Path, max_reject_fraction: float) -> tuple[pl.DataFrame, pl.DataFrame]:
+def read_businesses(path: Path, rejects: Rejects) -> pl.DataFrame:
     """Reads businesses: `business_id, name, city, categories` (a list of names).
 
-    Returns:
-      The businesses, the first record of each id; and the rejects, as in `Scan`.
+    Args:
+      path: the dump.
+      rejects: where the records are added that are none, or not the first of their id.
 
     Raises:
       UserError: the file is missing or damaged, or too many records are malformed.
@@ -203,36 +219,21 @@ def read_businesses(path: Path, max_reject_fraction: float) -> tuple[pl.DataFram
     dump = dumps.open_dump(path, "business")
     _, columns = formats.recognise_businesses(dump)
     businesses = [pl.DataFrame(schema=records.BUSINESSES)]
-    rejects = [pl.DataFrame(schema=REJECTS)]
-    before = 0
+    before = lines = 0
     for block, _ in dump.blocks([theirs for _, theirs in columns]):
         found, rejected, newlines = records.read_businesses(block, columns)
         businesses.append(found.with_columns(pl.col("line") + before))
-        rejects.append(_name_file(rejected, path.name, before))
+        rejects.add(path.name, rejected, before)
+        lines += found.height + sum(map(len, rejected.values()))
+        to_come = dump.most_records(block.stop, [dict(columns)["business_id"]])
+        rejects.refuse_wrong_format(lines, to_come)
         before += newlines
-    frame, all_rejects = pl.concat(businesses), pl.concat(rejects)
-    _refuse_wrong_format(all_rejects, frame.height + all_rejects.height, max_reject_fraction)
+    frame = pl.concat(businesses)
+    rejects.refuse_wrong_format(lines)
     first = frame["business_id"].is_first_distinct()
-    repeated = frame.filter(~first).select(
-        pl.lit(path.name).alias("file"), "line", pl.lit(records.REPEATED_ID).alias("reason")
-    )
-    return frame.filter(first).drop("line"), pl.concat([all_rejects, repeated]).sort("line")
-
-
-def _name_file(rejected: pl.DataFrame, name: str, lines_before: int) -> pl.DataFrame:
-    file = pl.lit(name, pl.String()).alias("file")
-    return rejected.select(file, pl.col("line") + lines_before, "reason")
-
-
-def _refuse_wrong_format(rejects: pl.DataFrame, lines: int, max_reject_fraction: float) -> None:
-    malformed = rejects.filter(~pl.col("reason").is_in(records.NOT_MALFORMED))
-    if malformed.height > max_reject_fraction * lines:
-        first = malformed.row(0, named=True)
-        raise UserError(
-            f"{malformed.height} of {lines} lines are malformed, more than --max_reject_fraction="
-            f"{max_reject_fraction} allows; "
-            f"the first is {first['file']}, line {first['line']}: {first['reason']}"
-        )
+    repeated = array("q", frame["line"].filter(~first))
+    rejects.add(path.name, {REPEATED_ID: repeated} if repeated else {})
+    return frame.filter(first).drop("line")
 
 
 def _starmap(

@@ -6,12 +6,14 @@ import json
 import re
 import tarfile
 import zipfile
+from collections import Counter
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
+from sasnet_jax.prepare.rejects import Rejects
 from sasnet_jax.prepare.reviews import ReviewDumps
 
 BOM = b"\xef\xbb\xbf"
@@ -46,12 +48,15 @@ def rows_of(written: list[dict]) -> list[Row]:
 
 def read(paths: list[Path], columns: dict[str, str] | None = None) -> tuple[list[Row], list[Row]]:
     """Every usable review with its text; and `file, line, reason` of the rejects in that order."""
-    found = ReviewDumps(paths, columns or {})
-    scan = found.scan(1.0)
-    assert scan.lines == scan.reviews.height + scan.rejects.height
+    found, file = ReviewDumps(paths, columns or {}), io.BytesIO()
+    rejects = Rejects(file, 1.0)
+    scan = found.scan(rejects)
+    written = [json.loads(line) for line in file.getvalue().splitlines()]
+    assert rejects.by_reason == Counter(reject["reason"] for reject in written)
+    assert scan.lines == scan.reviews.height + len(written)
     none = pl.DataFrame(schema={"review_id": pl.String, "text": pl.String})
     table = scan.reviews.hstack(pl.concat([none, *found.texts(scan.reviews)]))
-    return table.select(_FIELDS).rows(), scan.rejects.sort("file", "line").rows()
+    return table.select(_FIELDS).rows(), sorted(tuple(reject.values()) for reject in written)
 
 
 def ndjson(records: list[dict]) -> bytes:

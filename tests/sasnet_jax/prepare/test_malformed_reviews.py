@@ -156,7 +156,7 @@ BAD_FILES = {  # the content, and what is said of it
     "bad.csv": (b"x" * 200_000 + b",y\n1,2\n", "line 1"),
     "blank.json": (b"\n\n", "line 1"),
     "some_bad.json": (DATA + b"{}\nx\n", "2 of 62 lines are malformed", "line 61: ", "user_id"),
-    "folder": (None, "does not exist"),
+    "folder": (None, "is a folder"),
 }
 
 
