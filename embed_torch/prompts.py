@@ -10,13 +10,12 @@ import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import tokenizers
 
 from embed_torch.cli import UserError
-
-Truncate = Literal["head", "tail", "head_tail", "error"]
+from embed_torch.manifest import Truncate
 
 # What Phi-3 was trained on; the template of its first checkpoints drops the system message.
 PHI3 = (

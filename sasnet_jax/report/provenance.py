@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -119,10 +120,10 @@ def _of_corpus(sources: Sources) -> Facts:
 
 
 def _of_store(store: Store) -> Facts:
-    encoder = Path(str(store.manifest.get("encoder", ""))).name
-    ignored = ("format_version", "instruction_sha256")
-    manifest = {k: v for k, v in store.manifest.items() if k not in ignored}
-    return _facts(f"store {store.name}", manifest | {"encoder": encoder})
+    ignored = ("format_version", "sha256", "hashes", "instruction_sha256")
+    manifest = msgspec.to_builtins(store.manifest)
+    facts = {k: v for k, v in manifest.items() if k not in ignored}
+    return _facts(f"store {store.name}", facts | {"encoder": Path(store.manifest.encoder).name})
 
 
 def _of_run(run: Run) -> Facts:

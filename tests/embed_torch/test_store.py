@@ -1,6 +1,5 @@
 """The store in progress: nothing lost, nothing half written, nothing that it cannot hold."""
 
-import json
 import shutil
 
 import numpy as np
@@ -9,16 +8,41 @@ import pytest
 
 from embed_torch import store
 from embed_torch.cli import UserError
+from embed_torch.manifest import Manifest, read_manifest
 from embed_torch.store import StoreWriter
 
-SETTINGS = {"encoder": "test", "batch_tokens": 8}
+
+def _manifest(**changed) -> Manifest:
+    settings = {
+        "encoder": "test",
+        "weights_sha256": "0" * 64,
+        "tokenizer_sha256": "0" * 64,
+        "template_sha256": None,
+        "instruction": None,
+        "instruction_sha256": None,
+        "gptq": None,
+        "poolings": ["mean", "max"],
+        "default_pooling": "mean",
+        "pool_over": "all",
+        "normalize": False,
+        "compute_dtype": "float32",
+        "dtype": "float16",
+        "dim": 3,
+        "truncate": "head",
+        "max_tokens": 9,
+        "texts_sha256": "0" * 64,
+        "category_names_sha256": "0" * 64,
+        "rows": 10,
+        "reused": 0,
+        "truncated": 0,
+        "versions": {},
+    }
+    return Manifest(**settings | changed)
 
 
-def _open(folder, settings=SETTINGS, rows=10, dim=3, dtype="float16") -> StoreWriter:
+def _open(folder, plan=None, **changed) -> StoreWriter:
     folder.mkdir(exist_ok=True)
-    return StoreWriter(
-        folder, settings, poolings=("mean", "max"), rows=rows, categories=2, dim=dim, dtype=dtype
-    )
+    return StoreWriter(folder, _manifest(**changed), 2, plan or {"batch_tokens": 8})
 
 
 def _vectors(rows: int) -> dict[str, np.ndarray]:
@@ -60,13 +84,14 @@ def test_splits_and_budgets_are_known_again(tmp_path):
     assert [again.budget(window, 400) for window in range(5)] == [400, 400, 100, 50, 50]
 
 
-@pytest.mark.parametrize("changed", [{"batch_tokens": 9}, {"dim": 4}, {}])
+@pytest.mark.parametrize(
+    "changed", [{"plan": {"batch_tokens": 9}}, {"dim": 4}, {"plan": {"batch_tokens": 8, "new": 1}}]
+)
 def test_the_beginning_of_another_store_is_refused(tmp_path, changed):
     _open(tmp_path / "s")
     before = {path: path.read_bytes() for path in (tmp_path / "s").iterdir()}
-    settings = {**SETTINGS, **changed} if changed else {"encoder": "test"}
-    with pytest.raises(UserError, match=next(iter(changed), "batch_tokens")):
-        _open(tmp_path / "s", settings)
+    with pytest.raises(UserError, match="made with other (batch_tokens|dim|new): choose another"):
+        _open(tmp_path / "s", **changed)
     assert {path: path.read_bytes() for path in (tmp_path / "s").iterdir()} == before
 
 
@@ -82,7 +107,7 @@ def test_a_damaged_beginning_is_refused(tmp_path, damage):
         np.save(tmp_path / "s" / "mean.npy", np.zeros((9, 3), np.float16))
     else:
         (tmp_path / "s" / "mean.npy").unlink()
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match="embed_torch --output=.* again"):
         _open(tmp_path / "s")
 
 
@@ -119,7 +144,7 @@ def test_the_space_is_taken_at_the_beginning(tmp_path):
     writer = _open(tmp_path / "s", rows=5000)
     for path in (tmp_path / "s").glob("*.npy"):
         assert path.stat().st_blocks * 512 >= path.stat().st_size
-    needed = store.bytes_needed(2, 5000, 2, 3, "float16")
+    needed = store.bytes_needed(store.kinds_of(_manifest(rows=5000), 2))
     size = sum(path.stat().st_size for path in (tmp_path / "s").glob("*.npy"))
     assert needed <= size <= needed + 6 * 128  # the headers
     assert writer.tokens.shape == (5000,)
@@ -129,14 +154,15 @@ def test_a_complete_store_holds_its_contract_and_no_scratch(tmp_path):
     writer = _open(tmp_path / "s")
     writer.tokens[:], writer.tokens_uncut[:] = 5, 5
     writer.tokens_uncut[3] = 9
-    assert writer.finish({"rows": 10}) == 1
+    assert writer.finish(reused=4) == 1
     names = {path.name for path in (tmp_path / "s").iterdir()}
     arrays = {"mean.npy", "max.npy", "categories.npy", "tokens.npy", "text_hashes.npy"}
     assert names == arrays | {"truncated.parquet", "manifest.json"}
     truncated = pl.read_parquet(tmp_path / "s" / "truncated.parquet")
     assert truncated.rows() == [(3, 9, 5)]
-    manifest = json.loads((tmp_path / "s" / "manifest.json").read_text())
-    assert manifest == {"format_version": store.FORMAT_VERSION, "rows": 10, "truncated": 1}
+    manifest = read_manifest(tmp_path / "s")
+    assert (manifest.format_version, manifest.reused, manifest.truncated) == (1, 4, 1)
+    assert manifest.settings == _manifest().settings
 
 
 def test_text_hashes_tell_texts_apart():
