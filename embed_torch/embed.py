@@ -76,7 +76,7 @@ def _run(config: EmbedConfig) -> None:
 def _describe(encoder: Encoder, texts: corpus.Texts) -> Manifest:
     """The manifest of the store that an encoder makes of texts, before anything is counted."""
     versions = {"python": sys.version.split()[0], "sasnet": __version__}
-    versions |= {"torch": torch.__version__, "transformers": transformers.__version__}
+    versions |= {"torch": str(torch.__version__), "transformers": transformers.__version__}
     return Manifest(
         **encoder.settings(),
         **encoder.to_open_again(),
