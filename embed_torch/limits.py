@@ -16,7 +16,7 @@ from typing import TypeVar
 from embed_torch.cli import UserError
 
 _SECONDS = 60.0
-_BYTES = 2 << 30  # that the process may grow by; twice as much in one step
+_BYTES = 2 << 30  # to grow by; one allocation may be twice as large
 _POLL_SECONDS = 0.05
 _MAPPED, _HELD = 0, 1  # fields of /proc/self/statm, in pages
 
@@ -45,7 +45,10 @@ def within_limits(what: str, work: Callable[[], T]) -> T:
                 raise UserError(f"{what} takes over {_SECONDS:.0f} s: take another --model")
             if _bytes(_HELD) > most:
                 raise UserError(f"{what} takes over {_BYTES >> 30} GiB: take another --model")
-    return result.result()
+    try:
+        return result.result()
+    except MemoryError:
+        raise UserError(f"{what} takes over {_BYTES >> 30} GiB: take another --model") from None
 
 
 @contextlib.contextmanager

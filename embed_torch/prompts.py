@@ -250,7 +250,8 @@ def _render(tokenizer: Any, jinja: str, instruction: str) -> list[str]:
             messages, chat_template=_FIXED_DAY + jinja, tokenize=False, add_generation_prompt=True
         )
     except Exception as error:  # jinja2 passes on whatever a template's expressions raise
-        raise UserError(f"the chat template refuses --instruction ({error}): {_REMEDY}") from None
+        why = str(error) or type(error).__name__
+        raise UserError(f"the chat template refuses --instruction ({why}): {_REMEDY}") from None
     parts = rendered.split(_REVIEW)
     if len(parts) != 2 or not any(instruction.strip() in part for part in parts):
         raise UserError(f"the chat template leaves out --instruction or the review: {_REMEDY}")

@@ -45,11 +45,11 @@ _Kinds = Mapping[str, tuple[str, tuple[int, ...]]]
 
 def kinds_of(manifest: Manifest, categories: int) -> _Kinds:
     """Type and shape of every array of a store in progress, that of `RECORDS` first."""
-    names = [TEXT_HASHES, *manifest.poolings, TOKENS, *([CATEGORIES] if categories else [])]
-    kinds = {name: manifest.kind_of(name) for name in names}
+    kinds = {name: manifest.kind_of(name) for name in (TEXT_HASHES, *manifest.poolings, TOKENS)}
+    kinds[_UNCUT] = kinds[TOKENS]
     if categories:
         kinds[CATEGORIES] = (manifest.dtype, (categories, manifest.dim))
-    return kinds | {_UNCUT: kinds[TOKENS]}
+    return kinds
 
 
 def bytes_needed(kinds: _Kinds) -> int:
@@ -143,6 +143,9 @@ class StoreWriter:
         with replacing(self._folder / TRUNCATED) as file:
             pl.DataFrame(columns).write_parquet(file)
         self._sync()
+        for name in self._arrays:
+            with (self._folder / f"{name}.npy").open("rb") as file:
+                os.fsync(file.fileno())
         counted = msgspec.structs.replace(self._manifest, reused=reused, truncated=cut.size)
         write_manifest(self._folder, counted)
         remove_scratch(self._folder)

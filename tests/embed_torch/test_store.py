@@ -1,12 +1,14 @@
 """The store in progress: nothing lost, nothing half written, nothing that it cannot hold."""
 
+import hashlib
+import os
 import shutil
 
 import numpy as np
 import polars as pl
 import pytest
 
-from embed_torch import store
+from embed_torch import manifest, reuse, store
 from embed_torch.cli import UserError
 from embed_torch.manifest import Manifest, read_manifest
 from embed_torch.store import StoreWriter
@@ -170,3 +172,103 @@ def test_text_hashes_tell_texts_apart():
     hashes = store.text_hashes([*texts, "a"])
     assert hashes.shape == (7, 2) and len({tuple(row) for row in hashes.tolist()}) == 6
     assert (hashes[0] == hashes[6]).all()
+
+
+def _complete(folder, rows=12) -> Manifest:
+    """A complete store: row i embeds the text i as i."""
+    writer = _open(folder, rows=rows)
+    writer.text_hashes[:] = store.text_hashes([str(row) for row in range(rows)])
+    for name in ("mean", "max"):
+        writer.array(name)[:] = np.arange(rows)[:, None]
+    writer.tokens[:] = writer.tokens_uncut[:] = np.arange(rows)
+    writer.finish(reused=0)
+    return read_manifest(folder)
+
+
+def test_reuse_copies_what_is_whole_and_refuses_windows_that_are_not(tmp_path, monkeypatch):
+    for module in (manifest, reuse):
+        monkeypatch.setattr(module, "WINDOW_ROWS", 4)
+    _complete(tmp_path / "old")
+    table = np.load(tmp_path / "old" / "max.npy", mmap_mode="r+")
+    table[5] = np.nan
+    table.flush()
+    wanted = ["11", "new", "2", "8", "0"]
+    writer = _open(tmp_path / "new", rows=5)
+    writer.text_hashes[:] = store.text_hashes(wanted)
+    reused = reuse.Reused(tmp_path / "old", _manifest(rows=5))
+    assert reused.copy_rows(writer, ("mean", "max")).tolist() == [1]
+    assert writer.array("max")[:, 0].tolist() == [11, 0, 2, 8, 0]
+    assert writer.tokens.tolist() == [11, 0, 2, 8, 0]
+    writer.text_hashes[:] = store.text_hashes(["11", "7", "2", "8", "0"])
+    with pytest.raises(UserError, match=r"max.npy: rows 4 to 7 are not as they were written"):
+        reused.copy_rows(writer, ("mean", "max"))
+
+
+def test_every_window_has_its_hash(tmp_path, monkeypatch):
+    monkeypatch.setattr(manifest, "WINDOW_ROWS", 5)
+    known = _complete(tmp_path / "s")
+    rows = np.arange(10, 12, dtype=np.float16)[:, None].repeat(3, axis=1)
+    assert known.hashes["mean.npy"][2] == hashlib.sha256(rows.tobytes()).hexdigest()
+    counts = {name: len(hashes) for name, hashes in known.hashes.items()}
+    arrays = dict.fromkeys(("mean.npy", "max.npy", "tokens.npy", "text_hashes.npy"), 3)
+    assert counts == arrays | {"categories.npy": 1, "truncated.parquet": 1}
+    store.check(tmp_path / "s", known)
+
+
+@pytest.mark.parametrize("first", [0, 4])
+def test_windows_exchanged_are_noticed(tmp_path, monkeypatch, first):
+    monkeypatch.setattr(manifest, "WINDOW_ROWS", 4)
+    known = _complete(tmp_path / "s")
+    table = np.load(tmp_path / "s" / "mean.npy")
+    np.save(tmp_path / "s" / "mean.npy", np.roll(table[first:], 4, axis=0))
+    with pytest.raises(UserError, match="rows 0 to 3 are not|expected"):
+        store.check(tmp_path / "s", known)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"window": -1}',
+        b'{"window": "0"}',
+        b'{"done": ["0"]}',
+        b"[" * 100_000,
+        b'{"window": 0, "budget": [1]}',
+    ],
+)
+def test_a_damaged_line_of_the_journal_is_refused(tmp_path, line):
+    _open(tmp_path / "s")
+    path = tmp_path / "s" / "journal.ndjson"
+    path.write_bytes(path.read_bytes() + line + b"\n")
+    with pytest.raises(UserError, match="journal.ndjson is damaged: remove .* and run"):
+        _open(tmp_path / "s")
+
+
+@pytest.mark.parametrize("name", ["journal.ndjson", "mean.npy"])
+def test_a_planted_link_is_not_followed(tmp_path, name):
+    _open(tmp_path / "s")
+    precious = tmp_path / "precious"
+    (tmp_path / "s" / name).rename(precious)
+    precious.write_bytes(precious.read_bytes() + b"torn")
+    before = precious.read_bytes()
+    (tmp_path / "s" / name).symlink_to(precious)
+    with pytest.raises(UserError, match=f"{name} is a symbolic link"):
+        _open(tmp_path / "s")
+    assert precious.read_bytes() == before
+
+
+def test_a_fifo_in_a_beginning_is_refused(tmp_path):
+    for name in ("journal.ndjson", "tokens.npy"):
+        folder = tmp_path / name
+        _open(folder)
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+        with pytest.raises(UserError, match=f"{name} is no regular file"):
+            _open(folder)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_finite_is_what_numpy_calls_so(dtype):
+    values = np.arange(0, 1 << 16, 31, dtype=np.uint16).view(np.float16).astype(dtype)
+    for value in (*values, np.inf, -np.inf, np.nan):
+        block = np.array([[0, value]], dtype)
+        assert manifest._is_finite(block) == np.isfinite(value)
