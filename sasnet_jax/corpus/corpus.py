@@ -70,7 +70,7 @@ class Corpus:
             raise UserError(f"the texts of {self.folder} are not those of its corpus.json")
         return found
 
-    def refuse_missing_class(self, classes: int = len(CLASSES)) -> None:
+    def refuse_missing_class(self, classes: int) -> None:
         """Raises UserError if a class has no training review: nothing could learn it."""
         label = self.labels(classes)[self.rows("train")]
         present = np.bincount(label, minlength=classes) > 0

@@ -132,14 +132,13 @@ class Run:
         """The share of each class among the reviews that it was trained on.
 
         Raises:
-          UserError: config.json is too old to say, and the corpus is gone.
+          UserError: config.json does not say so.
         """
-        from sasnet_jax.model import inputs
-
         shares = self.description.get("class_shares")
-        if isinstance(shares, list) and len(shares) == self.config.classes:
-            return np.array(shares, np.float32)
-        return inputs.training_shares(self.config, self.open_inputs()[0])
+        if not isinstance(shares, list) or len(shares) != self.config.classes:
+            path = self.folder / "config.json"
+            raise UserError(f"{path} lacks class_shares: train again into a new folder")
+        return np.array(shares, np.float32)
 
     def best_params(self, like: Any) -> Any:
         """The parameters of the best epoch, shaped as the tree `like`.

@@ -72,12 +72,11 @@ def percent(share: Number) -> str:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Series:
-    """Points of one colour, joined by a line or not."""
+    """Points of one colour, joined by a line."""
 
     name: str
     points: Sequence[Point]
     colour: str = PALETTE[0]
-    line: bool = True
     dots: bool = False
     dashed: bool = False
     notes: Sequence[str] = ()  # of each point, shown on hover
@@ -131,7 +130,10 @@ def chart(
       note: what must be known to read the chart.
       height: in pixels.
     """
-    finite = [_finite(one) for one in series]
+    finite = [
+        dataclasses.replace(one, points=[p for p in one.points if np.isfinite(p).all()])
+        for one in series
+    ]
     xs = [x for one in finite for x, _ in one.points]
     ys = [y for one in finite for _, y in one.points]
     if x_names:
@@ -161,13 +163,6 @@ def chart(
         None if mark is None else x_pixel(mark),
         height=height,
     )
-
-
-def _finite(series: Series) -> Series:
-    """Without the points that are not finite; notes belong to points, and keep them all."""
-    if series.notes:
-        return series
-    return dataclasses.replace(series, points=[p for p in series.points if np.isfinite(p).all()])
 
 
 def _range(values: Sequence[Number]) -> Point:

@@ -30,11 +30,6 @@ class Example:
     text: str
 
 
-def steps(description: dict[str, Any]) -> list[dict[str, Any]]:
-    """Reviews, users and businesses after each step of `prepare`, the paper's beside."""
-    return description.get("steps", [])
-
-
 def splits(corpus: Corpus) -> list[dict[str, Any]]:
     """Of each split: reviews, users, businesses, and the share of each class."""
     found = []

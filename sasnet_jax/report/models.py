@@ -5,7 +5,6 @@ models that differ in nothing but their seed.
 """
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,6 @@ class Model:
     inputs: str
     target_review: str
     scope: str  # what else the protocol changes, in words; empty for the whole corpus
-    alike: str  # the same of models that differ in seed and target_review only
     found: dict[str, Any]  # of evaluation.json, or of one model of baselines.json
     predictions: Path
     paper: tuple[float, float] | None  # F1 and accuracy that the paper printed of it
@@ -65,11 +63,6 @@ class Model:
     def is_ceiling(self) -> bool:
         """Whether it reads the target's own text, whatever the protocol."""
         return self.baseline is not None and self.baseline.is_ceiling
-
-    @property
-    def reads_context(self) -> bool:
-        """Whether it depends on other reviews, and so on the protocol."""
-        return self.baseline is None or self.baseline.reads_context
 
     @property
     def leaky(self) -> bool:
@@ -106,10 +99,9 @@ class Group:
         """The mean over seeds, of the test split."""
         return float(np.mean([model.accuracy for model in self.models]))
 
-    def value(self, *keys: str) -> str:
+    def value(self, metric: str) -> str:
         """A number of the test split: its mean, and its standard deviation over seeds."""
-        values = [_look_up(model.test, keys) for model in self.models]
-        return spread(values)
+        return spread([model.test.get(metric) for model in self.models])
 
 
 def groups_of(sources: Sources) -> list[Group]:
@@ -119,13 +111,8 @@ def groups_of(sources: Sources) -> list[Group]:
     """
     runs = {str(run.folder): run for run in sources.runs if run.evaluation}
     descriptions = {name: run.description for name, run in runs.items()}
-    alike = {
-        name: group.name
-        for group in comparison.groups_of(descriptions, free=("seed", "target_review"))
-        for name in group.runs
-    }
     found = [
-        Group(group.name, tuple(_of_run(runs[name], alike[name]) for name in group.runs))
+        Group(group.name, tuple(_of_run(runs[name]) for name in group.runs))
         for group in comparison.groups_of(descriptions)
     ]
     for baselines in sources.baselines:
@@ -146,11 +133,6 @@ def best_run(groups: Sequence[Group]) -> Group | None:
     return next((g for g in groups if g.first.is_run and not _reads_target(g)), None)
 
 
-def named(groups: Sequence[Group], name: str) -> Group | None:
-    """A baseline by its name, with the target excluded where there is one."""
-    return next((g for g in groups if not g.first.is_run and g.first.name == name), None)
-
-
 def spread(values: Sequence[float | None]) -> str:
     """`0.512`, or `0.512 ± 0.004` of several; a dash where one is undefined or not recorded."""
     known = [value for value in values if value is not None]
@@ -165,13 +147,7 @@ def _reads_target(group: Group) -> bool:
     return group.first.leaky or group.first.is_ceiling
 
 
-def _look_up(found: Any, keys: Sequence[str]) -> float | None:
-    for key in keys:
-        found = found.get(key) if isinstance(found, dict) else None
-    return found
-
-
-def _of_run(run: Run, alike: str) -> Model:
+def _of_run(run: Run) -> Model:
     assert run.evaluation is not None
     config = run.config
     scope = "five classes" if config.classes == 5 else ""
@@ -181,7 +157,6 @@ def _of_run(run: Run, alike: str) -> Model:
         inputs="text+stars" if config.sees_stars else "text",
         target_review=config.target_review,
         scope=scope,
-        alike=f"run {alike}",
         found=run.evaluation,
         predictions=run.folder / "predictions.parquet",
         paper=None if config.sees_stars or scope else paper.TABLE_2["SASNet"],
@@ -206,7 +181,6 @@ def _of_baselines(baselines: Output) -> list[Model]:
                 inputs=_INPUTS.get(one.sees, one.sees),
                 target_review=found["target_review"],
                 scope=scope,
-                alike=json.dumps(["baseline", name, scope, store], sort_keys=True),
                 found=found["models"][name],
                 predictions=baselines.folder / "predictions" / f"{name}.parquet",
                 paper=_papers(one, store),

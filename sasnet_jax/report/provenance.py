@@ -1,17 +1,12 @@
-"""What everything was made from and how long it took: settings, hashes, versions, machine."""
+"""What everything was made from: settings, hashes, versions."""
 
 import dataclasses
-import logging
-import os
 import platform
-from collections.abc import Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sasnet_jax import __version__
 from sasnet_jax.corpus.store import Store
@@ -24,14 +19,6 @@ _PATHS = ("corpus", "store", "output", "coordinator")  # of the machine, not of 
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Speed:
-    """One stage that recorded its time."""
-
-    stage: str
-    text: str
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
 class Facts:
     """Names and values, under a heading."""
 
@@ -39,38 +26,12 @@ class Facts:
     rows: tuple[tuple[str, str], ...]
 
 
-def speeds(sources: Sources) -> list[Speed]:
-    """Choosing reviews, and an epoch of each run."""
-    found = []
-    choice = sources.description.get("choice")
-    if choice:
-        found.append(Speed("choosing reviews", f"{choice['seconds']:,.1f} s by {choice['solver']}"))
-    reviews = sources.corpus.rows("train").size
-    for run in sources.runs:
-        seconds = _seconds_an_epoch(run)
-        if seconds:
-            rate = f"{reviews / seconds:,.0f} reviews/s"
-            text = f"{seconds:,.1f} s an epoch, validation included: {rate}"
-            found.append(Speed(f"training {run.name}", text))
-    return found
-
-
-def _seconds_an_epoch(run: Run) -> float | None:
-    """The median time between two epochs, by TensorBoard's events; None where there are not two."""
-    if not any(run.folder.glob("events.out.*")):
-        return None
-    # It warns of every epoch that a resumed run has made again.
-    logging.getLogger("tensorboard").setLevel(logging.ERROR)
-    events = EventAccumulator(str(run.folder)).Reload()
-    if "train_loss" not in events.Tags()["scalars"]:
-        return None
-    times = [event.wall_time for event in events.Scalars("train_loss")]
-    return float(np.median(np.diff(times))) if len(times) > 1 else None
-
-
 def facts(sources: Sources) -> list[Facts]:
-    """Of the corpus, its stores, runs and baselines."""
-    found = [_of_corpus(sources)]
+    """Of this report, the corpus, its stores, runs and baselines."""
+    packages = [f"{name} {version(name)}" for name in _PACKAGES]
+    packages.insert(0, f"Python {platform.python_version()}")
+    found = [_facts("this report", {"program": f"sasnet {__version__}", "packages": packages})]
+    found.append(_of_corpus(sources))
     found += [_of_store(store) for store in sources.stores]
     found += [_of_run(run) for run in sources.runs]
     for baselines in sources.baselines:
@@ -81,19 +42,6 @@ def facts(sources: Sources) -> list[Facts]:
         kept = {name: quality.found.get(name) for name in names}
         found.append(_facts(f"embedding quality {quality.name}", kept))
     return found
-
-
-def machine() -> Facts:
-    """Where this report was made; its parts may have been made elsewhere."""
-    return _facts(
-        "this report",
-        {
-            "program": f"sasnet {__version__}, Python {platform.python_version()}",
-            "packages": ", ".join(_versions(_PACKAGES)),
-            "machine": f"{os.cpu_count()} cores, {_processor()}, {_memory()}",
-            "system": f"{platform.system()} {platform.machine()}",
-        },
-    )
 
 
 def _of_corpus(sources: Sources) -> Facts:
@@ -150,24 +98,3 @@ def _said(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(map(_said, value))
     return str(value)
-
-
-def _versions(names: Sequence[str]) -> Iterator[str]:
-    for name in names:
-        try:
-            yield f"{name} {version(name)}"
-        except PackageNotFoundError:
-            continue
-
-
-def _processor() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or "unknown processor"
-
-
-def _memory() -> str:
-    if "SC_PHYS_PAGES" not in os.sysconf_names:
-        return "memory unknown"
-    return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"

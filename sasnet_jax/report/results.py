@@ -46,23 +46,7 @@ class Confusion:
     name: str
     protocol: str
     leaky: bool
-    classes: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-
-    @property
-    def by_class(self) -> list[tuple[str, tuple[Cell, ...]]]:
-        """The rows with the names of their classes."""
-        return list(zip(self.classes, self.rows, strict=True))
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Histories:
-    """Accuracy of the test split by the user's number of other reviews."""
-
-    picture: Chart
-    names: tuple[str, ...]  # of the groups of reviews
-    reviews: tuple[int, ...]
-    groups: tuple[Group, ...]
+    rows: dict[str, tuple[Cell, ...]]  # by true class; the cells are in the same order
 
 
 def shown(groups: Sequence[Group]) -> list[Group]:
@@ -104,11 +88,10 @@ def confusion(group: Group) -> Confusion:
         group.name,
         group.first.protocol,
         group.first.leaky,
-        CLASS_NAMES[len(matrix)],
-        tuple(
-            tuple(Cell(int(n), float(s)) for n, s in zip(*line, strict=True))
-            for line in zip(matrix, share, strict=True)
-        ),
+        {
+            name: tuple(Cell(int(n), float(s)) for n, s in zip(*line, strict=True))
+            for name, *line in zip(CLASS_NAMES[len(matrix)], matrix, share, strict=True)
+        },
     )
 
 
@@ -150,7 +133,7 @@ def _bins(model: Model, corpus: Corpus) -> np.ndarray:
     return metrics.reliability(label, probability[test])
 
 
-def histories(groups: Sequence[Group]) -> Histories | None:
+def histories(groups: Sequence[Group]) -> Chart | None:
     """Accuracy by the length of the user's history; None where no model recorded it."""
     known = [group for group in groups if all(m.test.get("by_history") for m in group.models)]
     if not known:
@@ -166,17 +149,15 @@ def histories(groups: Sequence[Group]) -> Histories | None:
         )
         for group, colour in zip(shown(known), PALETTE, strict=False)
     ]
-    reviews = tuple(one["reviews"] for one in slices.values())
-    picture = charts.chart(
+    return charts.chart(
         "Accuracy by length of history",
         lines,
         "the user's other reviews",
         "accuracy",
         x_names=list(slices),
         note="test split; 0 is a cold start. Reviews: "
-        + ", ".join(f"{n:,} with {name}" for name, n in zip(slices, reviews, strict=True)),
+        + ", ".join(f"{one['reviews']:,} with {name}" for name, one in slices.items()),
     )
-    return Histories(picture, tuple(slices), reviews, tuple(known))
 
 
 def _mean_by_history(group: Group, slices: dict[str, Any]) -> list[float]:
@@ -239,37 +220,24 @@ def comparison(compared: Output) -> Table:
     )
 
 
-def leakage(groups: Sequence[Group], measured: Sequence[Output]) -> list[Bars]:
-    """Models that were tried with and without the target, a picture for each reading.
-
-    Those of the outputs of `leakage`, and where there is none, those among `groups`.
-    """
+def leakage(measured: Sequence[Output]) -> list[Bars]:
+    """Models that were tried with and without the target, a picture for each reading."""
     pictures: dict[str, list[Bar]] = {}
     for output in measured:
         for row in output.found["accuracy"]:
             one = output.baselines[row["model"]] if "sees" in row else None  # None: a run
             if row["leak"] is not None and (one is None or one.reads_context):
                 name = one.label if one else row["model"]
-                bars = _pair(name, row["exclude"], row["include"])
-                pictures.setdefault(output.found["readings"][row["reading"]], []).extend(bars)
-    if not measured:
-        honest = {g.first.alike: g for g in groups if not g.first.leaky}
-        for group in groups:
-            other = honest.get(group.first.alike)
-            if group.first.leaky and other and group.first.reads_context:
-                bars = _pair(other.stem, other.accuracy, group.accuracy)
-                title = group.first.scope or "all reviews"
-                pictures.setdefault(title, []).extend(bars)
+                exclude, include = row["exclude"], row["include"]
+                leak = f"{include:.3f} ({include - exclude:+.3f})"
+                pictures.setdefault(output.found["readings"][row["reading"]], []).extend(
+                    [
+                        Bar(f"{name}, {models.EXCLUDED}", exclude, f"{exclude:.3f}"),
+                        Bar(LEAKY, include, leak, "leaky", leaky=True),
+                    ]
+                )
     return [
         charts.bars(f"Test accuracy, {title}", rows, longest=1) for title, rows in pictures.items()
-    ]
-
-
-def _pair(name: str, exclude: float, include: float) -> list[Bar]:
-    leak = f"{include:.3f} ({include - exclude:+.3f})"
-    return [
-        Bar(f"{name}, {models.EXCLUDED}", exclude, f"{exclude:.3f}"),
-        Bar(LEAKY, include, leak, "leaky", leaky=True),
     ]
 
 

@@ -6,26 +6,12 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from sasnet_jax.cli import ProgressBar, UserError, setting
 from sasnet_jax.model.run import Run
 from sasnet_jax.scores import predictions
 
-Column: TypeAlias = Literal[
-    "name",
-    "state",
-    "inputs",
-    "protocol",
-    "best_epoch",
-    "val_log_loss",
-    "val_accuracy",
-    "test_accuracy",
-    "test_macro_f1",
-    "seed",
-    "corpus",
-]
-_HIGHER_IS_BETTER = ("val_accuracy", "test_accuracy", "test_macro_f1")
 _SHORT_HASH = 8
 
 
@@ -35,16 +21,12 @@ class RunsConfig:
 
     folder: str = setting("", help="folder to look for runs in", topic="input")
     run: tuple[str, ...] = setting((), help="run folder; repeatable", topic="input")
-    sort: Column = setting("name", help="column to sort by, the best first", topic="output")
     compare: bool = setting(False, help="the settings in which the runs differ", topic="output")
-    plot: str = setting("", help="PNG file to draw all learning curves into", topic="output")
 
     def __post_init__(self):
         """Refuses what cannot be meant."""
         if not (self.folder or self.run):
             raise UserError("give --folder=FOLDER or --run=RUN")
-        if self.plot and Path(self.plot).suffix != ".png":
-            raise UserError(f"--plot={self.plot} must end with .png")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,17 +37,16 @@ class Listed:
     problem: str = ""  # why nothing more is known
     columns: dict[str, Any] = dataclasses.field(default_factory=dict)
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
-    records: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # of metrics.jsonl
 
 
 def run(config: RunsConfig) -> None:
-    """Prints the table, or the comparison; draws the learning curves if they are asked for."""
+    """Prints the table, or the comparison."""
     named = [(Path(name).resolve().name, Path(name)) for name in config.run]
     if config.folder:
         named += _below(Path(config.folder))
     bar = ProgressBar(named, desc="reading", unit="run", delay=5, leave=False)
     listed = [look(name, path) for name, path in bar]
-    good = _sorted([one for one in listed if not one.problem], config.sort)
+    good = [one for one in listed if not one.problem]
     if good:
         print(_comparison(good) if config.compare else _table([one.columns for one in good]))
     for one in listed:
@@ -73,14 +54,6 @@ def run(config: RunsConfig) -> None:
             print(f"{one.name}: {one.problem}")
     if not listed:
         print(f"no runs in {config.folder}")
-    if config.plot:
-        curves = {one.name + _leak(one): one.records for one in good if one.records}
-        if not curves:
-            raise UserError("--plot: none of the runs has been evaluated yet")
-        from sasnet_jax.train import plots  # here: a table does not wait for matplotlib
-
-        plots.learning_curves(curves, Path(config.plot))
-        print(f"written: {config.plot}")
 
 
 def _below(folder: Path) -> list[tuple[str, Path]]:
@@ -112,7 +85,7 @@ def look(name: str, path: Path) -> Listed:
             raise UserError("holds no run")
         one = Run(path)
         columns = {"name": name} | _columns(one)
-        return Listed(name=name, columns=columns, settings=_settings(one), records=one.curve)
+        return Listed(name=name, columns=columns, settings=_settings(one))
     except UserError as error:
         return Listed(name=name, problem=str(error))
     except OSError as error:
@@ -153,18 +126,6 @@ def _settings(one: Run) -> dict[str, Any]:
 
 def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:_SHORT_HASH]
-
-
-def _leak(listed: Listed) -> str:
-    leaky = listed.columns["protocol"] == predictions.LEAKY
-    return f", {predictions.LEAKY}" if leaky else ""
-
-
-def _sorted(listed: Sequence[Listed], column: str) -> list[Listed]:
-    """The best first where one is better, those without a value last."""
-    known = [one for one in listed if one.columns[column] is not None]
-    known.sort(key=lambda one: one.columns[column], reverse=column in _HIGHER_IS_BETTER)
-    return known + [one for one in listed if one.columns[column] is None]
 
 
 def _comparison(listed: Sequence[Listed]) -> str:

@@ -8,29 +8,23 @@ The field of `TrainConfig` gives the type, and its checks hold for every value d
 
 import dataclasses
 import typing
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeAlias
 
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from sasnet_jax import cli
 from sasnet_jax.cli import UserError
-from sasnet_jax.model.config import TrainConfig
+from sasnet_jax.model.config import RESUMABLE, TrainConfig
+
+Distribution: TypeAlias = CategoricalDistribution | FloatDistribution | IntDistribution
 
 # What decides neither the losses of a run nor how they may be compared.
-INCIDENTAL = (
-    *("corpus", "store", "output", "checkpoint_seconds", "keep"),
-    *("coordinator", "processes", "process"),
-)
+INCIDENTAL = {*RESUMABLE} - {"epochs", "patience"}
 _NOT_COMPARABLE = ("target_review", "classes")
 
 
-def read(declarations: Sequence[str], arguments: Sequence[str]) -> dict[str, BaseDistribution]:
+def read(declarations: Sequence[str], arguments: Sequence[str]) -> dict[str, Distribution]:
     """The distribution of each declared setting, in the order of TrainConfig.
 
     Args:
@@ -41,7 +35,7 @@ def read(declarations: Sequence[str], arguments: Sequence[str]) -> dict[str, Bas
       UserError: an unknown setting, a value that it cannot have, or what is no declaration.
     """
     fields = [field.name for field in dataclasses.fields(TrainConfig)]
-    space: dict[str, BaseDistribution] = {}
+    space: dict[str, Distribution] = {}
     for declaration in declarations:
         name, _, values = declaration.partition("=")
         try:
@@ -59,31 +53,22 @@ def read(declarations: Sequence[str], arguments: Sequence[str]) -> dict[str, Bas
     return {name: space[name] for name in fields if name in space}
 
 
-def holds(space: Mapping[str, BaseDistribution], settings: Mapping[str, Any]) -> bool:
-    """Whether the space contains these settings."""
-
-    def contains(distribution: BaseDistribution, value: Any) -> bool:
-        match distribution:
-            case CategoricalDistribution():
-                return value in distribution.choices
-            case IntDistribution() | FloatDistribution():
-                return distribution.low <= value <= distribution.high
-        return False
-
-    return all(contains(space[name], settings[name]) for name in space)
-
-
-def largest(space: Mapping[str, BaseDistribution], name: str) -> int:
+def largest(space: dict[str, Distribution], name: str) -> int:
     """The largest value of a whole-numbered setting; 0 where it is not searched."""
-    match space.get(name):
-        case CategoricalDistribution(choices=choices):
-            return max(int(choice or 0) for choice in choices)
-        case IntDistribution(high=high):
-            return high
-    return 0
+    values = space.get(name)
+    if isinstance(values, CategoricalDistribution):
+        return max(int(choice or 0) for choice in values.choices)
+    return int(values.high) if values else 0
 
 
-def _distribution(name: str, values: str, arguments: Sequence[str]) -> BaseDistribution:
+def contains(distribution: Distribution, value: Any) -> bool:
+    """Whether a trial may have this value."""
+    if isinstance(distribution, CategoricalDistribution):
+        return value in distribution.choices
+    return distribution.low <= value <= distribution.high
+
+
+def _distribution(name: str, values: str, arguments: Sequence[str]) -> Distribution:
     def parse(text: str) -> Any:
         return getattr(cli.parse(TrainConfig, [*arguments, f"--{name}={text}"], ""), name)
 

@@ -192,17 +192,16 @@ def test_a_predictor_needs_no_corpus(world, tmp_path):
     np.testing.assert_array_equal(again, before)
 
 
-def test_class_shares_of_an_older_run_come_from_its_corpus(world, tmp_path):
-    run = write_run(world, tmp_path / "run", bias_term=True)
-    shutil.copytree(run.folder, tmp_path / "old")
-    path = tmp_path / "old" / "config.json"
-    description = json.loads(path.read_text())
-    del description["class_shares"]
-    path.write_text(json.dumps(description))
-    found = sasnet_jax.load_run(tmp_path / "old").class_shares()
-    label = world.corpus.label[world.corpus.split == "train"]
-    np.testing.assert_allclose(found, np.bincount(label) / label.size, rtol=1e-6)
-    np.testing.assert_array_equal(found, run.class_shares())
+def test_a_run_without_class_shares_is_refused_where_its_bias_term_needs_them(world, tmp_path):
+    for bias_term in (False, True):
+        run = write_run(world, tmp_path / f"run_{bias_term}", bias_term=bias_term)
+        path = run.folder / "config.json"
+        description = json.loads(path.read_text())
+        del description["class_shares"]
+        path.write_text(json.dumps(description))
+    sasnet_jax.load_run(tmp_path / "run_False").predictor()
+    with pytest.raises(sasnet_jax.UserError, match="lacks class_shares: train again"):
+        sasnet_jax.load_run(tmp_path / "run_True").predictor()
 
 
 def test_reviews_that_a_run_cannot_read_are_refused(world, tmp_path):
