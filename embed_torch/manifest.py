@@ -128,8 +128,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     for name in (*manifest.poolings, CATEGORIES, TOKENS, TEXT_HASHES):
         path = folder / f"{name}.npy"
         if path.exists():
-            blocks = _windows(path, open_array(path, *manifest.kind_of(name)))
-            hashes[path.name] = [_sha256(block) for _, block in blocks]
+            array = np.lib.format.open_memmap(path, mode="r")
+            hashes[path.name] = [_sha256(block) for _, block in _windows(path, array)]
     if (folder / TRUNCATED).exists():
         hashes[TRUNCATED] = [file_sha256(folder / TRUNCATED)]
     write_record(folder / MANIFEST, msgspec.structs.replace(manifest, hashes=hashes))
@@ -162,14 +162,16 @@ def read_windows(
             f"{path} has {len(array):,} rows, other than were written: {remedy_for(folder)}"
         )
     for first, block in _windows(path, array, windows):
-        fault = ""
         if hashes and _sha256(block) != hashes[first // WINDOW_ROWS]:
-            fault = "are not as they were written (their hash differs)"
-        elif not _is_finite(block):
-            fault = "hold a value that is not finite"
-        if fault:
-            last = first + len(block) - 1
-            raise UserError(f"{path}: rows {first} to {last} {fault}: {remedy_for(folder)}")
+            raise UserError(
+                f"{path}: rows {first} to {first + len(block) - 1} are not as they were written "
+                f"(their hash differs): {remedy_for(folder)}"
+            )
+        if not _is_finite(block):
+            row = first + int(np.flatnonzero(~np.isfinite(block).all(axis=1))[0])
+            raise UserError(
+                f"{path}: row {row} holds a value that is not finite: {remedy_for(folder)}"
+            )
         yield first, block
 
 

@@ -78,9 +78,8 @@ def write_store(folder: Path, corpus: Corpus, table: np.ndarray) -> Path:
 
 
 def change_store(folder: Path, **changed) -> Path:
-    """Gives a store's manifest other values, and the hashes of its arrays as they are now."""
-    manifest = read_manifest(folder)
-    write_manifest(folder, msgspec.structs.replace(manifest, **changed))
+    """Has a store say something else, and know its arrays as they are now."""
+    write_manifest(folder, msgspec.structs.replace(read_manifest(folder), **changed))
     return folder
 
 

@@ -380,8 +380,10 @@ def _replace_by_a_fifo(path: Path) -> None:
     os.mkfifo(path)
 
 
-def _reorder(rows: slice | list[int]):
-    return lambda path: np.save(path, np.load(path)[rows])
+def _exchange_two_rows(path: Path) -> None:
+    array = np.load(path)
+    array[[0, 1]] = array[[1, 0]]
+    np.save(path, array)
 
 
 # What may happen to an array, and what is said of it.
@@ -390,8 +392,12 @@ DAMAGES = {
     "cut": (lambda path: path.write_bytes(path.read_bytes()[:-100]), "not a whole NumPy array"),
     "a bit flipped": (_flip_a_bit, r"rows 0 to \d+ are not as they were written"),
     "zeros": (lambda path: np.save(path, np.load(path) * 0), "rows 0 to .* not as they were"),
-    "rows reversed": (_reorder(slice(None, None, -1)), "rows 0 to .* not as they were"),
-    "two rows exchanged": (_reorder([1, 0, *range(2, 100)]), "shape|not as they were"),
+    "rows reversed": (
+        lambda path: np.save(path, np.load(path)[::-1]),
+        "rows 0 to .* not as they were",
+    ),
+    "two rows exchanged": (_exchange_two_rows, "rows 0 to .* not as they were"),
+    "rows cut off": (lambda path: np.save(path, np.load(path)[:-1]), "expected|not as they were"),
     "in Fortran order": (
         lambda path: np.save(path, np.asfortranarray(np.load(path)[::-1])),
         "not as they were",
@@ -468,10 +474,10 @@ def test_a_store_older_than_hashes_opens_with_one_line(corpus_folder, store, tmp
     table = np.load(copy / "mean.npy")
     table[5, 7] = np.nan
     np.save(copy / "mean.npy", table)
-    with pytest.raises(ReaderError, match="rows 0 to .* not finite"):
+    with pytest.raises(ReaderError, match="row 5 .* not finite"):
         open_store(copy, corpus)
     reusing = EmbedConfig(corpus=str(corpus_folder), output=str(tmp_path / "n"), reuse=str(copy))
-    with pytest.raises(UserError, match="rows 0 to .* not finite"):
+    with pytest.raises(UserError, match="row 5 .* not finite"):
         embed.run(reusing)
 
 
