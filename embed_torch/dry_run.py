@@ -4,15 +4,16 @@ import itertools
 import shutil
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from embed_torch import reuse, store
+from embed_torch import store
 from embed_torch.cli import ProgressBar, UserError
 from embed_torch.config import EmbedConfig
 from embed_torch.corpus import Texts
 from embed_torch.encoder import Encoder
+from embed_torch.manifest import Manifest
+from embed_torch.reuse import Reused
 
 _ROWS_AT_ONCE = 4096
 _SAMPLE = 64  # reviews of all lengths, whose embedding is timed
@@ -20,7 +21,7 @@ _SAMPLE_SECONDS = 3.0
 _PERCENTILES = (5, 25, 50, 75, 95, 99, 100)
 
 
-def report(config: EmbedConfig, texts: Texts, encoder: Encoder, settings: dict[str, Any]) -> None:
+def report(config: EmbedConfig, texts: Texts, encoder: Encoder, manifest: Manifest) -> None:
     """Prints rows, tokens, length percentiles, disk, expected time and the first prompt.
 
     The time is that of a small sample, measured with the network on its device.
@@ -38,18 +39,17 @@ def report(config: EmbedConfig, texts: Texts, encoder: Encoder, settings: dict[s
     )
     rows, scaled = lengths.size, "to length 1" if encoder.normalize else "not"
     print(f"poolings {','.join(encoder.poolings)}, over {config.pool_over}; {scaled} normalized")
-    needed = store.bytes_needed(
-        len(encoder.poolings), rows, len(texts.categories), encoder.dim, config.store_dtype
-    )
+    needed = store.bytes_needed(store.kinds_of(manifest, len(texts.categories)))
     free = shutil.disk_usage(_existing(Path(config.output))).free
     print(f"{needed / 1e9:.2f} GB on disk, where {free / 1e9:.2f} GB are free")
     left = lengths.sum()
     if config.reuse:
-        folder = Path(config.reuse)
-        reuse.identity(folder, settings)
-        found, _ = reuse.look_up(folder, store.text_hashes(texts.reviews))
-        left -= lengths[found].sum()
-        print(f"{found.size:,} reviews would be copied from {folder}: {left:,} tokens are left")
+        reused = Reused(Path(config.reuse), manifest)
+        copied, _ = reused.look_up(store.text_hashes(texts.reviews))
+        left -= lengths[copied].sum()
+        print(
+            f"{copied.size:,} reviews would be copied from {config.reuse}: {left:,} tokens are left"
+        )
     print(f"the first input:\n{encoder.input_text(texts.reviews[0])}")
     sample = np.argsort(lengths, kind="stable")[:: max(1, rows // _SAMPLE)]
     rate = _tokens_per_second(encoder, texts.reviews.gather(sample).to_list())

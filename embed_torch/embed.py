@@ -19,14 +19,22 @@ import numpy as np
 import torch
 import transformers
 
-from embed_torch import __version__, corpus, dry_run, packing, reuse, store
+from embed_torch import __version__, corpus, dry_run, packing, store
 from embed_torch.cli import Preempted, ProgressBar, UserError
 from embed_torch.config import EmbedConfig
 from embed_torch.encoder import Encoder
 from embed_torch.engines import Engine, Task, open_engine
-from embed_torch.files import sole_writer, texts_sha256
+from embed_torch.files import (
+    claim,
+    refuse_other_settings,
+    say_complete,
+    sole_writer,
+    texts_sha256,
+)
 from embed_torch.inputs import Inputs
-from embed_torch.store import CATEGORIES, MANIFEST, StoreWriter
+from embed_torch.manifest import CATEGORIES, MANIFEST, Manifest, read_manifest
+from embed_torch.reuse import Reused
+from embed_torch.store import StoreWriter
 
 _WINDOW_ROWS = 8192
 _FLUSH_SECONDS = 5.0  # the most work that a kill undoes, beside the batches at work
@@ -45,24 +53,40 @@ def run(config: EmbedConfig) -> None:
 
 def _run(config: EmbedConfig) -> None:
     output = Path(config.output)
-    _refuse_foreign_folder(output)
+    claim(output, *store.RECORDS)
     texts = corpus.read_texts(Path(config.corpus))
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     encoder = Encoder(config)
-    names = texts_sha256(texts.categories) if texts.categories else None
-    settings = encoder.settings()
-    settings |= {"texts_sha256": texts.sha256, "category_names_sha256": names}
+    manifest = _describe(encoder, texts)
     if config.dry_run:
-        dry_run.report(config, texts, encoder, settings)
+        dry_run.report(config, texts, encoder, manifest)
         return
     with sole_writer(output):
         if (output / MANIFEST).exists():
-            _refuse_other_store(output, settings)
+            before = read_manifest(output)
+            refuse_other_settings(output, before.settings, manifest.settings)
+            store.check(output, before)
             store.remove_scratch(output)
-            print(f"store {output} is already complete: nothing to do")
+            say_complete(output)
             return
-        _Job(config, texts, encoder, settings).embed()
+        _Job(config, texts, encoder, manifest).embed()
+
+
+def _describe(encoder: Encoder, texts: corpus.Texts) -> Manifest:
+    """The manifest of the store that an encoder makes of texts, before anything is counted."""
+    versions = {"python": sys.version.split()[0], "sasnet": __version__}
+    versions |= {"torch": str(torch.__version__), "transformers": transformers.__version__}
+    return Manifest(
+        **encoder.settings(),
+        **encoder.to_open_again(),
+        texts_sha256=texts.sha256,
+        category_names_sha256=texts_sha256(texts.categories) if texts.categories else None,
+        rows=len(texts.reviews),
+        reused=0,
+        truncated=0,
+        versions=versions,
+    )
 
 
 class _Job:
@@ -73,14 +97,14 @@ class _Job:
         config: EmbedConfig,
         texts: corpus.Texts,
         encoder: Encoder,
-        settings: dict[str, Any],
+        manifest: Manifest,
     ):
         self._config = config
         self._texts = texts
         self._encoder = encoder
-        self._settings = settings
+        self._manifest = manifest
         self._batch_tokens = encoder.batch_tokens
-        self._reused = reuse.identity(Path(config.reuse), settings) if config.reuse else None
+        self._reused = Reused(Path(config.reuse), manifest) if config.reuse else None
         self._left: dict[int, set[str]] = {}  # names of the batches to do, of windows begun
         self._windows_begun = 0
 
@@ -99,34 +123,26 @@ class _Job:
             finally:
                 self._writer.flush()
         rate = tokens / (time.monotonic() - started)
-        versions = {"python": sys.version.split()[0], "sasnet": __version__}
-        versions |= {"torch": torch.__version__, "transformers": transformers.__version__}
         rows = len(self._texts.reviews)
-        settings = {**self._settings, **self._encoder.to_open_again()}
-        manifest = {**settings, "rows": rows, "reused": rows - self._rows.size}
         total = int(self._writer.tokens.sum(dtype=np.int64))
-        cut = self._writer.finish({**manifest, "versions": versions})
+        cut = self._writer.finish(reused=rows - self._rows.size)
         print(
             f"{rows:,} reviews, {total:,} tokens, {cut:,} truncated -> {config.output} "
             f"({tokens:,} tokens embedded, {rate:,.0f} a second, loading included)"
         )
 
     def _open_store(self) -> None:
-        config, texts = self._config, self._texts
-        plan = {"batch_tokens": self._batch_tokens, "window_rows": _WINDOW_ROWS}
-        self._writer = StoreWriter(
-            Path(config.output),
-            {**self._settings, **plan, "reuse": self._reused},
-            poolings=self._encoder.poolings,
-            rows=len(texts.reviews),
-            categories=len(texts.categories),
-            dim=self._encoder.dim,
-            dtype=config.store_dtype,
-        )
+        config, texts, reused = self._config, self._texts, self._reused
+        plan = {
+            "batch_tokens": self._batch_tokens,
+            "window_rows": _WINDOW_ROWS,
+            "reuse": reused and reused.sha256,
+        }
+        self._writer = StoreWriter(Path(config.output), self._manifest, len(texts.categories), plan)
         self._writer.text_hashes[:] = store.text_hashes(texts.reviews)
         self._rows = np.arange(len(texts.reviews))
-        if config.reuse:
-            self._rows = reuse.copy_rows(Path(config.reuse), self._writer, self._encoder.poolings)
+        if reused:
+            self._rows = reused.copy_rows(self._writer, self._encoder.poolings)
             print(f"{len(texts.reviews) - self._rows.size:,} reviews copied from {config.reuse}")
 
     def _work_off(self, engine: Engine) -> int:
@@ -169,6 +185,8 @@ class _Job:
             plan = self._encoder.plan(inputs, journal.budget(window, self._batch_tokens))
             batches = {str(number): members for number, members in enumerate(plan)}
             for name in sorted(journal.split[window], key=len):  # halves after the whole
+                if name not in batches:
+                    raise journal.damaged()
                 batches |= packing.halves(name, batches.pop(name))
             done = journal.done[window]
             skipped(sum(len(members) for name, members in batches.items() if name in done))
@@ -260,29 +278,3 @@ def _stopped_by_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, handler)
-
-
-def _refuse_foreign_folder(output: Path) -> None:
-    """A folder may be filled if it is new, or holds a store, finished or interrupted."""
-    if not output.exists():
-        return
-    if not output.is_dir():
-        raise UserError(f"--output={output} is a file, not a folder")
-    if not store.is_ours(output):
-        raise UserError(f"--output={output} holds other files: choose a new folder")
-
-
-def _refuse_other_store(output: Path, settings: dict[str, Any]) -> None:
-    manifest = store.read_manifest(output)
-    changed = [
-        name if name.endswith("sha256") else f"{name} ({manifest.get(name)!r})"
-        for name, value in settings.items()
-        if manifest.get(name) != value
-    ]
-    if not changed and not store.is_whole(output, manifest):
-        raise UserError(f"{output} is damaged, or of another version: remove it and embed again")
-    if changed:
-        raise UserError(
-            f"{output} holds a store made with other {', '.join(changed)}: "
-            "choose another --output, or remove it"
-        )

@@ -4,7 +4,6 @@
 (`embed_torch.embed`) and `--dry_run` hand texts to the same object.
 """
 
-import dataclasses
 import functools
 import hashlib
 from collections.abc import Sequence
@@ -18,13 +17,20 @@ from embed_torch import backbone, packing, pooling, prompts, store, words
 from embed_torch.backbone import Backbone, Batch, Loading
 from embed_torch.checkpoint import find_checkpoint
 from embed_torch.cli import ProgressBar, UserError
-from embed_torch.config import Dtype, EncoderConfig, Gptq, PoolOver, StoreDtype
+from embed_torch.config import EncoderConfig
 from embed_torch.inputs import Inputs, Tokenization
-from embed_torch.prompts import Truncate
+from embed_torch.manifest import (
+    MANIFEST,
+    Dtype,
+    Gptq,
+    Manifest,
+    PoolOver,
+    StoreDtype,
+    Truncate,
+    read_manifest,
+)
 
 _TEXTS_AT_ONCE = 8192
-# What a store's manifest says of its encoder by names of settings.
-_SETTINGS = ("pool_over", "normalize", "truncate", "max_tokens")
 _VERIFIED = ("weights_sha256", "tokenizer_sha256", "template_sha256", "instruction_sha256")
 
 
@@ -243,7 +249,7 @@ def load_encoder(
             raise UserError(f"{name} cannot be chosen: store {source} has its own")
         encoder = _of_store(folder, str(model), str(template), pooling, common)
     elif model:
-        raise UserError(f"model={model} is of a store, and {source} is none ({store.MANIFEST})")
+        raise UserError(f"model={model} is of a store, and {source} is none ({MANIFEST})")
     else:
         chosen: dict[str, Any] = {"store_dtype": "float32", **settings, **common}
         chosen |= {"model": str(source), "template": str(template), "poolings": pooling}
@@ -256,37 +262,39 @@ def _of_store(
     folder: Path, model: str, template: str, pooling: str, settings: dict[str, Any]
 ) -> Encoder:
     """The encoder that a store was made with, verified."""
-    keys = ("encoder", "poolings", "default_pooling", "compute_dtype", "dtype", *_SETTINGS)
-    manifest = store.read_manifest(folder, (*keys, *_VERIFIED))
-    pooling = pooling or manifest["default_pooling"]
-    if pooling not in manifest["poolings"]:
-        names = ", ".join(manifest["poolings"])
+    manifest = read_manifest(folder)
+    pooling = pooling or manifest.default_pooling
+    if pooling not in manifest.poolings:
+        names = ", ".join(manifest.poolings)
         raise UserError(f"store {folder} has no pooling {pooling!r}, only {names}")
-    named, was = manifest["encoder"], manifest.get("encoder_folder", manifest["encoder"])
+    named, was = manifest.encoder, manifest.encoder_folder or manifest.encoder
     name = model or (named if Path(named).is_dir() and not Path(was).is_dir() else was)
     try:
         config = EncoderConfig(
             model=name,
             poolings=pooling,
-            instruction=manifest["instruction"] or "",
-            template=_template_of(manifest),
-            prefix=manifest.get("prefix", ""),
-            gptq=manifest["gptq"] or "dequantize",
-            dtype=manifest["compute_dtype"],
-            store_dtype=manifest["dtype"],
-            **{setting: manifest[setting] for setting in _SETTINGS},
+            instruction=manifest.instruction or "",
+            template=template or _template_of(manifest),
+            prefix=manifest.prefix or "",
+            gptq=manifest.gptq or "dequantize",
+            dtype=manifest.compute_dtype,
+            store_dtype=manifest.dtype,
+            pool_over=manifest.pool_over,
+            normalize=manifest.normalize,
+            truncate=manifest.truncate,
+            max_tokens=manifest.max_tokens,
+            **settings,
         )
     except UserError as error:
-        raise UserError(f"{folder / store.MANIFEST}: {error}") from None
-    config = dataclasses.replace(config, template=template or config.template, **settings)
+        raise UserError(f"{folder / MANIFEST}: {error}") from None
     try:
-        encoder = Encoder(config, None if model else manifest.get("encoder_revision"))
+        encoder = Encoder(config, None if model else manifest.encoder_revision or None)
     except UserError as error:
         raise UserError(
             f"store {folder} was made with {name}: {error} (has it moved? model=FOLDER)"
         ) from None
     has = encoder.settings()
-    other = [key for key in _VERIFIED if has[key] != manifest[key]]
+    other = [key for key in _VERIFIED if has[key] != getattr(manifest, key)]
     if other:
         remedy = "template=FILE" if other == ["template_sha256"] else "model=FOLDER"
         raise UserError(
@@ -296,7 +304,7 @@ def _of_store(
     return encoder
 
 
-def _template_of(manifest: dict[str, Any]) -> str:
+def _template_of(manifest: Manifest) -> str:
     """The setting that gives a store's chat template: kept by the store, Phi-3's or the model's."""
     phi3 = hashlib.sha256(prompts.PHI3.encode()).hexdigest()
-    return manifest.get("template") or ("phi3" if manifest["template_sha256"] == phi3 else "")
+    return manifest.template or ("phi3" if manifest.template_sha256 == phi3 else "")

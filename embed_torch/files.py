@@ -65,7 +65,7 @@ def read_record(path: Path, kind: type[RecordT], remedy: str = "") -> RecordT:
       UserError: it is absent, damaged, changed since it was written, or of another version.
     """
     remedy = remedy or f"remove {path.parent} and run {kind.made_by} again"
-    values = read_json(path, kind.made_by, remedy=remedy)
+    values = read_json(path, kind.made_by, ["format_version"], remedy)
     if values.get("format_version") != kind.version:
         raise UserError(
             f"{path} has format version {values.get('format_version')!r}, this program reads "

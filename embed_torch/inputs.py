@@ -8,6 +8,7 @@ from embed_torch import prompts
 from embed_torch.checkpoint import Checkpoint
 from embed_torch.cli import UserError
 from embed_torch.config import EncoderConfig
+from embed_torch.limits import within_limits
 from embed_torch.prompts import Prompt
 
 
@@ -45,22 +46,10 @@ class Tokenization:
           UserError: the tokenizer, --template or --prefix does not fit the model, or --max_tokens
             is beyond its positions.
         """
-        tokenizer, modules = checkpoint.tokenizer, checkpoint.modules
-        prompts.check_vocabulary(tokenizer, checkpoint.config.vocab_size)
-        # What sentence-transformers made reads what its tokenizer gives.
-        make_prompt = functools.partial(
-            prompts.make_prompt,
-            tokenizer,
-            causal=checkpoint.causal,
-            as_tokenizer=modules.given,
+        self.prompt, self._plain = within_limits(
+            f"the tokenizer or the chat template of {checkpoint.name}",
+            lambda: _make_prompts(checkpoint, config),
         )
-        prefix = modules.prefix if config.prefix is None else config.prefix
-        self.prompt = make_prompt(
-            instruction=config.instruction,
-            template=config.template,
-            prefix="" if config.instruction else prefix,
-        )
-        self._plain = make_prompt()
         positions = checkpoint.positions
         if config.max_tokens > positions:
             raise UserError(
@@ -69,7 +58,7 @@ class Tokenization:
             )
         self.window = config.max_tokens or checkpoint.window
         self._truncate = config.truncate
-        self._decode = tokenizer.decode
+        self._decode = checkpoint.tokenizer.decode
         # What an empty text is for a model without BOS, where no token is left.
         self._nothing = [checkpoint.tokenizer.eos_token_id or 0]
 
@@ -102,3 +91,23 @@ class Tokenization:
             inputs.ids.append(ids or self._nothing)
             inputs.uncut.append(len(text_ids) + sum(around))
         return inputs
+
+
+def _make_prompts(checkpoint: Checkpoint, config: EncoderConfig) -> tuple[Prompt, Prompt]:
+    """The prompts of the reviews and of the category names."""
+    tokenizer, modules = checkpoint.tokenizer, checkpoint.modules
+    prompts.check_vocabulary(tokenizer, checkpoint.config.vocab_size)
+    # What sentence-transformers made reads what its tokenizer gives.
+    make_prompt = functools.partial(
+        prompts.make_prompt,
+        tokenizer,
+        causal=checkpoint.causal,
+        as_tokenizer=modules.given,
+    )
+    prefix = modules.prefix if config.prefix is None else config.prefix
+    of_reviews = make_prompt(
+        instruction=config.instruction,
+        template=config.template,
+        prefix="" if config.instruction else prefix,
+    )
+    return of_reviews, make_prompt()

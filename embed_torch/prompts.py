@@ -10,13 +10,13 @@ import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import tokenizers
 
 from embed_torch.cli import UserError
-
-Truncate = Literal["head", "tail", "head_tail", "error"]
+from embed_torch.files import require_file
+from embed_torch.manifest import Truncate
 
 # What Phi-3 was trained on; the template of its first checkpoints drops the system message.
 PHI3 = (
@@ -26,6 +26,7 @@ PHI3 = (
 )
 _PHI3_CONTROLS = {"<|system|>", "<|user|>", "<|assistant|>", "<|end|>"}
 _REMEDY = "--template=phi3 for a Phi-3, else --template=FILE with a Jinja template"
+_TEMPLATE_LENGTH = 1_000_000
 # Some templates print today's date, but a prompt must be the same tomorrow.
 _FIXED_DAY = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
 _REVIEW = "QzTheReviewStandsHereQz"
@@ -54,7 +55,8 @@ class PlainTokenizer:
         lead, *rows = [row.ids for row in encoded]
         for row, ids in enumerate(rows):
             if ids[: len(lead)] != lead:  # the text has merged with the anchor: it stands alone
-                ids = lead + self.backend.encode(texts[row], add_special_tokens=False).ids
+                (alone,) = self.backend.encode_batch_fast([texts[row]], add_special_tokens=False)
+                ids = lead + alone.ids
             ids = ids[len(lead) :]
             # A Unigram model finds `<s>` among its pieces, even where special tokens are split.
             if not self.controls.keys().isdisjoint(ids):
@@ -224,7 +226,9 @@ def _read_template(tokenizer: Any, template: str) -> str:
     if "{{" in template or "{%" in template:
         return template
     try:
-        return Path(template).read_text("utf-8") if template else tokenizer.get_chat_template()
+        if not template:
+            return tokenizer.get_chat_template()
+        return require_file(Path(template), "--template names a Jinja file").read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--template={template} cannot be read: {error}") from None
     except ValueError:
@@ -233,13 +237,16 @@ def _read_template(tokenizer: Any, template: str) -> str:
 
 def _render(tokenizer: Any, jinja: str, instruction: str) -> list[str]:
     """The conversation's text before and after the review."""
+    if len(jinja) > _TEMPLATE_LENGTH:
+        raise UserError(f"the chat template has over {_TEMPLATE_LENGTH:,} characters: {_REMEDY}")
     messages = [{"role": "system", "content": instruction}, {"role": "user", "content": _REVIEW}]
     try:
         rendered = tokenizer.apply_chat_template(
             messages, chat_template=_FIXED_DAY + jinja, tokenize=False, add_generation_prompt=True
         )
     except Exception as error:  # jinja2 passes on whatever a template's expressions raise
-        raise UserError(f"the chat template refuses --instruction ({error}): {_REMEDY}") from None
+        why = str(error) or type(error).__name__
+        raise UserError(f"the chat template refuses --instruction ({why}): {_REMEDY}") from None
     parts = rendered.split(_REVIEW)
     if len(parts) != 2 or not any(instruction.strip() in part for part in parts):
         raise UserError(f"the chat template leaves out --instruction or the review: {_REMEDY}")

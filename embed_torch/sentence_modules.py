@@ -145,7 +145,7 @@ def read_modules(folder: Path) -> SentenceModules:
         return SentenceModules(max_seq_length=max_seq_length)
     try:
         modules = [(str(part["type"]), str(part["path"])) for part in json.loads(path.read_text())]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{path} is not a list of modules: download the checkpoint again") from None
     for name, _ in modules:
         package, kind = name.partition(".")[0], name.rpartition(".")[2]

@@ -32,15 +32,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 import torch
 from bench_train_torch import TorchTraining
 
+from embed_torch import embed
+from embed_torch.config import EmbedConfig
 from sasnet_jax import cli, files
 from sasnet_jax.cli import UserError, setting
 from sasnet_jax.corpus.contexts import Context, Contexts
 from sasnet_jax.corpus.corpus import Corpus, read_corpus
-from sasnet_jax.corpus.store import FORMAT_VERSION, ZScore
+from sasnet_jax.corpus.store import ZScore
+from sasnet_jax.manifest import read_manifest, write_manifest
 from sasnet_jax.model import compilation, devices, draws, inputs, step
 from sasnet_jax.model.config import TrainConfig
 from sasnet_jax.prepare import command as prepare
@@ -196,12 +200,13 @@ def _start_times() -> dict[str, float]:
 
 
 def _write_random_store(folder: Path, corpus: Corpus) -> None:
-    folder.mkdir()
+    """A store of hashed words, the words then replaced by noise of the paper's width."""
+    embed.run(EmbedConfig(corpus=str(corpus.folder), output=str(folder), model="words"))
     shape = (corpus.user.size, _DIM)
     np.save(folder / "mean.npy", np.random.default_rng(0).standard_normal(shape, np.float32))
-    manifest = {"format_version": FORMAT_VERSION, "texts_sha256": corpus.texts_sha256}
-    manifest |= {"poolings": ["mean"], "default_pooling": "mean", "dim": _DIM}
-    files.write_json(folder / "manifest.json", manifest)
+    (folder / "categories.npy").unlink(missing_ok=True)
+    manifest = msgspec.structs.replace(read_manifest(folder), dim=_DIM, dtype="float32")
+    write_manifest(folder, manifest)
 
 
 def _seconds_to_first_step(folder: Path, name: str) -> float:

@@ -17,14 +17,14 @@ from jaxtyping import install_import_hook
 install_import_hook(["sasnet_jax", "embed_torch"], "beartype.beartype")
 
 import jax  # noqa: E402
+import msgspec  # noqa: E402
 import numpy as np  # noqa: E402
 import polars as pl  # noqa: E402
 import pytest  # noqa: E402
 
-from sasnet_jax import files  # noqa: E402
 from sasnet_jax.corpus import contexts  # noqa: E402
 from sasnet_jax.corpus.corpus import Corpus, read_corpus  # noqa: E402
-from sasnet_jax.corpus.store import FORMAT_VERSION  # noqa: E402
+from sasnet_jax.manifest import Manifest, read_manifest, write_manifest  # noqa: E402
 from sasnet_jax.model import inputs  # noqa: E402
 from sasnet_jax.model.config import TrainConfig  # noqa: E402
 from sasnet_jax.model.draws import Data  # noqa: E402
@@ -50,20 +50,36 @@ def write_store(folder: Path, corpus: Corpus, table: np.ndarray) -> Path:
     """A complete store of `corpus` holding `table`."""
     folder.mkdir(parents=True)
     np.save(folder / "mean.npy", table)
-    manifest = {
-        "format_version": FORMAT_VERSION,
-        "encoder": "test",
-        "weights_sha256": "0" * 64,
-        "tokenizer_sha256": "0" * 64,
-        "instruction": None,
-        "normalize": False,
-        "poolings": ["mean"],
-        "default_pooling": "mean",
-        "dim": table.shape[1],
-        "dtype": str(table.dtype),
-        "texts_sha256": corpus.texts_sha256,
-    }
-    files.write_json(folder / "manifest.json", manifest)
+    manifest = Manifest(
+        encoder="test",
+        weights_sha256="0" * 64,
+        tokenizer_sha256="0" * 64,
+        template_sha256=None,
+        instruction=None,
+        instruction_sha256=None,
+        gptq=None,
+        poolings=["mean"],
+        default_pooling="mean",
+        pool_over="all",
+        normalize=False,
+        compute_dtype="float32",
+        dtype=str(table.dtype),
+        dim=table.shape[1],
+        truncate="head",
+        max_tokens=256,
+        texts_sha256=corpus.texts_sha256,
+        rows=len(table),
+        reused=0,
+        truncated=0,
+        versions={},
+    )
+    write_manifest(folder, manifest)
+    return folder
+
+
+def change_store(folder: Path, **changed) -> Path:
+    """Has a store say something else, and know its arrays as they are now."""
+    write_manifest(folder, msgspec.structs.replace(read_manifest(folder), **changed))
     return folder
 
 

@@ -59,7 +59,7 @@ def test_a_package_never_imports_the_other_framework(package, foreign):
     assert result.stdout.strip() == "[]", result.stdout + result.stderr
 
 
-@pytest.mark.parametrize("name", ["cli.py", "files.py"])
+@pytest.mark.parametrize("name", ["cli.py", "files.py", "manifest.py"])
 def test_shared_files_are_the_same_in_both_packages(name):
     copies = [(ROOT / package / name).read_bytes() for package in ("embed_torch", "sasnet_jax")]
     assert copies[0] == copies[1]

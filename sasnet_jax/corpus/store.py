@@ -10,15 +10,16 @@ from jaxtyping import Float, Float32, Int32
 
 from sasnet_jax.cli import UserError
 from sasnet_jax.corpus.corpus import Corpus
-from sasnet_jax.files import read_json, texts_sha256
-
-FORMAT_VERSION = 1
-FitOn = Literal["train", "all"]
-_KEYS = ("format_version", "texts_sha256", "poolings", "default_pooling", "dim")
-_NOT_IDENTITY = ("format_version", "rows", "truncated", "versions", "category_names_sha256") + (
-    # Where the encoder is found again; that it is the same one, the hashes say.
-    ("template", "encoder_folder", "encoder_revision")
+from sasnet_jax.files import texts_sha256
+from sasnet_jax.manifest import (
+    CATEGORIES,
+    Manifest,
+    read_array,
+    read_manifest,
+    remedy_for,
 )
+
+FitOn = Literal["train", "all"]
 CHUNK = 4096  # rows read at a time
 _SMALLEST_DEVIATION = 1e-6  # a dimension that varies less is left unscaled
 
@@ -40,7 +41,7 @@ class Store:
 
     table: Float[np.ndarray, "reviews e"]  # a read-only memory map
     pooling: str
-    manifest: dict[str, Any]
+    manifest: Manifest
     folder: Path
 
     @property
@@ -51,8 +52,9 @@ class Store:
     @property
     def identity(self) -> dict[str, Any]:
         """What decides the numbers in the table."""
-        settings = {k: v for k, v in self.manifest.items() if k not in _NOT_IDENTITY}
-        return settings | {"pooling": self.pooling}
+        settings = self.manifest.settings
+        settings.pop("category_names_sha256", None)
+        return settings | {"reused": self.manifest.reused, "pooling": self.pooling}
 
     def blocks(self) -> Iterator[Float[np.ndarray, "n e"]]:
         """The table from its first row to its last, some thousand rows at a time."""
@@ -70,17 +72,13 @@ class Store:
                 f"store {self.folder} has no categories.npy: its corpus had no categories "
                 "(prepare with --businesses), so embed again"
             )
-        found = _load(path)
-        expected = (len(categories), self.manifest["dim"])
-        named = self.manifest.get("category_names_sha256")  # absent from older stores
-        if found.shape != expected or named not in (None, texts_sha256(categories)):
+        embeddings = read_array(self.folder, self.manifest, CATEGORIES)
+        named = self.manifest.category_names_sha256 or texts_sha256(categories)
+        if len(embeddings) != len(categories) or named != texts_sha256(categories):
             raise UserError(
-                f"{path} embeds other category names than the corpus has, or is damaged (its shape "
-                f"is {found.shape}, expected {expected}): embed again"
+                f"{path} embeds other category names than the corpus has: {remedy_for(self.folder)}"
             )
-        if not np.isfinite(found).all():
-            raise UserError(f"{path} holds a value that is not finite: embed again")
-        return found
+        return embeddings
 
 
 def open_store(folder: Path, corpus: Corpus, pooling: str = "") -> Store:
@@ -94,24 +92,13 @@ def open_store(folder: Path, corpus: Corpus, pooling: str = "") -> Store:
     Raises:
       UserError: it is incomplete, of another version or corpus, corrupt, or lacks the pooling.
     """
-    manifest = read_manifest(folder, corpus)
-    pooling = pooling or manifest["default_pooling"]
-    if pooling not in manifest["poolings"]:
+    manifest = _manifest_of(folder, corpus)
+    pooling = pooling or manifest.default_pooling
+    if pooling not in manifest.poolings:
         raise UserError(
-            f"store {folder} has no pooling {pooling!r}, only {', '.join(manifest['poolings'])}"
+            f"store {folder} has no pooling {pooling!r}, only {', '.join(manifest.poolings)}"
         )
-    path = folder / f"{pooling}.npy"
-    table = _load(path)
-    expected = (corpus.user.size, manifest["dim"])
-    if table.shape != expected:
-        raise UserError(f"{path} has shape {table.shape}, expected {expected}: embed again")
-    for first in range(0, len(table), CHUNK):
-        bad = np.flatnonzero(~np.isfinite(table[first : first + CHUNK]).all(axis=1))
-        if bad.size:
-            raise UserError(
-                f"{path}: the embedding of review {first + bad[0]} is not finite: embed again"
-            )
-    return Store(table, pooling, manifest, folder)
+    return Store(read_array(folder, manifest, pooling), pooling, manifest, folder)
 
 
 def open_poolings(folder: Path, corpus: Corpus, wanted: tuple[str, ...]) -> list[Store]:
@@ -120,7 +107,7 @@ def open_poolings(folder: Path, corpus: Corpus, wanted: tuple[str, ...]) -> list
     Raises:
       UserError: as `open_store`, or it has none of them.
     """
-    has = read_manifest(folder, corpus)["poolings"]
+    has = _manifest_of(folder, corpus).poolings
     chosen = [name for name in has if not wanted or name in wanted]
     if not chosen:
         raise UserError(
@@ -129,33 +116,16 @@ def open_poolings(folder: Path, corpus: Corpus, wanted: tuple[str, ...]) -> list
     return [open_store(folder, corpus, name) for name in chosen]
 
 
-def read_manifest(folder: Path, corpus: Corpus) -> dict[str, Any]:
-    """The manifest of a complete store of `corpus`.
-
-    Raises:
-      UserError: there is none, or it is of another version or corpus.
-    """
-    made_by = "python -m embed_torch"
-    manifest = read_json(folder / "manifest.json", made_by, _KEYS)
-    if manifest.get("format_version") != FORMAT_VERSION:
-        raise UserError(
-            f"{folder / 'manifest.json'} has format version {manifest.get('format_version')}, "
-            f"this program reads {FORMAT_VERSION}: embed again"
-        )
-    if manifest["texts_sha256"] != corpus.texts_sha256:
+def _manifest_of(folder: Path, corpus: Corpus) -> Manifest:
+    """The manifest of a complete store, which must be of `corpus`."""
+    manifest = read_manifest(folder)
+    if manifest.texts_sha256 != corpus.texts_sha256 or manifest.rows != corpus.user.size:
         raise UserError(
             f"store {folder} embeds other texts than corpus {corpus.folder}: its texts_sha256 is "
-            f"{manifest['texts_sha256'][:12]}, the corpus has {corpus.texts_sha256[:12]}; "
-            f"run {made_by} --corpus={corpus.folder}"
+            f"{manifest.texts_sha256[:12]}, the corpus has {corpus.texts_sha256[:12]}; "
+            f"run {manifest.made_by} --corpus={corpus.folder}"
         )
     return manifest
-
-
-def _load(path: Path) -> np.ndarray:
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise UserError(f"{path} is not a whole NumPy file ({error}): embed again") from None
 
 
 def fit_zscore(table: Float[np.ndarray, "reviews e"], rows: Int32[np.ndarray, "n"]) -> ZScore:

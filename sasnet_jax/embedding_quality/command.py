@@ -101,7 +101,7 @@ def _reference(config: EmbeddingQualityConfig, corpus: Corpus, stores: dict[str,
     if config.reference:
         return open_store(Path(config.reference), corpus)
     for store in stores.values():
-        if paper.is_minilm(store.manifest):
+        if paper.is_minilm(store.identity):
             return store
     raise UserError("no --store is of MiniLM: give one by --reference, for the category names")
 

@@ -145,12 +145,12 @@ def compare(
         "categories_of_every_review": groups.left_out,
         "pairs": shared.size,
         "pairs_sharing_reviews": int((shared > 0).sum()),
-        "reference_name": f"{reference.name} ({reference.manifest['encoder']})",
+        "reference_name": f"{reference.name} ({reference.manifest.encoder})",
         "methods": {
             name: {
                 **methods[name].measures._asdict(),
                 **row,
-                "paper": paper.method_of(stores[name].manifest, stores[name].pooling),
+                "paper": paper.method_of(stores[name].identity, stores[name].pooling),
             }
             for name, row in scores.items()
         },

@@ -6,6 +6,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from sasnet_jax import __version__
 from sasnet_jax.corpus.store import Store
 from sasnet_jax.model.config import TrainConfig
@@ -66,10 +68,10 @@ def _of_corpus(sources: Sources) -> Facts:
 
 
 def _of_store(store: Store) -> Facts:
-    encoder = Path(str(store.manifest.get("encoder", ""))).name
-    ignored = ("format_version", "instruction_sha256")
-    manifest = {k: v for k, v in store.manifest.items() if k not in ignored}
-    return _facts(f"store {store.name}", manifest | {"encoder": encoder})
+    ignored = ("format_version", "sha256", "hashes", "instruction_sha256")
+    manifest = msgspec.to_builtins(store.manifest)
+    facts = {k: v for k, v in manifest.items() if k not in ignored}
+    return _facts(f"store {store.name}", facts | {"encoder": Path(store.manifest.encoder).name})
 
 
 def _of_run(run: Run) -> Facts:

@@ -1,11 +1,13 @@
 """The store's contract and the encoder, against sentence-transformers and small random models."""
 
 import json
+import os
 import shlex
 import shutil
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -16,10 +18,14 @@ from conftest import ROOT, assert_one_line_mistake, run_command
 
 import embed_torch
 from embed_torch import backbone, checkpoint, embed
+from embed_torch import store as store_module
 from embed_torch.cli import UserError
 from embed_torch.config import EmbedConfig, EncoderConfig
 from embed_torch.files import texts_sha256
 from embed_torch.inputs import Tokenization
+from embed_torch.manifest import read_manifest
+from sasnet_jax import manifest as reader_manifest
+from sasnet_jax.cli import UserError as ReaderError
 from sasnet_jax.corpus.corpus import read_corpus
 from sasnet_jax.corpus.store import open_store
 from sasnet_jax.prepare import command as prepare
@@ -160,8 +166,6 @@ def test_other_category_names_are_another_store_whose_reviews_can_be_reused(
 def test_a_store_without_manifest_is_not_a_store(store, corpus_folder, tmp_path):
     copy = shutil.copytree(store, tmp_path / "copy")
     (copy / "manifest.json").unlink()
-    from sasnet_jax.cli import UserError as ReaderError
-
     with pytest.raises(ReaderError, match="manifest.json"):
         open_store(copy, read_corpus(corpus_folder))
     embed.run(EmbedConfig(corpus=str(corpus_folder), output=str(copy)))  # the same command repairs
@@ -365,21 +369,116 @@ def test_a_folder_with_ones_own_array_is_not_filled(corpus_folder, tmp_path):
     assert np.array_equal(np.load(tmp_path / "mean.npy"), np.arange(5))
 
 
-@pytest.mark.parametrize("damage", ["no array", "cut array", "no list of cuts"])
-def test_a_damaged_store_is_neither_complete_nor_reused(corpus_folder, store, tmp_path, damage):
+def _flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-10] ^= 1
+    path.write_bytes(data)
+
+
+def _replace_by_a_fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _exchange_two_rows(path: Path) -> None:
+    array = np.load(path)
+    array[[0, 1]] = array[[1, 0]]
+    np.save(path, array)
+
+
+# What may happen to an array, and what is said of it.
+DAMAGES = {
+    "absent": (Path.unlink, "does not exist"),
+    "cut": (lambda path: path.write_bytes(path.read_bytes()[:-100]), "not a whole NumPy array"),
+    "a bit flipped": (_flip_a_bit, r"rows 0 to \d+ are not as they were written"),
+    "zeros": (lambda path: np.save(path, np.load(path) * 0), "rows 0 to .* not as they were"),
+    "rows reversed": (
+        lambda path: np.save(path, np.load(path)[::-1]),
+        "rows 0 to .* not as they were",
+    ),
+    "two rows exchanged": (_exchange_two_rows, "rows 0 to .* not as they were"),
+    "rows cut off": (lambda path: np.save(path, np.load(path)[:-1]), "expected|not as they were"),
+    "in Fortran order": (
+        lambda path: np.save(path, np.asfortranarray(np.load(path)[::-1])),
+        "not as they were",
+    ),
+    "of another type": (
+        lambda path: np.save(path, np.load(path).astype("S2")),
+        "expected .* of (float16|int32|uint64)",
+    ),
+    "a FIFO": (_replace_by_a_fifo, "is no regular file"),
+    "a nested header": (
+        lambda path: path.write_bytes(b"\x93NUMPY\x01\x00\xf4\x01" + b"(" * 500),
+        "not a whole NumPy array",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ["mean.npy", "categories.npy", "tokens.npy", "text_hashes.npy"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_array_is_refused_with_its_rows_and_a_remedy(store, tmp_path, name, damage):
     copy = shutil.copytree(store, tmp_path / "copy")
-    if damage == "no array":
-        (copy / "mean.npy").unlink()
-    elif damage == "cut array":
-        (copy / "mean.npy").write_bytes((copy / "mean.npy").read_bytes()[:-100])
-    else:
-        (copy / "truncated.parquet").unlink()
+    change, message = DAMAGES[damage]
+    change(copy / name)
+    with pytest.raises(UserError, match=message) as refused:
+        store_module.check(copy, read_manifest(copy))
+    assert str(copy / name) in str(refused.value)
+    assert f"remove {copy} and run python -m embed_torch --output={copy} again" in str(
+        refused.value
+    )
+    with pytest.raises(ReaderError, match=message):
+        reader_manifest.read_array(copy, reader_manifest.read_manifest(copy), Path(name).stem)
+
+
+@pytest.mark.parametrize("damage", ["changed", "absent", "a FIFO"])
+def test_a_damaged_list_of_cuts_is_refused(store, tmp_path, damage):
+    copy = shutil.copytree(store, tmp_path / "copy")
+    path = copy / "truncated.parquet"
+    change = {"changed": _flip_a_bit, "absent": Path.unlink, "a FIFO": _replace_by_a_fifo}
+    change[damage](path)
+    with pytest.raises(UserError, match="truncated.parquet .*: remove .*copy and run"):
+        store_module.check(copy, read_manifest(copy))
+
+
+def test_a_damaged_store_is_neither_complete_nor_reused_until_its_remedy_is_typed(
+    corpus_folder, store, tmp_path, capsys
+):
+    copy = shutil.copytree(store, tmp_path / "copy")
+    _flip_a_bit(copy / "mean.npy")
     same = {"corpus": str(corpus_folder), "device": "cpu"}
-    with pytest.raises(UserError, match=r"copy is damaged.*embed"):
-        embed.run(EmbedConfig(**same, output=str(copy)))
-    with pytest.raises(UserError, match=r"copy is damaged.*embed"):
-        embed.run(EmbedConfig(**same, output=str(tmp_path / "new"), reuse=str(copy)))
-    assert not (tmp_path / "new").exists()
+    for settings in ({"output": copy}, {"output": tmp_path / "new", "reuse": copy}):
+        texts = {name: str(path) for name, path in settings.items()}
+        with pytest.raises(UserError, match=r"copy/mean.npy: rows .*: remove .*copy and run"):
+            embed.run(EmbedConfig(**same, **texts))
+    shutil.rmtree(copy)
+    embed.run(EmbedConfig(**same, output=str(copy)))
+    assert (copy / "mean.npy").read_bytes() == (store / "mean.npy").read_bytes()
+
+
+def test_a_store_older_than_hashes_opens_with_one_line(corpus_folder, store, tmp_path, capsys):
+    copy = shutil.copytree(store, tmp_path / "copy")
+    manifest = json.loads((copy / "manifest.json").read_text())
+    old = {key: value for key, value in manifest.items() if key not in ("hashes", "sha256")}
+    (copy / "manifest.json").write_text(json.dumps(old))
+    corpus = read_corpus(corpus_folder)
+    opened = open_store(copy, corpus)
+    open_store(copy, corpus)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{copy} is older" in line and f"remove {copy} and run" in line
+    assert opened.identity == open_store(store, corpus).identity
+    # As runs of before have it: every key of the manifest but these.
+    others = {"format_version", "rows", "truncated", "versions", "category_names_sha256"}
+    assert opened.identity == {k: v for k, v in old.items() if k not in others} | {
+        "pooling": "mean"
+    }
+    table = np.load(copy / "mean.npy")
+    table[5, 7] = np.nan
+    np.save(copy / "mean.npy", table)
+    with pytest.raises(ReaderError, match="row 5 .* not finite"):
+        open_store(copy, corpus)
+    reusing = EmbedConfig(corpus=str(corpus_folder), output=str(tmp_path / "n"), reuse=str(copy))
+    with pytest.raises(UserError, match="row 5 .* not finite"):
+        embed.run(reusing)
 
 
 def test_a_mistake_at_the_first_batch_does_not_bar_the_mended_command(corpus_folder, tmp_path):

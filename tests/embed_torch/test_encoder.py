@@ -173,7 +173,7 @@ def test_another_model_is_refused_by_store_and_name(world, stores, tmp_path, cha
 
 def test_stores_of_before_open_and_need_a_template_that_came_from_a_file(world, stores, tmp_path):
     """Written without any key that came later."""
-    later = ("template", "encoder_folder", "encoder_revision", "prefix")
+    later = ("template", "encoder_folder", "encoder_revision", "prefix", "sha256", "hashes")
     for name in ("words", "encoder", "instructed", "instructed, cut"):
         old = shutil.copytree(stores(name), tmp_path / name)
         manifest = json.loads((old / "manifest.json").read_text())
@@ -196,7 +196,8 @@ def test_stores_of_before_open_and_need_a_template_that_came_from_a_file(world, 
 def test_an_old_store_is_complete_and_can_be_reused(world, stores, tmp_path, capsys):
     old = shutil.copytree(stores("instructed"), tmp_path / "old")
     manifest = json.loads((old / "manifest.json").read_text())
-    kept = {k: v for k, v in manifest.items() if k not in ("template", "encoder_folder")}
+    later = ("template", "encoder_folder", "sha256", "hashes")
+    kept = {k: v for k, v in manifest.items() if k not in later}
     (old / "manifest.json").write_text(json.dumps(kept))
     (old / ".lock").touch()
     write_store(world, old, **STORES["instructed"])
@@ -296,17 +297,23 @@ def test_half_a_surrogate_pair_is_named_by_its_place(stores):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 2}, "format_version 2, but this program reads 1"),
-        ({"format_version": None}, "format_version None, but"),
-        ({"poolings": 5}, "poolings is 5, not a list of texts"),
-        ({"poolings": [["mean"]]}, "poolings is .*, not a list of texts"),
-        ({"default_pooling": "max"}, "has no pooling 'max', only mean"),
-        ({"encoder": 5}, "encoder is 5, not a text"),
-        ({"encoder_folder": 5}, "encoder_folder is 5, not a text"),
-        ({"instruction": 5}, "manifest.json: --instruction=5 must be str"),
-        ({"max_tokens": "9"}, "manifest.json: --max_tokens='9' must be int"),
-        ({"dtype": "int8"}, "manifest.json: --store_dtype='int8' must be one of"),
-        ({"normalize": "no"}, "manifest.json: --normalize='no' must be bool"),
+        ({"format_version": 2}, "format version 2, this program reads 1"),
+        ({"format_version": None}, "format version None, this program reads 1"),
+        ({"poolings": 5}, "Expected `array`, got `int` - at `\\$.poolings`"),
+        ({"poolings": [["mean"]]}, "Expected `str`, got `array` - at `\\$.poolings"),
+        ({"poolings": []}, "length >= 1 - at `\\$.poolings"),
+        ({"poolings": ["../mean"]}, "matching regex .* - at `\\$.poolings"),
+        ({"default_pooling": "max"}, "default_pooling is 'max', none of the poolings"),
+        ({"encoder": 5}, "at `\\$.encoder`"),
+        ({"encoder_folder": 5}, "at `\\$.encoder_folder`"),
+        ({"instruction": 5}, "at `\\$.instruction`"),
+        ({"max_tokens": "9"}, "at `\\$.max_tokens`"),
+        ({"rows": -1}, "at `\\$.rows`"),
+        ({"dim": 0}, "at `\\$.dim`"),
+        ({"dtype": "int8"}, "at `\\$.dtype`"),
+        ({"normalize": "no"}, "at `\\$.normalize`"),
+        ({"weights_sha256": "1" * 63}, "at `\\$.weights_sha256`"),
+        ({"hashes": {"mean.npy": ["0"]}}, "at `\\$.hashes"),
     ],
     ids=str,
 )
@@ -316,6 +323,11 @@ def test_a_manifest_of_another_version_or_type_is_refused_in_one_line(
     store = shutil.copytree(stores("words"), tmp_path / "store")
     manifest = json.loads((store / "manifest.json").read_text())
     (store / "manifest.json").write_text(json.dumps(manifest | change))
+    if "format_version" not in change:
+        with pytest.raises(UserError, match="manifest.json was changed after it was written"):
+            embed_torch.load_encoder(store)
+        del manifest["sha256"]
+        (store / "manifest.json").write_text(json.dumps(manifest | change))
     with pytest.raises(UserError, match=message) as refused:
         embed_torch.load_encoder(store)
     assert "\n" not in str(refused.value) and str(store) in str(refused.value)
@@ -326,9 +338,9 @@ def test_a_store_of_another_version_is_neither_reused_nor_complete(world, stores
     (store / ".lock").touch()
     manifest = json.loads((store / "manifest.json").read_text())
     (store / "manifest.json").write_text(json.dumps(manifest | {"format_version": 2}))
-    with pytest.raises(UserError, match="format_version 2"):
+    with pytest.raises(UserError, match="format version 2"):
         write_store(world, store, model="words")
-    with pytest.raises(UserError, match="format_version 2"):
+    with pytest.raises(UserError, match="format version 2"):
         write_store(world, tmp_path / "new", model="words", reuse=str(store))
 
 

@@ -7,16 +7,16 @@ import numpy as np
 import polars as pl
 import pytest
 import scipy.sparse
-from conftest import ROOT, assert_one_line_mistake, run_command, write_store
+from conftest import ROOT, assert_one_line_mistake, change_store, run_command, write_store
 from scipy import special, stats
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from sasnet_jax import files
 from sasnet_jax.corpus.corpus import Corpus, read_corpus
 from sasnet_jax.embedding_quality import command as embedding_quality
 from sasnet_jax.embedding_quality import quality, significance
 from sasnet_jax.embedding_quality.command import EmbeddingQualityConfig
 from sasnet_jax.embedding_quality.quality import Measures, Undefined
+from sasnet_jax.manifest import read_manifest
 from sasnet_jax.prepare import command as prepare
 from sasnet_jax.scores import paper
 
@@ -27,10 +27,9 @@ _DIM = 16
 def _add_to(store: Path, categories: np.ndarray | None = None, **manifest) -> Path:
     """Gives a store category names, and changes its manifest."""
     if categories is not None:
-        np.save(store / "categories.npy", categories.astype(np.float16))
-    found = json.loads((store / "manifest.json").read_text())
-    files.write_json(store / "manifest.json", found | manifest)
-    return store
+        dtype = read_manifest(store).dtype
+        np.save(store / "categories.npy", categories.astype(dtype))
+    return change_store(store, **manifest)
 
 
 def _names(corpus: Corpus) -> list[str]:

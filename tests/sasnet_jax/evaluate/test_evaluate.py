@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import polars as pl
 import pytest
-from conftest import assert_one_line_mistake, run_command
+from conftest import assert_one_line_mistake, change_store, run_command
 
 from sasnet_jax import files
 from sasnet_jax.baselines import command as baselines
@@ -178,9 +178,7 @@ def test_evaluate_refuses_a_store_that_changed(world, tmp_path):
     store = shutil.copytree(world.store_folder, tmp_path / "store")
     paths = {"corpus": str(world.corpus_folder), "store": (str(store),)}
     loop.train(TrainConfig(**paths, output=str(tmp_path / "run"), **SMALL))
-    manifest = json.loads((store / "manifest.json").read_text())
-    manifest["weights_sha256"] = "1" * 64
-    (store / "manifest.json").write_text(json.dumps(manifest))
+    change_store(store, weights_sha256="1" * 64)
     result = run_command("sasnet_jax.evaluate", f"--run={tmp_path / 'run'}")
     assert_one_line_mistake(result, "store", "not the one")
     result = run_command("sasnet_jax.evaluate", f"--run={tmp_path / 'nowhere'}")

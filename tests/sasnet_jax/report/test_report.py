@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from conftest import assert_one_line_mistake, run_command, write_store
+from conftest import assert_one_line_mistake, change_store, run_command, write_store
 
 from sasnet_jax import files
 from sasnet_jax.baselines import command as baselines
@@ -88,12 +88,9 @@ def made(world, tmp_path_factory) -> Made:
     rng = np.random.default_rng(0)
     table = rng.normal(size=(corpus.user.size, _DIM)) + corpus.stars[:, None]
     store = write_store(folder / "minilm", corpus, table.astype(np.float16))
-    files.write_json(
-        store / "manifest.json",
-        files.read_json(store / "manifest.json", "") | {"encoder": "minilm"},
-    )
     names = pl.read_parquet(folder / "corpus" / "categories.parquet").height
     np.save(store / "categories.npy", rng.normal(size=(names, _DIM)).astype(np.float16))
+    change_store(store, encoder="minilm")
     small = {"width": 16, "depth": 1, "feed_forward": 16, "eval_sets": 1, "epochs": _EPOCHS}
     paths = {"corpus": str(folder / "corpus"), "store": (str(store),)}
     for name, protocol in zip(("run", "leaky_run"), _PROTOCOLS, strict=True):
@@ -441,8 +438,7 @@ def _other(made: Made, tmp_path: Path, case: str) -> dict:
     """What to change in the settings so that something does not belong to the corpus."""
     if case == "store":
         found = shutil.copytree(made.folder / "minilm", tmp_path / "minilm")
-        manifest = files.read_json(found / "manifest.json", "")
-        files.write_json(found / "manifest.json", manifest | {"texts_sha256": "0" * 64})
+        change_store(found, texts_sha256="0" * 64)
         return {"store": (str(found),)}
     if case == "predictions":
         found = shutil.copytree(made.folder / "run", tmp_path / "run")

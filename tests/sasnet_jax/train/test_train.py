@@ -15,7 +15,15 @@ import matplotlib.image
 import numpy as np
 import polars as pl
 import pytest
-from conftest import ROOT, SMALL, assert_one_line_mistake, load_data, run_command, write_store
+from conftest import (
+    ROOT,
+    SMALL,
+    assert_one_line_mistake,
+    change_store,
+    load_data,
+    run_command,
+    write_store,
+)
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sasnet_jax import files
@@ -562,8 +570,7 @@ def _damage(case, world, run, store):
     if case == "learning rate":
         return {"learning_rate": 0.5}
     if case == "other corpus":
-        manifest = files.read_json(store / "manifest.json", "")
-        files.write_json(store / "manifest.json", manifest | {"texts_sha256": "f" * 64})
+        change_store(store, texts_sha256="f" * 64)
     elif case == "corrupt npy":
         data = (store / "mean.npy").read_bytes()
         (store / "mean.npy").write_bytes(data[: len(data) // 2])
@@ -581,8 +588,7 @@ def _damage(case, world, run, store):
         run.mkdir()
         (run / "thesis.tex").write_text("precious")
     elif case == "re-embedded":
-        manifest = files.read_json(store / "manifest.json", "")
-        files.write_json(store / "manifest.json", manifest | {"max_tokens": 32})
+        change_store(store, max_tokens=32)
     elif case == "foreign manifest":
         files.write_json(store / "manifest.json", {"name": "an app"})
     elif case == "bad rate":
@@ -612,8 +618,8 @@ def _damage(case, world, run, store):
     [
         ("learning rate", ("--learning_rate", "other")),
         ("other corpus", ("texts_sha256", "embed_torch")),
-        ("corrupt npy", ("mean.npy", "embed again")),
-        ("pickled npy", ("mean.npy", "embed again")),
+        ("corrupt npy", ("mean.npy", "embed_torch --output=")),
+        ("pickled npy", ("mean.npy", "embed_torch --output=")),
         ("wrong shape", ("mean.npy", "shape")),
         ("no manifest", ("manifest.json",)),
         ("old run", ("format version 0",)),
@@ -671,7 +677,7 @@ def test_a_store_with_a_value_that_is_not_finite_is_refused(world, tmp_path, spl
     store = write_store(tmp_path / "store", world.corpus, table)
     config = dataclasses.replace(_config(world, tmp_path / "run"), store=(str(store),))
     result = run_command("sasnet_jax.train", *_arguments(config))
-    assert_one_line_mistake(result, f"review {row} ")
+    assert_one_line_mistake(result, f"row {row} ")
 
 
 def test_tensorboard_shows_each_epoch_once(world, tmp_path):
