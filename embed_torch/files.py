@@ -38,7 +38,7 @@ class Record(msgspec.Struct, kw_only=True, frozen=True):
     """
 
     made_by: ClassVar[str]  # the command, as it is typed
-    version: ClassVar[int]  # of the format
+    version: ClassVar[int]  # of the format; 0 where older files do not say one
     format_version: int = 0
     sha256: str | None = None
 
@@ -47,10 +47,14 @@ RecordT = TypeVar("RecordT", bound=Record)
 
 
 def write_record(path: Path, record: Record) -> None:
-    """Writes a record as indented JSON, atomically, with its version and checksum."""
+    """Writes a record as indented JSON, atomically."""
+    write_json(path, record_values(record))
+
+
+def record_values(record: Record) -> dict[str, Any]:
+    """A record as a JSON object, with its version and checksum."""
     values = msgspec.to_builtins(record) | {"format_version": record.version}
-    values.pop("sha256", None)
-    write_json(path, values | {"sha256": _checksum(values)})
+    return values | {"sha256": _checksum(values)}
 
 
 def read_record(path: Path, kind: type[RecordT], remedy: str = "") -> RecordT:
@@ -66,10 +70,9 @@ def read_record(path: Path, kind: type[RecordT], remedy: str = "") -> RecordT:
     """
     remedy = remedy or f"remove {path.parent} and run {kind.made_by} again"
     values = read_json(path, kind.made_by, remedy=remedy)
-    if values.get("format_version") != kind.version:
+    if (version := values.get("format_version", 0)) != kind.version:
         raise UserError(
-            f"{path} has format version {values.get('format_version')!r}, this program reads "
-            f"{kind.version}: {remedy}"
+            f"{path} has format version {version!r}, this program reads {kind.version}: {remedy}"
         )
     if values.get("sha256") not in (None, _checksum(values)):
         raise UserError(f"{path} was changed after it was written (its sha256 differs): {remedy}")
@@ -132,11 +135,16 @@ def say_complete(output: Path) -> None:
     print(f"{output} is already complete: nothing to do")
 
 
-def require_file(path: Path, remedy: str) -> Path:
+def require_file(path: Path, remedy: str, sha256: str | None = None) -> Path:
     """Returns `path` where it is a regular file: anything else might never end, or not be read.
 
+    Args:
+      path: the file.
+      remedy: how the message ends.
+      sha256: what its bytes must have; None where nobody wrote that down.
+
     Raises:
-      UserError: it is not; the message ends in the remedy.
+      UserError: it is none, or has other bytes.
     """
     try:
         mode = path.stat().st_mode
@@ -146,6 +154,8 @@ def require_file(path: Path, remedy: str) -> Path:
     if not stat.S_ISREG(mode):
         what = "is a folder" if stat.S_ISDIR(mode) else "is no regular file"
         raise UserError(f"{path} {what}: {remedy}")
+    if sha256 is not None and file_sha256(path) != sha256:
+        raise UserError(f"{path} was changed after it was written (its sha256 differs): {remedy}")
     return path
 
 

@@ -2,6 +2,7 @@ import dataclasses
 import json
 import math
 
+import msgspec
 import numpy as np
 import polars as pl
 import pytest
@@ -26,7 +27,7 @@ def test_metrics_equal_scikit_learns(classes):
     label, probability = _random(classes)
     predicted = probability.argmax(axis=1)
     found = metrics.summarize(label, probability)
-    assert found["confusion"] == reference.confusion_matrix(label, predicted).tolist()
+    assert found.confusion == reference.confusion_matrix(label, predicted).tolist()
     expected = {
         "accuracy": reference.accuracy_score(label, predicted),
         "balanced_accuracy": reference.balanced_accuracy_score(label, predicted),
@@ -36,13 +37,13 @@ def test_metrics_equal_scikit_learns(classes):
     for average in ("macro", "weighted", "micro"):
         expected[f"{average}_f1"] = reference.f1_score(label, predicted, average=average)
     for name, value in expected.items():
-        assert found[name] == pytest.approx(value), name
-    assert found["undefined"] == {}
+        assert getattr(found, name) == pytest.approx(value), name
+    assert found.undefined == {}
     columns = reference.precision_recall_fscore_support(label, predicted)
     names = ("precision", "recall", "f1", "support")
     for i, one in enumerate(CLASS_NAMES[classes]):
         for name, column in zip(names, columns, strict=True):
-            assert found["per_class"][one][name] == pytest.approx(column[i])
+            assert getattr(found.per_class[one], name) == pytest.approx(column[i])
 
 
 def test_calibration_error_equals_a_loop_over_reviews():
@@ -67,10 +68,10 @@ def test_expected_stars_of_five_classes():
     label, probability = _random(5)
     found = metrics.summarize(label, probability)
     stars = [sum((i + 1) * p for i, p in enumerate(row)) for row in probability]
-    assert found["expected_stars"] == pytest.approx(np.mean(stars))
+    assert found.expected_stars == pytest.approx(np.mean(stars))
     rmse = math.sqrt(reference.mean_squared_error(label + 1.0, stars))
-    assert found["stars_rmse"] == pytest.approx(rmse)
-    assert "stars_rmse" not in metrics.summarize(*_random(3))
+    assert found.stars_rmse == pytest.approx(rmse)
+    assert "stars_rmse" not in msgspec.to_builtins(metrics.summarize(*_random(3)))
 
 
 def test_what_an_absent_class_leaves_undefined_is_said():
@@ -78,22 +79,22 @@ def test_what_an_absent_class_leaves_undefined_is_said():
     here = label != 1
     found = metrics.summarize(label[here], probability[here])
     for name in ("macro_f1", "balanced_accuracy"):
-        assert found[name] is None and found["undefined"][name] == "no review is good"
-    assert found["accuracy"] is not None and found["weighted_f1"] is not None
-    good = found["per_class"]["good"]
-    assert good["recall"] is None and good["precision"] == 0 and good["support"] == 0
-    assert "no review is good" in good["undefined"]["recall"]
+        assert getattr(found, name) is None and found.undefined[name] == "no review is good"
+    assert found.accuracy is not None and found.weighted_f1 is not None
+    good = found.per_class["good"]
+    assert good.recall is None and good.precision == 0 and good.support == 0
+    assert "no review is good" in good.undefined["recall"]
 
 
 def test_nothing_is_ever_nan():
     nothing = metrics.summarize(np.zeros(0, np.int8), np.zeros((0, 3)))
-    assert nothing["reviews"] == 0 and nothing["accuracy"] is None and nothing["log_loss"] is None
-    assert set(nothing["undefined"].values()) == {"there is no review"}
+    assert nothing.reviews == 0 and nothing.accuracy is None and nothing.log_loss is None
+    assert set(nothing.undefined.values()) == {"there is no review"}
     alike = metrics.summarize(np.zeros(4, np.int8), np.tile([0.8, 0.1, 0.1], (4, 1)))
-    assert alike["quadratic_kappa"] is None and alike["accuracy"] == 1
-    assert alike["per_class"]["good"]["f1"] is None
+    assert alike.quadratic_kappa is None and alike.accuracy == 1
+    assert alike.per_class["good"].f1 is None
     for found in (nothing, alike, metrics.summarize(np.zeros(0, np.int8), np.zeros((0, 5)))):
-        json.dumps(found, allow_nan=False)
+        json.dumps(msgspec.to_builtins(found), allow_nan=False)
 
 
 def test_histories_part_the_reviews(world):
@@ -105,11 +106,11 @@ def test_histories_part_the_reviews(world):
     other = [int((corpus.user == corpus.user[row]).sum()) - 1 for row in rows]
     for name, (low, high) in {"0": (0, 0), "1": (1, 1), "2-4": (2, 4), "10+": (10, 99)}.items():
         here = np.array([low <= n <= high for n in other])
-        assert found[name]["reviews"] == here.sum()
+        assert found[name].reviews == here.sum()
         if here.any():
             right = probability[here].argmax(axis=1) == corpus.label[rows[here]]
-            assert found[name]["accuracy"] == pytest.approx(right.mean())
-    assert sum(one["reviews"] for one in found.values()) == rows.size
+            assert found[name].accuracy == pytest.approx(right.mean())
+    assert sum(one.reviews for one in found.values()) == rows.size
 
 
 @pytest.mark.parametrize("classes", [3, 5])
