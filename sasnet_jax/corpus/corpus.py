@@ -257,8 +257,9 @@ def read_columns(folder: Path, split_scheme: str, texts_sha256: str) -> Corpus:
     known = table["label"].is_in(range(len(CLASSES))) & table["split"].is_in(SPLITS)
     if table.drop("date").null_count().sum_horizontal().item() or not known.all():
         raise UserError(f"{path} holds a value that no corpus has: {_remedy(folder)}")
-    arrays = {name: table[name].to_numpy().copy() for name in ("user", "business")}
-    arrays |= {name: table[name].to_numpy().copy() for name in ("stars", "label")}
+    arrays: dict[str, Any] = {
+        name: table[name].to_numpy().copy() for name in ("user", "business", "stars", "label")
+    }
     split = np.select([table["split"] == name for name in SPLITS], SPLITS, default="")
     return Corpus(
         **arrays,
@@ -280,9 +281,7 @@ def _remedy(folder: Path) -> str:
     return f"remove {folder} and run {CorpusRecord.made_by} again"
 
 
-def _read_parquet(
-    path: Path, columns: list[str] | None, sha256: str | None = None
-) -> pl.DataFrame:
+def _read_parquet(path: Path, columns: list[str] | None, sha256: str | None = None) -> pl.DataFrame:
     """Columns of a table of a corpus, all of them by default.
 
     Raises:

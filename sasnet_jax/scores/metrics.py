@@ -5,7 +5,7 @@ are JSON. A metric that has no value, because a class is absent or there is no r
 its reason stands under "undefined": never NaN, and never a 0 that was not measured.
 """
 
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
 import numpy as np
@@ -96,9 +96,10 @@ def summarize(label: Int8[np.ndarray, "n"], probability: Float[np.ndarray, "n c"
         values["stars_rmse"] = (np.sqrt(_mean((expected - label - 1) ** 2)), "")
     if not label.size:
         values = {name: (0.0, "there is no review") for name in values}
+    known: dict[str, Any] = _defined(values)
     return Scores(
         reviews=int(label.size),
-        **_defined(values),
+        **known,
         undefined=_undefined(values),
         per_class=per_class,
         confusion=confusion.tolist(),

@@ -118,8 +118,8 @@ def test_predictions_are_read_as_they_were_written(world, tmp_path, classes):
     corpus = world.corpus
     rows = np.concatenate([corpus.rows("validation"), corpus.rows("test")])
     probability = _random(classes, rows.size)[1]
-    predictions.write(tmp_path / "p.parquet", corpus, rows, probability)
-    found = predictions.read(tmp_path / "p.parquet", corpus)
+    sha256 = predictions.write(tmp_path / "p.parquet", corpus, rows, probability)
+    found = predictions.read(tmp_path / "p.parquet", corpus, sha256, "again")
     np.testing.assert_array_equal(found.rows, rows)
     np.testing.assert_array_equal(found.probability, probability)
     names = {3: ["p_bad", "p_good", "p_excellent"], 5: ["p_1", "p_2", "p_3", "p_4", "p_5"]}
@@ -134,14 +134,14 @@ def test_predictions_of_another_split_are_refused(world, tmp_path):
     predictions.write(path, corpus, rows, _random(3, rows.size)[1])
     other = dataclasses.replace(corpus, split=np.roll(corpus.split, 7))
     with pytest.raises(UserError, match="another corpus or split"):
-        predictions.read(path, other)
+        predictions.read(path, other, None, "again")
     columns = ("user", "business", "stars", "label", "date", "split")
     smaller = {name: getattr(corpus, name)[:100] for name in columns}
     with pytest.raises(UserError, match="another corpus or split"):
-        predictions.read(path, dataclasses.replace(corpus, **smaller))
+        predictions.read(path, dataclasses.replace(corpus, **smaller), None, "again")
     path.write_bytes(b"PAR1")
     with pytest.raises(UserError, match="cannot be read"):
-        predictions.read(path, corpus)
+        predictions.read(path, corpus, None, "again")
     pl.DataFrame({"row": [1]}).write_parquet(path)
     with pytest.raises(UserError, match="does not hold predictions"):
-        predictions.read(path, corpus)
+        predictions.read(path, corpus, None, "again")

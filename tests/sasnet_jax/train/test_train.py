@@ -15,7 +15,16 @@ import matplotlib.image
 import numpy as np
 import polars as pl
 import pytest
-from conftest import ROOT, SMALL, assert_one_line_mistake, load_data, run_command, write_store
+from conftest import (
+    ROOT,
+    SMALL,
+    assert_one_line_mistake,
+    edit_json,
+    edit_reviews,
+    load_data,
+    run_command,
+    write_store,
+)
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sasnet_jax import files
@@ -194,14 +203,14 @@ def test_training_learns_and_evaluation_recomputes(world, tmp_path, capsys):
     assert len(records) == min(30, best + 10)  # patience: ten epochs without a better one
     found = evaluate.evaluate(Run(run))
     # Evaluation reads the best parameters, not the last.
-    assert found["validation"]["log_loss"] == pytest.approx(min(losses), rel=1e-5)
+    assert found.validation.log_loss == pytest.approx(min(losses), rel=1e-5)
     table = pl.read_parquet(run / "predictions.parquet")
     corpus = world.corpus
     expected = np.concatenate([corpus.rows("validation"), corpus.rows("test")])
     np.testing.assert_array_equal(table["row"], expected)
     test = table.filter(pl.col("split") == "test")
     predicted = test.select("p_bad", "p_good", "p_excellent").to_numpy().argmax(axis=1)
-    assert found["test"]["accuracy"] == (predicted == test["label"].to_numpy()).mean()
+    assert found.test.accuracy == (predicted == test["label"].to_numpy()).mean()
     np.testing.assert_allclose(
         table.select("p_bad", "p_good", "p_excellent").sum_horizontal(), 1, rtol=1e-5
     )
@@ -347,10 +356,14 @@ def _damage_latest(run, how) -> int:
             path.write_bytes(b"")
         elif path.is_file() and how == "cut short":
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        elif path.parent.name == "d" and how == "bits flipped":
+            data = bytearray(path.read_bytes())
+            data[len(data) // 2] ^= 1
+            path.write_bytes(data)
     return number
 
 
-@pytest.mark.parametrize("how", ["zero bytes", "cut short"])
+@pytest.mark.parametrize("how", ["zero bytes", "cut short", "bits flipped"])
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(
     world, tmp_path, uninterrupted, how, capsys
 ):
@@ -411,9 +424,7 @@ def test_an_update_that_ruins_the_last_step_of_an_epoch_is_noticed(world, tmp_pa
 
 def test_a_corpus_without_validation_reviews_is_refused(world, tmp_path):
     folder = shutil.copytree(world.corpus_folder, tmp_path / "corpus")
-    reviews = pl.read_parquet(folder / "reviews.parquet")
-    split = pl.col("split").replace("validation", "test")
-    reviews.with_columns(split).write_parquet(folder / "reviews.parquet")
+    edit_reviews(folder, split=pl.col("split").replace("validation", "test"))
     config = dataclasses.replace(_config(world, tmp_path / "run"), corpus=str(folder))
     # The lists of interactions name the split too: a corpus is made anew, not edited.
     shutil.rmtree(folder / "interactions")
@@ -473,15 +484,13 @@ def test_five_classes_predict_stars(world, tmp_path):
     np.testing.assert_array_equal(table["label"], stars - 1)
     test = (table["split"] == "test").to_numpy()
     error = probability[test] @ np.arange(1, 6) - stars[test]
-    assert found["test"]["stars_rmse"] == pytest.approx(np.sqrt((error**2).mean()), rel=1e-5)
+    assert found.test.stars_rmse == pytest.approx(np.sqrt((error**2).mean()), rel=1e-5)
 
 
 def test_a_class_without_training_reviews_is_refused(world, tmp_path):
     folder = shutil.copytree(world.corpus_folder, tmp_path / "corpus")
-    reviews = pl.read_parquet(folder / "reviews.parquet")
     label = pl.when(pl.col("split") == "train").then(pl.min_horizontal("label", 1))
-    changed = reviews.with_columns(label.otherwise("label").cast(pl.Int8).alias("label"))
-    changed.write_parquet(folder / "reviews.parquet")
+    edit_reviews(folder, label=label.otherwise("label").cast(pl.Int8))
     config = dataclasses.replace(_config(world, tmp_path / "run"), corpus=str(folder))
     assert_one_line_mistake(run_command("sasnet_jax.train", *_arguments(config)), "excellent")
 
@@ -562,8 +571,7 @@ def _damage(case, world, run, store):
     if case == "learning rate":
         return {"learning_rate": 0.5}
     if case == "other corpus":
-        manifest = files.read_json(store / "manifest.json", "")
-        files.write_json(store / "manifest.json", manifest | {"texts_sha256": "f" * 64})
+        edit_json(store / "manifest.json", texts_sha256="f" * 64)
     elif case == "corrupt npy":
         data = (store / "mean.npy").read_bytes()
         (store / "mean.npy").write_bytes(data[: len(data) // 2])
@@ -574,15 +582,13 @@ def _damage(case, world, run, store):
     elif case == "no manifest":
         (store / "manifest.json").unlink()
     elif case == "old run":
-        description = files.read_json(run / "config.json", "")
-        files.write_json(run / "config.json", description | {"format_version": 0})
+        edit_json(run / "config.json", format_version=0)
     elif case == "foreign folder":
         shutil.rmtree(run)
         run.mkdir()
         (run / "thesis.tex").write_text("precious")
     elif case == "re-embedded":
-        manifest = files.read_json(store / "manifest.json", "")
-        files.write_json(store / "manifest.json", manifest | {"max_tokens": 32})
+        edit_json(store / "manifest.json", max_tokens=32)
     elif case == "foreign manifest":
         files.write_json(store / "manifest.json", {"name": "an app"})
     elif case == "bad rate":
@@ -600,9 +606,7 @@ def _damage(case, world, run, store):
     elif case == "no pooling":
         return {"pooling": "median"}
     elif case == "checkpoint of another shape":
-        description = files.read_json(run / "config.json", "")
-        description["config"]["width"] = 32
-        files.write_json(run / "config.json", description)
+        edit_json(run / "config.json", config=Run(run).record.config | {"width": 32})
         return {"width": 32, "epochs": 9}
     return {}
 
