@@ -14,6 +14,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import stat
@@ -161,13 +162,20 @@ def require_file(path: Path, remedy: str, sha256: str | None = None) -> Path:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Has an OSError of the block name `path`, where it names no file: a full disk does not."""
+    """Has an error of the system in the block name `path`, where it names no file: a full disk."""
     try:
         yield
     except OSError as error:
         if error.filename is None:
             raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
         raise
+    except Exception as error:
+        # Polars and TensorStore raise errors of their own, with the system's number in their text.
+        number = re.search(r"os.error\D{0,8}(\d+)", str(error))
+        if number is None:
+            raise
+        reason = os.strerror(int(number[1]))
+        raise UserError(f"{path} cannot be written: {reason}") from None
 
 
 @contextlib.contextmanager

@@ -82,7 +82,7 @@ def run(config: EmbeddingQualityConfig) -> None:
         stores, groups, methods, against=config.against, draws=config.draws, seed=config.seed
     )
     quality = EmbeddingQuality(**settings, **compared)
-    with files.new_folder(output) as folder:
+    with files.naming(output), files.new_folder(output) as folder:
         quality_study.pairs(groups, methods).write_parquet(folder / _PAIRS)
         (folder / _TABLES).write_text(quality_tables.render(quality))
         files.write_record(folder / _JSON, quality)

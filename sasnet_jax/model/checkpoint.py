@@ -6,14 +6,10 @@ checkpoint is whole or absent; one that was damaged afterwards is set aside when
 and the one before it is taken.
 """
 
-import contextlib
 import hashlib
 import logging
-import os
-import re
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +22,8 @@ from sasnet_jax import files
 from sasnet_jax.cli import UserError
 from sasnet_jax.model import devices, progress
 from sasnet_jax.model.progress import TRAIN, Progress
+
+_OVERHEAD = 1 << 20  # bytes of a checkpoint that are no array, at most
 
 
 class Checkpoints:
@@ -54,7 +52,15 @@ class Checkpoints:
         reached = msgspec.structs.replace(
             reached, state_sha256=_sha256(state), best_sha256=_sha256(best)
         )
-        with self._writing():
+        needed = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves((state, best)))
+        with files.naming(self._folder):
+            self._manager.wait_until_finished()
+            free = shutil.disk_usage(self._folder).free
+            if needed + _OVERHEAD > free:  # TensorStore would fill the screen with tracebacks
+                raise UserError(
+                    f"{self._folder} cannot be written: a checkpoint takes {needed / 1e6:,.1f} MB, "
+                    f"and {free / 1e6:,.1f} MB are free"
+                )
             self._manager.save(
                 step + reached.epochs_evaluated,
                 args=ocp.args.Composite(
@@ -107,28 +113,15 @@ class Checkpoints:
         Raises:
           UserError: it cannot be written.
         """
-        with self._writing():
+        with files.naming(self._folder):
             try:
                 self._manager.wait_until_finished()
             finally:
                 self._manager.close()
 
     def _open(self) -> None:
-        with self._writing():
+        with files.naming(self._folder):
             self._manager = ocp.CheckpointManager(self._folder.absolute(), options=self._options)
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Says in one line that the disk is full; what TensorStore says has no number but this."""
-        try:
-            with files.naming(self._folder):
-                yield
-        except (ValueError, RuntimeError) as error:
-            code = re.search(r"os_error_code='(\d+)'", str(error))
-            if not code:
-                raise
-            reason = os.strerror(int(code[1]))
-            raise UserError(f"{self._folder} cannot be written: {reason}") from None
 
     def _set_aside(self, numbers: list[int]) -> None:
         """Renames damaged checkpoints, so that their numbers can be saved again."""

@@ -136,13 +136,8 @@ def run(config: PrepareConfig) -> None:
         return
     with ThreadPoolExecutor(1) as background:  # hashing is as long as reading
         settings = background.submit(_settings, config, inputs, show_progress=False)
-        try:
-            with files.new_folder(output) as folder:
-                _fill(folder, config, settings)
-        except pl.exceptions.ComputeError as error:  # so polars calls a full device
-            if "os error" not in str(error):
-                raise
-            raise UserError(f"--output={output} cannot be written: {error}") from None
+        with files.naming(output), files.new_folder(output) as folder:
+            _fill(folder, config, settings)
     print(f"corpus written to {output}")
 
 
