@@ -1,6 +1,7 @@
 """The jitted step and the run: leak test, one trace, exact resume by real processes, mistakes."""
 
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -9,10 +10,12 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import jax
 import matplotlib.image
 import numpy as np
+import orbax.checkpoint as ocp
 import polars as pl
 import pytest
 from conftest import (
@@ -26,6 +29,7 @@ from conftest import (
     write_store,
 )
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from sasnet_jax import files
 from sasnet_jax.cli import Preempted, UserError
@@ -36,6 +40,7 @@ from sasnet_jax.corpus.store import fit_zscore
 from sasnet_jax.evaluate import command as evaluate
 from sasnet_jax.model import devices, draws, step
 from sasnet_jax.model.config import TrainConfig
+from sasnet_jax.model.progress import Epoch
 from sasnet_jax.model.run import Run
 from sasnet_jax.train import loop
 
@@ -385,6 +390,74 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused(world, tmp_path):
     _damage_latest(tmp_path / "run", "zero bytes")
     result = run_command("sasnet_jax.train", *_arguments(dataclasses.replace(config, epochs=2)))
     assert_one_line_mistake(result, "checkpoints", "damaged")
+
+
+@pytest.mark.parametrize("how", ["edited", "cut short", "gone"])
+def test_damaged_metrics_are_noticed_and_written_again(world, tmp_path, how):
+    """What a message advises works: evaluate refuses, train mends, evaluate agrees."""
+    run = tmp_path / "run"
+    config = _config(world, run, epochs=2)
+    loop.train(config)
+    path = run / "metrics.jsonl"
+    before = path.read_bytes()
+    lines = before.splitlines(keepends=True)
+    if how == "edited":
+        path.write_bytes(before.replace(b'"epoch": 1, "step": ', b'"epoch": 1, "step": 1'))
+    elif how == "cut short":
+        path.write_bytes(lines[0] + lines[1][:30])
+    else:
+        path.unlink()
+    with pytest.raises(UserError, match=r"metrics.jsonl has .*: run .*train again, which writes"):
+        evaluate.run(evaluate.EvaluateConfig(run=(str(run),)))
+    loop.train(config)
+    assert path.read_bytes() == before
+    evaluate.run(evaluate.EvaluateConfig(run=(str(run),)))
+
+
+def test_a_run_of_a_version_without_hashes_is_resumed(world, tmp_path):
+    """Its checkpoints say how many epochs are over, and no more."""
+    run = tmp_path / "run"
+    loop.train(_config(world, run, epochs=1))
+    edit_json(run / "config.json", zscore_sha256=None)
+    for path in (run / "checkpoints").glob("*/progress/metadata"):
+        known = json.loads(path.read_text())
+        kept = ("epochs_evaluated", "best_epoch", "best_log_loss")
+        path.write_text(json.dumps({name: known[name] for name in kept}))
+    loop.train(_config(world, run, epochs=2))
+    loop.train(_config(world, tmp_path / "new", epochs=2))
+    assert _result(run) == _result(tmp_path / "new")
+
+
+@pytest.mark.parametrize("place", ["a checkpoint", "metrics.jsonl", "events.out", "TensorStore"])
+def test_a_full_disk_is_one_line_that_names_the_file(world, tmp_path, monkeypatch, place):
+    def no_space(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def no_space_for_tensorstore(*_, **__):
+        raise ValueError("Error writing \"a/0.0\": No space left [os_error_code='28']")
+
+    named = "checkpoints cannot be written: a checkpoint takes .* MB, and 0.0 MB are free"
+    if place == "a checkpoint":
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=9))
+    elif place == "TensorStore":
+        named = "checkpoints cannot be written: No space left on device"
+        monkeypatch.setattr(ocp.CheckpointManager, "save", no_space_for_tensorstore)
+    else:
+        named = f"{place}.* cannot be written: No space left on device"
+        function = {"metrics.jsonl": (Epoch, "line"), "events.out": (RecordWriter, "write")}[place]
+        monkeypatch.setattr(*function, property(no_space) if function[0] is Epoch else no_space)
+    with pytest.raises(UserError, match=named):
+        loop.train(_config(world, tmp_path / "run", epochs=1))
+
+
+@pytest.mark.parametrize(
+    "name", ["set_size", "eval_set_size", "batch_size", "eval_sets", "width", "depth"]
+)
+def test_what_no_memory_holds_is_refused_before_it_is_asked_for(world, tmp_path, name):
+    config = _config(world, tmp_path / "run", **{name: 10**12})
+    with pytest.raises(devices.TooLittleMemory, match=f"--{name}=1000000000000.*this machine has"):
+        loop.train(config)
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 def test_a_run_keeps_the_last_checkpoints_and_the_best_parameters(world, tmp_path):
