@@ -289,9 +289,9 @@ def sole_writer(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             raise UserError(f"{folder} is in use by {file.read() or 'another process'}") from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+        with naming(folder / ".lock"):
+            os.truncate(file.fileno(), 0)
+            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
         try:
             yield
         finally:

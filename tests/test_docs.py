@@ -16,8 +16,7 @@ from sasnet_jax.evaluate.comparison import Comparison
 from sasnet_jax.files import Record
 from sasnet_jax.leakage import command as leakage
 from sasnet_jax.model.config import TrainConfig
-from sasnet_jax.model.progress import Epoch, Progress
-from sasnet_jax.model.run import RunRecord
+from sasnet_jax.model.records import Epoch, Progress, RunRecord
 from sasnet_jax.prepare import command as prepare
 from sasnet_jax.scores.metrics import Scores
 from sasnet_jax.scores.predictions import Evaluation

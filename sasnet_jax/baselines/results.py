@@ -5,7 +5,7 @@ from typing import Any
 
 from sasnet_jax import files
 from sasnet_jax.baselines.protocol import AveragesOver
-from sasnet_jax.baselines.registry import Description
+from sasnet_jax.baselines.registry import Baseline, Description
 from sasnet_jax.corpus.contexts import TargetReview
 from sasnet_jax.corpus.corpus import Corpus, Count
 from sasnet_jax.scores import predictions
@@ -40,6 +40,11 @@ class Baselines(files.Record, kw_only=True, frozen=True):
     seed: int
     svm_library: str
     train_reviews: Count
+
+    @property
+    def described(self) -> list[Baseline]:
+        """What they are."""
+        return [Baseline(name=name, **model.description) for name, model in self.models.items()]
 
 
 def predictions_of(folder: Path, name: str) -> Path:

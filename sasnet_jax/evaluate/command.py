@@ -10,7 +10,6 @@ from jaxtyping import Float, Int32
 
 from sasnet_jax import cli, files
 from sasnet_jax.baselines import results
-from sasnet_jax.baselines.registry import Baseline
 from sasnet_jax.baselines.results import Baselines
 from sasnet_jax.cli import UserError, setting
 from sasnet_jax.corpus.contexts import TargetReview, truncate_histories
@@ -70,7 +69,7 @@ def run(config: EvaluateConfig) -> None:
     if config.truncate_histories and asked.target_review == "include":
         raise UserError("--truncate_histories: the runs have the target among their histories")
     made = _baselines(Path(config.baselines), asked) if config.baselines else None
-    described = _described(made)
+    described = made.described if made else []
     groups = comparison.groups_of({name: run.decisive() for name, run in opened.items()})
     comparison.refuse_shared_names(groups, described)
     found = {}
@@ -79,11 +78,12 @@ def run(config: EvaluateConfig) -> None:
         print(f"written: {name}/evaluation.json, {name}/predictions.parquet")
     corpus = read_corpus(Path(opened[config.run[0]].config.corpus))
     runs = {name: opened[name].predictions(corpus, one) for name, one in found.items()}
-    predicted = {
-        one: results.read_predictions(Path(config.baselines), made, one.name, corpus)
-        for one in described
-        if made is not None
-    }
+    predicted = {}
+    if made:
+        folder = Path(config.baselines)
+        predicted = {
+            one: results.read_predictions(folder, made, one.name, corpus) for one in described
+        }
     compared = comparison.compare(corpus, groups, runs, predicted, asked.target_review, config.seed)
     models = compared.models
     first = [*(one.name for one in described), *config.run]
@@ -216,12 +216,6 @@ def _baselines(folder: Path, asked: _Protocol) -> Baselines:
         if value != wanted:
             raise UserError(f"{path} has another {key} than the run: they cannot be compared")
     return found
-
-
-def _described(made: Baselines | None) -> list[Baseline]:
-    """What the baselines are."""
-    models = made.models if made else {}
-    return [Baseline(name=name, **model.description) for name, model in models.items()]
 
 
 def _write(

@@ -1,6 +1,6 @@
 """Checkpoints through Orbax: the only module that knows it.
 
-A checkpoint holds the training state, the best parameters so far, and the progress (`progress.py`),
+A checkpoint holds the training state, the best parameters so far, and the progress (`records.py`),
 which names both by their hashes. Orbax writes each into a temporary folder and renames it, so a
 checkpoint is whole or absent; one that was damaged afterwards is set aside when a run is resumed,
 and the one before it is taken.
@@ -20,8 +20,8 @@ import orbax.checkpoint as ocp
 
 from sasnet_jax import files
 from sasnet_jax.cli import UserError
-from sasnet_jax.model import devices, progress
-from sasnet_jax.model.progress import TRAIN, Progress
+from sasnet_jax.model import devices, records
+from sasnet_jax.model.records import TRAIN, Progress
 
 _OVERHEAD = 1 << 20  # bytes of a checkpoint that are no array, at most
 
@@ -76,7 +76,7 @@ class Checkpoints:
         Raises:
           UserError: there are checkpoints, and each is damaged or of another shape.
         """
-        numbers = progress.saved_numbers(self._run)
+        numbers = records.saved_numbers(self._run)
         damaged = []
         for number in numbers:
             try:
@@ -98,7 +98,7 @@ class Checkpoints:
         Raises:
           UserError: there is no checkpoint, or the latest is damaged or of another shape.
         """
-        numbers = progress.saved_numbers(self._run)
+        numbers = records.saved_numbers(self._run)
         if not numbers:
             raise UserError(f"{self._folder} holds no checkpoint yet: run {TRAIN} again")
         try:
@@ -141,7 +141,7 @@ class Checkpoints:
             for path in (self._folder / str(number)).rglob("*"):
                 if not path.is_dir():
                     files.require_file(path, "remove it")  # Orbax would wait for a pipe for ever
-            reached = progress.read(self._run, number)
+            reached = records.read_progress(self._run, number)
             wanted = {name: ocp.args.StandardRestore(tree) for name, tree in trees.items()}
             arrays = self._manager.restore(number, args=ocp.args.Composite(**wanted))
             for name, tree in trees.items():

@@ -3,7 +3,6 @@
 What needs JAX is imported where it is used, so that listing runs does not wait for it.
 """
 
-import dataclasses
 import functools
 import math
 from pathlib import Path
@@ -17,9 +16,9 @@ from sasnet_jax.cli import UserError
 from sasnet_jax.corpus.corpus import Corpus
 from sasnet_jax.corpus.store import Store
 from sasnet_jax.corpus.transform import InputTransform
-from sasnet_jax.model import progress
-from sasnet_jax.model.config import RESUMABLE, TrainConfig, is_over
-from sasnet_jax.model.progress import TRAIN, Epoch
+from sasnet_jax.model import records
+from sasnet_jax.model.config import RESUMABLE, is_over
+from sasnet_jax.model.records import Epoch, RunRecord
 from sasnet_jax.scores import predictions
 from sasnet_jax.scores.predictions import Evaluation, Predictions
 
@@ -28,54 +27,6 @@ if TYPE_CHECKING:
     from sasnet_jax.model.sets import Context, StoredReviews
 
 _SAME_LOSS = 1e-3  # relative; devices and batches round otherwise
-
-
-class RunRecord(files.Record, kw_only=True, frozen=True):
-    """config.json."""
-
-    made_by = TRAIN
-    version = 2
-    program_version: str = ""
-    config: dict[str, Any]  # every setting
-    corpus_sha256: str
-    stores: list[dict[str, Any]]  # the identity of each
-    class_shares: list[float] | None = None  # of the training reviews
-    zscore_sha256: str | None = None
-
-    def __post_init__(self):
-        """Refuses stores of no width."""
-        if not all(isinstance(store.get("dim"), int) for store in self.stores):
-            raise ValueError("a store has no dim")
-
-    def settings(self, folder: Path) -> TrainConfig:
-        """The settings; those that it is too old to know are what they stood for.
-
-        Raises:
-          UserError: it has others.
-        """
-        try:
-            return TrainConfig(**self.config | {"store": tuple(self.config["store"])})
-        except (TypeError, KeyError) as error:
-            path = folder / "config.json"
-            raise UserError(f"{path} was written by another version ({error})") from None
-
-    def bound_to(self, folder: Path) -> dict[str, Any]:
-        """Its settings by flag, the corpus and the stores."""
-        settings = dataclasses.asdict(self.settings(folder))
-        bound = {"corpus_sha256": self.corpus_sha256, "stores": self.stores}
-        return {f"--{name}": value for name, value in settings.items()} | bound
-
-    def transform(self, folder: Path) -> InputTransform:
-        """How the run reads a vector.
-
-        Raises:
-          UserError: zscore.npz is absent, damaged, or of other stores.
-        """
-        dims = [store["dim"] for store in self.stores]
-        kept = self.config.get("discriminants", 0)
-        remedy = f"remove {folder} and run {TRAIN} again"
-        path = files.require_file(folder / "zscore.npz", remedy, self.zscore_sha256)
-        return InputTransform.load(path, dims, kept, remedy)
 
 
 class Run:
@@ -97,8 +48,8 @@ class Run:
         self.folder = Path(folder)
         self.record = files.read_record(self.folder / "config.json", RunRecord)
         self.config = self.record.settings(self.folder)
-        self._saved = progress.newest(self.folder)  # before the curve, which may grow
-        self.curve = progress.read_curve(self.folder, self._saved)
+        self._saved = records.newest_progress(self.folder)  # before the curve, which may grow
+        self.curve = records.read_curve(self.folder, self._saved)
 
     @property
     def name(self) -> str:

@@ -5,7 +5,6 @@ that was stopped, or killed, and started again ends bit for bit where it would h
 """
 
 import contextlib
-import os
 import signal
 import time
 from collections.abc import Callable, Sequence
@@ -21,14 +20,14 @@ from sasnet_jax import files
 from sasnet_jax.cli import Preempted, ProgressBar, UserError
 from sasnet_jax.corpus.corpus import Corpus
 from sasnet_jax.corpus.store import Store
-from sasnet_jax.model import devices, draws, inputs, progress, step
+from sasnet_jax.model import devices, draws, inputs, records, step
 from sasnet_jax.model.checkpoint import Checkpoints
 from sasnet_jax.model.config import TrainConfig, is_over
 from sasnet_jax.model.draws import Data
-from sasnet_jax.model.progress import Epoch, Progress
-from sasnet_jax.model.run import Run, RunRecord
+from sasnet_jax.model.records import Epoch, Progress, RunRecord
+from sasnet_jax.model.run import Run
 from sasnet_jax.scores import metrics, predictions
-from sasnet_jax.train import run_folder
+from sasnet_jax.train import memory, run_folder
 from sasnet_jax.train.tensorboard import Scalars
 
 _CHUNK_SECONDS = 1.0  # between two looks at the clock and at SIGTERM
@@ -65,19 +64,19 @@ def train(config: TrainConfig, watch: Watch = lambda record: False) -> None:
                 held.enter_context(files.sole_writer(run))
             record = run_folder.describe(config, corpus, stores)
             # Before its first checkpoint a run has nothing to lose: a mistake is mended in place.
-            if resumed := bool(progress.saved_numbers(run)):
+            if resumed := bool(records.saved_numbers(run)):
                 before = files.read_record(run / "config.json", RunRecord)
                 run_folder.refuse_other_run(run, before, record)
                 transform = before.transform(run)  # it reads its stores as it did before
             else:
                 transform = inputs.fit_transform(config, corpus, stores)
-            _refuse_too_large(config, transform.width)
+            memory.refuse_too_large(config, transform.width)
         # Fitted elsewhere, a last bit may differ, and with it which way a direction points.
         transform = devices.from_writer(transform)
         data = inputs.build_data(config, corpus, stores, transform)
         if devices.is_writer() and not resumed:
             run_folder.write_inputs(run, record, transform)
-        with devices.enough_memory(data.tables, _with_less_memory(config, data)):
+        with devices.enough_memory(data.tables, memory.with_less(config, data)):
             loop = _Loop(config, mesh, run, data, corpus, watch)
             handler = signal.signal(signal.SIGTERM, loop.request_stop)
             try:
@@ -97,47 +96,6 @@ def _inputs(config: TrainConfig) -> tuple[Corpus, tuple[Store, ...]]:
     if not corpus.rows("validation").size:
         raise UserError(f"corpus {corpus.folder} has no validation review to stop by")
     return corpus, stores
-
-
-def _with_less_memory(config: TrainConfig, data: Data) -> str:
-    """What helps, first against the larger of the tables and a batch's embeddings."""
-    table = {"device": "--table=sharded or host", "sharded": "--table=host"}.get(config.table)
-    size, sets = config.batch_size, config.set_size
-    batch = f"a smaller --batch_size than {size} or --set_size than {sets}"
-    batch_bytes = 2 * size * sets * data.embedding_dim * 4
-    table_bytes = sum(one.nbytes for one in data.tables)
-    helps = (batch, table) if batch_bytes > table_bytes else (table, batch)
-    return f"use {', or '.join(filter(None, helps))}"
-
-
-def _refuse_too_large(config: TrainConfig, width: int) -> None:
-    """Refuses settings that no memory of this machine holds, before anything asks for it.
-
-    Args:
-      config: the settings.
-      width: what is read of a review.
-
-    Raises:
-      TooLittleMemory: less is needed than is really used, and that is too much.
-    """
-    batch, targets = config.batch_size, step.PREDICT_BATCH
-    set_size = config.eval_set_size or config.set_size
-    block = 4 * config.width + 2 * config.feed_forward
-    needed = {
-        "batch_size, set_size, width": 2 * batch * config.set_size * (width + config.width),
-        "set_size, eval_set_size": 2 * targets * set_size * (width + config.width),
-        "eval_sets": config.eval_sets * targets * config.classes,
-        # Parameters, and the two moments of each.
-        "width, depth, feed_forward": 3 * config.width * (width + config.depth * block),
-    }
-    names, numbers = max(needed.items(), key=lambda one: one[1])
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if 4 * numbers > memory:
-        flags = ", ".join(f"--{name}={getattr(config, name)}" for name in names.split(", "))
-        raise devices.TooLittleMemory(
-            f"{flags}: needs {4 * numbers / 1e9:,.0f} GB at least, and this machine has "
-            f"{memory / 1e9:,.0f} GB: use a smaller one"
-        )
 
 
 class _Loop:
@@ -231,7 +189,7 @@ class _Loop:
         found = self.checkpoints.restore(state, state.evaluated)
         state, self.best_params, self.progress = found or (state, state.evaluated, Progress())
         if self.progress.curve is None:  # of an earlier version, or there is none yet
-            curve = progress.read_curve(self.run_folder, self.progress) if found else []
+            curve = records.read_curve(self.run_folder, self.progress) if found else []
             curve = curve[: self.progress.epochs_evaluated]
             self.progress = msgspec.structs.replace(self.progress, curve=curve)
         self.step = int(state.step)

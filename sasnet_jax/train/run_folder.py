@@ -12,8 +12,7 @@ from sasnet_jax.corpus.store import Store
 from sasnet_jax.corpus.transform import InputTransform
 from sasnet_jax.model import inputs
 from sasnet_jax.model.config import RESUMABLE, TrainConfig
-from sasnet_jax.model.progress import Epoch
-from sasnet_jax.model.run import RunRecord
+from sasnet_jax.model.records import Epoch, RunRecord
 
 
 def describe(config: TrainConfig, corpus: Corpus, stores: tuple[Store, ...]) -> RunRecord:

@@ -37,7 +37,9 @@ def whole(world, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     shutil.copytree(world.corpus_folder, folder / "corpus")
     shutil.copytree(world.store_folder, folder / "store")
-    write_run(World(folder / "corpus", folder / "store"), folder / "run")
+    copied = World(folder / "corpus", folder / "store")
+    loss = evaluate.evaluate(write_run(copied, folder / "first")).validation.log_loss
+    write_run(copied, folder / "run", loss=loss)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "KINDS", FEW)
         paths = {"corpus": str(folder / "corpus"), "output": str(folder / "baselines")}

@@ -9,7 +9,7 @@ from conftest import SMALL, World
 from sasnet_jax.model import inputs, network
 from sasnet_jax.model.checkpoint import Checkpoints
 from sasnet_jax.model.config import TrainConfig
-from sasnet_jax.model.progress import Epoch, Progress
+from sasnet_jax.model.records import Epoch, Progress
 from sasnet_jax.model.run import Run
 from sasnet_jax.train import run_folder
 
@@ -25,7 +25,9 @@ NETWORK_SWITCHES = {
 SWITCHES = NETWORK_SWITCHES | {"discriminants": (0, 4)}
 
 
-def write_run(world: World, output: Path, *, scale: float = 0.3, **settings) -> Run:
+def write_run(
+    world: World, output: Path, *, scale: float = 0.3, loss: float = 1.0, **settings
+) -> Run:
     """A finished run whose parameters are normal with this deviation: large enough to matter."""
     paths = {"corpus": str(world.corpus_folder), "store": (str(world.store_folder),)}
     config = TrainConfig(**paths | SMALL | {"epochs": 1} | settings, output=str(output))
@@ -36,9 +38,9 @@ def write_run(world: World, output: Path, *, scale: float = 0.3, **settings) -> 
     _, like = network.definition(config, transform.width)
     rng = np.random.default_rng(config.seed)
     params = jax.tree.map(lambda x: rng.normal(0, scale, x.shape).astype(x.dtype), like)
-    epoch = epoch_of(target_review=config.target_review)
+    epoch = epoch_of(loss=loss, target_review=config.target_review)
     checkpoints = Checkpoints(output)
-    progress = Progress(epochs_evaluated=1, best_epoch=1, best_log_loss=1.0, curve=[epoch])
+    progress = Progress(epochs_evaluated=1, best_epoch=1, best_log_loss=loss, curve=[epoch])
     checkpoints.save(1, params, params, progress)
     checkpoints.close()
     run_folder.write_metrics(output, [epoch])

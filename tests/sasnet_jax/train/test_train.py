@@ -40,7 +40,7 @@ from sasnet_jax.corpus.store import fit_zscore
 from sasnet_jax.evaluate import command as evaluate
 from sasnet_jax.model import devices, draws, step
 from sasnet_jax.model.config import TrainConfig
-from sasnet_jax.model.progress import Epoch
+from sasnet_jax.model.records import Epoch
 from sasnet_jax.model.run import Run
 from sasnet_jax.train import loop
 

@@ -1,22 +1,73 @@
-"""How far a run is: what its checkpoints say beside their arrays, read without JAX.
+"""What `train` writes of a run beside arrays, and what reads it, without JAX (docs/formats.md).
 
-The newest checkpoint holds the epochs that are over, so a `metrics.jsonl` that says anything else
-is noticed, and can be written again (docs/formats.md).
+config.json names its inputs and zscore.npz by their hashes. The newest checkpoint holds the epochs
+that are over, so a metrics.jsonl that says anything else is noticed, and can be written again.
 """
 
+import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import msgspec
 
 from sasnet_jax import files
 from sasnet_jax.cli import UserError
 from sasnet_jax.corpus.contexts import TargetReview
+from sasnet_jax.corpus.transform import InputTransform
+from sasnet_jax.model.config import TrainConfig
 from sasnet_jax.scores.metrics import Loss, Share
 
 Number: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
 TRAIN = "python -m sasnet_jax.train"
+
+
+class RunRecord(files.Record, kw_only=True, frozen=True):
+    """config.json."""
+
+    made_by = TRAIN
+    version = 2
+    program_version: str = ""
+    config: dict[str, Any]  # every setting
+    corpus_sha256: str
+    stores: list[dict[str, Any]]  # the identity of each
+    class_shares: list[float] | None = None  # of the training reviews
+    zscore_sha256: str | None = None
+
+    def __post_init__(self):
+        """Refuses stores of no width."""
+        if not all(isinstance(store.get("dim"), int) for store in self.stores):
+            raise ValueError("a store has no dim")
+
+    def settings(self, folder: Path) -> TrainConfig:
+        """The settings; those that it is too old to know are what they stood for.
+
+        Raises:
+          UserError: it has others.
+        """
+        try:
+            return TrainConfig(**self.config | {"store": tuple(self.config["store"])})
+        except (TypeError, KeyError) as error:
+            path = folder / "config.json"
+            raise UserError(f"{path} was written by another version ({error})") from None
+
+    def bound_to(self, folder: Path) -> dict[str, Any]:
+        """Its settings by flag, the corpus and the stores."""
+        settings = dataclasses.asdict(self.settings(folder))
+        bound = {"corpus_sha256": self.corpus_sha256, "stores": self.stores}
+        return {f"--{name}": value for name, value in settings.items()} | bound
+
+    def transform(self, folder: Path) -> InputTransform:
+        """How the run reads a vector.
+
+        Raises:
+          UserError: zscore.npz is absent, damaged, or of other stores.
+        """
+        dims = [store["dim"] for store in self.stores]
+        kept = self.config.get("discriminants", 0)
+        remedy = f"remove {folder} and run {TRAIN} again"
+        path = files.require_file(folder / "zscore.npz", remedy, self.zscore_sha256)
+        return InputTransform.load(path, dims, kept, remedy)
 
 
 class Epoch(msgspec.Struct, kw_only=True, frozen=True):
@@ -50,7 +101,7 @@ class Progress(files.Record, kw_only=True, frozen=True):
     best_sha256: str | None = None
 
 
-def path_of(run: Path, number: int) -> Path:
+def _progress_path(run: Path, number: int) -> Path:
     """The progress in a checkpoint, where Orbax writes it."""
     return run / "checkpoints" / str(number) / "progress" / "metadata"
 
@@ -61,17 +112,17 @@ def saved_numbers(run: Path) -> list[int]:
     return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
 
 
-def read(run: Path, number: int) -> Progress:
+def read_progress(run: Path, number: int) -> Progress:
     """Reads the progress in one checkpoint.
 
     Raises:
       UserError: it is damaged.
     """
     remedy = f"run {TRAIN} again, which resumes from the checkpoint before"
-    return files.read_record(path_of(run, number), Progress, remedy)
+    return files.read_record(_progress_path(run, number), Progress, remedy)
 
 
-def newest(run: Path) -> Progress | None:
+def newest_progress(run: Path) -> Progress | None:
     """The progress in the newest checkpoint; None without any.
 
     Raises:
@@ -79,7 +130,7 @@ def newest(run: Path) -> Progress | None:
     """
     for number in saved_numbers(run):
         try:
-            return read(run, number)
+            return read_progress(run, number)
         except UserError:
             if number in saved_numbers(run):  # else its writer has removed it since
                 raise
