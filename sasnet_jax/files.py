@@ -172,7 +172,7 @@ def naming(path: Path) -> Iterator[None]:
     except Exception as error:
         # Polars and TensorStore raise errors of their own, with the system's number in their text.
         number = re.search(r"os.error\D{0,8}(\d+)", str(error))
-        if number is None:
+        if isinstance(error, UserError) or number is None:
             raise
         reason = os.strerror(int(number[1]))
         raise UserError(f"{path} cannot be written: {reason}") from None
