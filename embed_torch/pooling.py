@@ -1,4 +1,4 @@
-"""Sentence embeddings from token states (paper section 2.2; DESIGN section 4).
+"""Sentence embeddings from token states (paper section 2.2; docs/design.md 4.1).
 
 In: the states [t, e] of packed texts, and which tokens of each are pooled. Out: one vector [e] a
 text and pooling, in float32. Texts of one length are pooled together; beyond rounding, none touches

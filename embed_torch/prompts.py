@@ -1,4 +1,4 @@
-"""What stands before and after every review, and the tokens of both (DESIGN section 4).
+"""What stands before and after every review, and the tokens of both (docs/design.md 4.1).
 
 In: a fast tokenizer, an instruction, a chat template. Out: token ids in three segments, a fixed
 prefix, the review's own and a fixed suffix. A review is tokenised as plain text and never passes
@@ -108,11 +108,6 @@ class Prompt:
     def ids(self, review_ids: list[int]) -> list[int]:
         """The model's whole input."""
         return self.prefix_ids + review_ids + self.suffix_ids
-
-    def text(self, review: str) -> str:
-        """What the model will see of `review`, control tokens visible."""
-        ids = self.ids(self.tokenize([review])[0])
-        return self.plain.backend.decode(ids, skip_special_tokens=False)
 
 
 def make_prompt(

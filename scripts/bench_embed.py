@@ -1,14 +1,14 @@
 """Embedding reviews, against sentence-transformers and against plain Hugging Face forwards.
 
-Both sides in turns, in one process, on the same texts; medians of --rounds:
+Both sides alternate, in one process, on the same texts; medians of --rounds:
 
 - MiniLM: `SentenceTransformer.encode` with its defaults, against this engine in float32 and
-  bfloat16, tokenisation included;
+  bfloat16, tokenization included;
 - a small random Phi-3 (1024 wide, 8 layers) with all five poolings: forwards in file order, batches
   of 16, padded, eager with `output_attentions`, against this engine; and this engine without
   attentional pooling;
 - with --full_size: Phi-3-mini (3072 wide, 32 layers) with random 4-bit GPTQ weights, written into
-  --folder and loaded as a user's would be; the fraction of the matrix product's own peak.
+  --folder and loaded like a user's checkpoint; the fraction of the matrix product's own peak.
 
     python scripts/bench_embed.py --corpus=CORPUS
 
@@ -49,11 +49,15 @@ _POOLINGS = ("mean", "max", "last", "positional", "attentional")  # the paper's
 class BenchConfig:
     """Settings of the measurement."""
 
-    corpus: str = setting("", help="whose reviews are embedded", topic="bench", required=True)
-    texts: int = setting(800, help="of its first reviews, for MiniLM", topic="bench")
-    phi3_texts: int = setting(160, help="of its first reviews, for the small Phi-3", topic="bench")
+    corpus: str = setting(
+        "", help="corpus folder whose reviews are embedded", topic="bench", required=True
+    )
+    texts: int = setting(800, help="how many of its first reviews MiniLM embeds", topic="bench")
+    phi3_texts: int = setting(
+        160, help="how many of its first reviews the small Phi-3 embeds", topic="bench"
+    )
     rounds: int = setting(3, help="times that each side runs", topic="bench")
-    full_size: bool = setting(False, help="also Phi-3-mini, full size", topic="bench")
+    full_size: bool = setting(False, help="also measure Phi-3-mini at full size", topic="bench")
     folder: str = setting(
         "work/bench_embed", help="where its weights and the figures go", topic="bench"
     )
@@ -207,7 +211,7 @@ def _write_phi3_mini(folder: Path) -> None:
 
 @torch.inference_mode()
 def _padded(network: Any, texts: list[list[int]]) -> dict[str, np.ndarray]:
-    """What one would write first: file order, 16 at a time, all attentions returned."""
+    """The obvious way: file order, 16 at a time, all attentions returned."""
     found: dict[str, list[torch.Tensor]] = {name: [] for name in _POOLINGS}
     for first in range(0, len(texts), 16):
         batch = texts[first : first + 16]
@@ -265,7 +269,7 @@ def _in_turns(sides: dict[str, Callable], rounds: int) -> tuple[dict[str, float]
 
 
 def _peak(dtype: torch.dtype, device: torch.device) -> float:
-    """FLOP a second of the best of some large matrix products."""
+    """FLOP per second of the best of several large matrix products."""
     size = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = 0.0

@@ -1,16 +1,16 @@
 """Reading and choosing at the size of Yelp, against pandas and against the proven bound.
 
 Generates a dump in Yelp's schema (7 M lines, about 5 GB; kept in --folder for the next time), then
-measures, in turns, each in a process of its own with the peak memory of that process and its
+measures, alternating, each in a process of its own with the peak memory of that process and its
 workers:
 
 - reading: `pandas.read_json(lines=True, chunksize=...)` alone, against prepare's own reading and
-  filtering of the same file (validation, counts, the paper's filters, one review a pair);
-- choosing: the paper's linear programme on what is left, against its lower bound of 70,000 reviews;
+  filtering of the same file (validation, counts, the paper's filters, one review per pair);
+- choosing: the paper's linear program on what is left, against its lower bound of 70,000 reviews;
 - the whole of `python -m sasnet_jax.prepare` with the paper's settings.
 
-Beside the seconds stand the core-seconds, of all processes and threads, which other work on the
-machine disturbs less.
+Core-seconds of all processes and threads are given beside the seconds: other work on the machine
+disturbs them less.
 
     python scripts/bench_prepare.py --folder=work/bench
 
@@ -45,7 +45,9 @@ _PAPER = {"min_reviews_user": 10, "min_reviews_business": 20}
 class BenchConfig:
     """Settings of the measurement."""
 
-    folder: str = setting("work/bench_prepare", help="where the dump is, or is put", topic="bench")
+    folder: str = setting(
+        "work/bench_prepare", help="where the dump is, or is generated", topic="bench"
+    )
     reviews: int = setting(7_000_000, help="lines of the dump", topic="bench")
     rounds: int = setting(3, help="times that each reader reads it", topic="bench")
     users: int = setting(7000, help="users to choose (10 reviews each)", topic="bench")

@@ -1,10 +1,10 @@
 """The SVM baseline on as many pairs as the paper could have had, against scikit-learn's SVC.
 
 The paper stopped at 3,200 pairs of averages of 3072-wide embeddings. Here, on generated averages
-whose class hangs on a match of both sides:
+whose class depends on a match of both sides:
 
 - one fit (RBF kernel, C = 1) on --compared pairs by `sklearn.svm.SVC` and by what the baseline uses
-  (scikit-learn-intelex where it is installed), in turns, medians of --rounds;
+  (scikit-learn-intelex where it is installed), alternating, medians of --rounds;
 - the whole baseline on --pairs: kernel and C tuned on 5,000 of them, fitted once on all, test pairs
   predicted; seconds, and the peak memory of the process.
 
@@ -32,7 +32,7 @@ from sasnet_jax.cli import UserError, setting
 from sasnet_jax.scores import metrics
 
 _DIM = 3072  # of an embedding; a pair has the averages of both sides
-_FACTORS = 40  # that a side's averages really vary in
+_FACTORS = 40  # in which a side's averages really vary
 _HELD_OUT = 5000  # validation, and test pairs
 
 
@@ -42,7 +42,7 @@ class BenchConfig:
 
     pairs: int = setting(60_000, help="training pairs of the whole baseline", topic="bench")
     compared: int = setting(6000, help="training pairs on which both are fitted", topic="bench")
-    rounds: int = setting(3, help="times that each of them is", topic="bench")
+    rounds: int = setting(3, help="times that each of them is fitted", topic="bench")
     folder: str = setting("work/bench_svm", help="where the figures go", topic="bench")
 
     def __post_init__(self):

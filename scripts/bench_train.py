@@ -1,20 +1,20 @@
 """Training SASNet, against the same network in PyTorch and against the machine itself.
 
-The paper's preset (3072-d float16 table, sets of 5, batch 512) on random embeddings. In turns, in
-one process, medians of --rounds:
+The paper's preset (3072-d float16 table, sets of 5, batch 512) on random embeddings. Alternating,
+in one process, medians of --rounds:
 
 - our compiled step, and the set sampling alone;
 - the same network in PyTorch (nn.MultiheadAttention, AdamW), fed by a DataLoader that samples sets
   on the host, and fed by batches that are already there;
 - a float32 matrix product through XLA: the machine's peak.
 
-Then, each in a process of its own, how long `train` takes from its start to its first step, with
-an empty compilation cache and with a warm one. On a GPU both sides run there, PyTorch where it is
-built for it.
+Then, each in a process of its own, the time from the start of `train` to its first step, with an
+empty compilation cache and with a warm one. Where there is a GPU both sides use it, PyTorch if it
+was built for it.
 
     python scripts/bench_train.py
 
-Three minutes on two cores, and 0.5 GB of memory for the table of the paper's size.
+Takes three minutes on two cores, and 0.5 GB of memory for the table of the paper's size.
 """
 
 import dataclasses
@@ -57,7 +57,7 @@ class BenchConfig:
     """Settings of the measurement."""
 
     reviews: int = setting(_REVIEWS, help="rows of the table", topic="bench")
-    steps: int = setting(4, help="of training, each time", topic="bench")
+    steps: int = setting(4, help="training steps per measurement", topic="bench")
     rounds: int = setting(5, help="times that each side runs", topic="bench")
     output: str = setting("work/bench_train.json", help="where the figures go", topic="bench")
 
@@ -147,9 +147,9 @@ class _Ours:
 
 
 def _flops_of_an_example(config: TrainConfig) -> int:
-    """Multiplications and additions of the matrix products of a training step, an example.
+    """Multiplications and additions of the matrix products of a training step, per example.
 
-    Forwards once, backwards twice, less the gradient of the embeddings, which nobody needs.
+    Forward once, backward twice, minus the gradient of the embeddings, which nothing needs.
     """
     d, f, tokens = config.width, config.feed_forward, 2 * config.set_size
     attention = 4 * d * d + 2 * d * f
@@ -160,7 +160,7 @@ def _flops_of_an_example(config: TrainConfig) -> int:
 
 
 def _random_data(reviews: int) -> draws.Data:
-    """As many users and businesses to a review as in the paper's corpus; nothing to be learned."""
+    """As many users and businesses per review as in the paper's corpus, and nothing to learn."""
     rng = np.random.default_rng(0)
     table = rng.standard_normal((reviews, _DIM), np.float32).astype(np.float16)
 
@@ -187,7 +187,7 @@ def _random_data(reviews: int) -> draws.Data:
 
 
 def _start_times() -> dict[str, float]:
-    """Seconds from the start of `train` to its first step, compiling everything, and nothing."""
+    """Seconds from the start of `train` to its first step, with an empty cache and a warm one."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare.run(prepare.PrepareConfig(synthetic=2000, output=str(folder / "corpus")))
@@ -232,7 +232,7 @@ def _print(found: dict[str, Any]) -> None:
     for name, rate in rates.items():
         print(f"{name:<28}{rate:>12,.0f}{rates['sasnet_jax'] / rate:>8.2f}")
     print(
-        f"{found['flops_of_an_example'] / 1e6:.0f} MFLOP an example, peak "
+        f"{found['flops_of_an_example'] / 1e6:.0f} MFLOP per example, peak "
         f"{found['peak_gigaflops']:,.0f} GFLOP/s: {found['of_peak']:.0%} of it\n"
         f"set sampling: {found['share_of_sampling']:.1%} of the step\n"
         f"3000 epochs of {_TRAIN:,} reviews: {found['hours_of_3000_epochs']:.2f} hours\n"

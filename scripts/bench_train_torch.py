@@ -12,7 +12,7 @@ from sasnet_jax.model.draws import Data
 
 
 class TorchTraining:
-    """The same network in PyTorch, as a good programmer would write it in an afternoon."""
+    """The same network in idiomatic PyTorch."""
 
     def __init__(self, config: TrainConfig, host: Data, steps: int):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -38,7 +38,7 @@ class TorchTraining:
         self._wait()
 
     def train_from_memory(self) -> None:
-        """`steps` steps on batches that are already there."""
+        """`steps` steps on batches prepared in advance."""
         for batch in self.ready:
             self._step(batch)
         self._wait()

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# SASNet against every baseline on one corpus, over several seeds, on texts alone and on texts and stars.
-# The target is excluded; what including it is worth, `python -m sasnet_jax.leakage` tells. What is
-# trained and fitted is reused.
+# Compares SASNet with every baseline on one corpus, over several seeds: trained on texts alone, and on
+# texts and stars. The target is excluded; `python -m sasnet_jax.leakage` measures what including it is
+# worth. What is already trained or fitted is reused.
 #
 #   scripts/compare.sh FOLDER FLAGFILE STORE[,STORE...] [OTHER_STORE...]
 #
-# FOLDER holds corpus/ and embeddings/STORE; it gets baselines_exclude/, runs/ and, of each kind,
-# comparison_KIND/. SASNet trains on STORE (several side by side), the baselines on each of all stores.
-# SEEDS="0 1 2" trains that many networks of each kind, five by default; KINDS=text or stars only those.
+# FOLDER holds corpus/ and embeddings/STORE; the script adds baselines_exclude/, runs/ and, per kind,
+# comparison_KIND/. SASNet trains on STORE (several side by side), baselines on every store.
+# SEEDS="0 1 2" chooses the seeds, five by default; KINDS=text or KINDS=stars chooses one kind.
 set -euo pipefail
 [ $# -ge 3 ] || { sed -n '/^#   /s/^#   //p' "$0" >&2; exit 2; }
 work=$(realpath "$1")

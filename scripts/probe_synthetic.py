@@ -1,17 +1,17 @@
-"""What one reaches who reads the synthetic reviews perfectly, but infers simply.
+"""How far simple models get that read the synthetic reviews perfectly.
 
-Each text says facts (`text.read_facts`): which aspects, how good, what its user cares
-for. A logistic regression predicts from sums of these over both sides' other reviews, with the
-penalty tuned on validation:
+Each text states facts (`text.read_facts`): which aspects, how good, what its user cares for. A
+logistic regression predicts from sums of these over both sides' other reviews, with the penalty
+tuned on validation:
 
 - plain: averages over all reviews of a side, and their products;
 - by hand: praise per mention of an aspect, tastes of length one, stars less what the words explain,
-  each shrunk, and their products: as near to the inference behind the ceiling
-  (`ceiling.py`) as a few lines come.
+  each shrunk, and their products: as close to the inference behind the ceiling (`ceiling.py`) as a
+  few lines get.
 
     python scripts/probe_synthetic.py --corpus=CORPUS
 
-CORPUS is prepared by `prepare --synthetic`. A minute or two on 75,256 reviews.
+CORPUS comes from `prepare --synthetic`. Takes a minute or two on 75,256 reviews.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ from sasnet_jax.synthetic.text import ASPECTS, read_facts
 
 _USUAL_STARS = 3.6
 _PENALTIES = (0.001, 0.003, 0.01, 0.03)  # C
-_FAVOURITE = 5.0  # mentions that saying "what matters most to me" is worth
+_FAVORITE = 5.0  # mentions that "what matters most to me" counts as
 _TASTE, _QUALITY, _USER, _BUSINESS = 0.4, 0.5, 2.0, 4.0  # shrinkage, in mentions or reviews
 
 
@@ -48,7 +48,7 @@ def run(config: ProbeConfig) -> None:
     """Prints both models' accuracy and log-loss."""
     corpus = read_corpus(Path(config.corpus))
     if not (corpus.folder / "synthetic").is_dir():
-        raise UserError(f"--corpus={corpus.folder} is not of synthetic reviews")
+        raise UserError(f"--corpus={corpus.folder} is not of `prepare --synthetic=NUMBER`")
     facts = _facts(corpus)
     print(f"{'accuracy / log-loss (nats)':28}{'validation':>16}{'test':>16}")
     for name, by_hand in (("plain", False), ("by hand", True)):
@@ -59,9 +59,9 @@ def run(config: ProbeConfig) -> None:
 
 
 def _facts(corpus: Corpus) -> dict[str, Float[np.ndarray, "reviews _"]]:
-    """What each review says: `k` aspects mentioned, praised (-2 to 2), first named, favourite."""
+    """What each review says: aspects mentioned, praised (-2 to 2), first named, the favorite."""
     shape = (corpus.user.size, len(ASPECTS))
-    mentioned, praise, first, favourite = (np.zeros(shape) for _ in range(4))
+    mentioned, praise, first, favorite = (np.zeros(shape) for _ in range(4))
     for row, text in enumerate(corpus.texts()):
         said = read_facts(text)
         for aspect, level in said.mentions:
@@ -69,9 +69,9 @@ def _facts(corpus: Corpus) -> dict[str, Float[np.ndarray, "reviews _"]]:
         if said.mentions:
             first[row, said.mentions[0][0]] = 1
         if said.favourite is not None:
-            favourite[row, said.favourite] = 1
+            favorite[row, said.favourite] = 1
     stars = corpus.stars[:, None] - _USUAL_STARS
-    care = mentioned + first + _FAVOURITE * favourite
+    care = mentioned + first + _FAVORITE * favorite
     explained = (care * praise).sum(1, keepdims=True) / np.maximum(care.sum(1, keepdims=True), 1)
     return {
         "mentioned": mentioned,
@@ -132,4 +132,4 @@ def _predict(corpus: Corpus, inputs: dict[str, Float[np.ndarray, "_ f"]]) -> lis
 
 
 if __name__ == "__main__":
-    cli.main(ProbeConfig, run, "The synthetic world, read perfectly and inferred simply.")
+    cli.main(ProbeConfig, run, "Simple models that read the synthetic reviews perfectly.")

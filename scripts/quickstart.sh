@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# From nothing to a trained SASNet and its honest score, without a GPU, a download or an account:
-# virtual environment, install, synthetic reviews, embeddings, baselines, training, evaluation.
-# Writes under work/quickstart (or the folder given); run again, it reuses what is complete.
+# From nothing to a trained SASNet and its score, without a GPU, an account or a download besides packages:
+# virtual environment, installation, synthetic reviews, embeddings, baselines, training, evaluation.
+# Writes into work/quickstart (or the given folder); run again, it reuses what is complete.
 # Usage: scripts/quickstart.sh [FOLDER [REVIEWS]]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -33,16 +33,17 @@ import json, sys
 
 truth = json.load(open(sys.argv[1]))
 print(
-    f"\nThe best possible accuracy here: {truth['best_accuracy_knowing_the_other_reviews']:.3f} for one who "
-    f"reads the other reviews perfectly,\n{truth['best_accuracy_knowing_the_latents']:.3f} for one who "
-    "knows the world that made them."
+    "\nEstimated ceilings: a Bayesian inference that reads the other reviews perfectly expects an accuracy of "
+    f"{truth['best_accuracy_knowing_the_other_reviews']:.3f}\non {truth['measured_on_test_reviews']} test "
+    f"reviews (and has {truth['accuracy_of_that_predictor']:.3f} on them); knowing the world itself gives "
+    f"{truth['best_accuracy_knowing_the_latents']:.3f}."
 )
 END
 cat <<END
 
 What was written:
   $work/corpus               reviews, users, businesses, split   (docs/formats.md)
-  $work/embeddings           one embedding a review: hashed words, and MiniLM
+  $work/embeddings           one embedding per review: hashed words, and MiniLM
   $work/baselines            baselines.json, predictions/
   $work/runs/sasnet          checkpoints, metrics.jsonl, evaluation.json, predictions.parquet
 

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# The paper's tables beside ours, in one page: the choice of reviews from Yelp, 4-bit Phi-3 embeddings,
-# Tables 1 and 3, Table 2 with the target excluded and as the paper very probably had it, the report.
-# Every step that is complete is reused, and one that was stopped goes on: run the same command again.
+# The paper's tables beside ours on one page: the choice of reviews from Yelp, 4-bit Phi-3 embeddings,
+# Tables 1 and 3, Table 2 with the target excluded and included (the paper may have included it), the report.
+# Run the same command again: complete steps are reused, and a stopped one resumes.
 #
 #   scripts/reproduce_paper.sh YELP PHI3 [FOLDER]    YELP: folder with the downloaded Yelp Open Dataset;
 #                                                    PHI3: folder of a 4-bit GPTQ Phi-3-mini; needs a GPU
 #   scripts/reproduce_paper.sh --small [FOLDER]      the same steps on synthetic reviews and a tiny random
-#                                                    Phi-3, without a GPU: minutes, and no meaning
+#                                                    Phi-3, without a GPU: minutes, meaningless figures
 #
-# SEEDS="0 1 2" trains that many networks of each kind; five by default.
+# SEEDS="0 1 2" chooses the seeds of the networks of each kind; five by default.
 set -euo pipefail
 usage() { sed -n '/^#   /s/^#   //p' scripts/reproduce_paper.sh >&2; exit 2; }
 here() { realpath --canonicalize-missing "$1"; }
@@ -29,7 +29,7 @@ if [ ! "$small" ]; then
 fi
 seeds=${SEEDS:-0 1 2 3 4}
 corpus=$work/corpus
-# The tiny Phi-3 is written by what the tests write theirs with.
+# The tests' own code writes the tiny Phi-3, so --small needs the development packages.
 scripts/install.sh "requirements${small:+-dev}.txt"
 python=${SASNET_VENV:-.venv}/bin/python
 
@@ -48,7 +48,7 @@ else
 fi
 
 step() { echo; echo "== $1"; shift; "$@"; }
-step "1/7 the fewest reviews that give enough users and businesses enough" \
+step "1/7 the fewest reviews that give enough users and businesses enough reviews" \
   "$python" -m sasnet_jax.prepare --flagfile=configs/yelp_prepare.flags "${reviews[@]}" --output="$corpus"
 stores=()
 for kind in instructed plain; do

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Virtual environment, install, all ordinary tests, two at a time; arguments go to pytest (-m stress for the rest).
+# Virtual environment, installation, all ordinary tests in two processes; arguments go to pytest (-m stress: the rest).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 scripts/install.sh requirements-dev.txt

@@ -1,4 +1,4 @@
-"""Every baseline, fitted and asked (paper section 2.5, DESIGN section 5).
+"""Every baseline, fitted and asked (paper section 2.5, docs/design.md 5).
 
 In: what each one is (`registry`), a protocol, and the texts: TF-IDF and embeddings. Out: of each
 baseline its probabilities of the validation and test reviews, and what was chosen for it on

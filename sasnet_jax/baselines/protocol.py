@@ -1,4 +1,4 @@
-"""What a baseline may learn from and see (paper section 2.5, DESIGN section 5).
+"""What a baseline may learn from and see (paper section 2.5, docs/design.md 5).
 
 In: a corpus and the readings of the paper to choose from. Out: a `Protocol` (the reviews of each
 split, their labels and contexts), and from it what a classifier is given of every target.
@@ -102,7 +102,9 @@ def protocol_of(
 def averages(protocol: Protocol, features: Features) -> Inputs:
     """Averages over each side's context, side by side: [n, 2f]. A side without reviews is 0."""
     return {
-        split: pair_averages(features, protocol.contexts, rows)
+        split: np.hstack(
+            [_dense(averaging_matrix(one, rows) @ features) for one in protocol.contexts]
+        )
         for split, rows in protocol.rows.items()
     }
 
@@ -145,15 +147,6 @@ def scaled(inputs: Inputs) -> Inputs:
 def joined(candidate: Candidate, split: str) -> Float32[np.ndarray, "n f"]:
     """What a candidate gives of the targets of a split."""
     return np.hstack([np.float32(weight) * block[split] for weight, block in candidate])
-
-
-def pair_averages(
-    features: Features, contexts: Contexts, targets: Int32[np.ndarray, "n"]
-) -> Float32[np.ndarray, "n two_f"]:
-    """Averages of features over both sides' contexts of each target, side by side."""
-    return np.hstack(
-        [_dense(averaging_matrix(context, targets) @ features) for context in contexts]
-    )
 
 
 def _dense(features: Features) -> Float32[np.ndarray, "n f"]:

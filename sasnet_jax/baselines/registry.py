@@ -1,4 +1,4 @@
-"""The registry of baselines: what each one is (paper section 2.5, DESIGN section 5).
+"""The registry of baselines: what each one is (paper section 2.5, docs/design.md 5).
 
 A baseline is a value: its name, what it sees, what stands for the texts that it reads, and how it
 is fitted. The value is written with the results, so nobody ever looks into a name.

@@ -1,4 +1,4 @@
-"""Who may be seen: the context of every target review (DESIGN section 5).
+"""Who may be seen: the context of every target review (docs/design.md 5).
 
 `prepare` groups the reviews by user and by business once, into offset arrays that are memory-mapped
 ever after. From them `contexts_of` makes, for each side, a `Context`: for every review as a target
@@ -110,7 +110,7 @@ def _split_rank(corpus: Corpus) -> Int[np.ndarray, "reviews"]:
 def contexts_of(corpus: Corpus, target_review: TargetReview) -> Contexts:
     """The contexts of every review as a target.
 
-    Under "exclude", the table of DESIGN section 5: with the split by_user, the user's other reviews
+    Under "exclude", the table of docs/design.md 5: with the split by_user, the user's other reviews
     (of the same split by construction) and the business's training reviews; by_review and
     within_user, training reviews on both sides; by_time, the reviews that are strictly earlier.
     Never the target, and so never its pair of user and business, which occurs once in a corpus.

@@ -146,7 +146,7 @@ class Corpus:
         path = self.folder / f"{name}.parquet"
         return _read_parquet(path, None, self.files_sha256.get(path.name))
 
-    def refuse_missing_class(self, classes: int = len(CLASSES)) -> None:
+    def refuse_missing_class(self, classes: int) -> None:
         """Raises UserError if a class has no training review: nothing could learn it."""
         label = self.labels(classes)[self.rows("train")]
         present = np.bincount(label, minlength=classes) > 0

@@ -1,4 +1,4 @@
-"""How an entity's other reviews were rated: class counts of contexts (DESIGN section 4).
+"""How an entity's other reviews were rated: class counts of contexts (docs/design.md 4.3).
 
 In: contexts and labels. Out: counts [reviews, 2, c] (user, business), and the features made of
 them: smoothed log class frequencies and log(1 + n). The "bias" baseline and SASNet's bias term

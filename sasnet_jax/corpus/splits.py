@@ -1,4 +1,4 @@
-"""Which reviews are for training, validation and test (paper section 2.1, DESIGN section 5).
+"""Which reviews are for training, validation and test (paper section 2.1, docs/design.md 5).
 
 Every draw is a hash of the seed and of the ids, so a split does not move when rows are reordered or
 when other users come and go.

@@ -1,5 +1,6 @@
 """embedding_quality.json -> Tables 1 and 3, the paper's numbers beside ours; as Markdown too."""
 
+import functools
 import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, NamedTuple, TypeAlias
@@ -227,8 +228,5 @@ def _markdown(table: Table) -> list[str]:
         f"| {' | '.join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))} |"
         for line in lines
     ]
-    return [table.title, "", *cells, "", *map(_item, table.notes)]
-
-
-def _item(note: str) -> str:
-    return textwrap.fill(note, 100, initial_indent="- ", subsequent_indent="  ")
+    wrap = functools.partial(textwrap.fill, width=100, initial_indent="- ", subsequent_indent="  ")
+    return [table.title, "", *cells, "", *map(wrap, table.notes)]

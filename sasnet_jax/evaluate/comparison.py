@@ -1,4 +1,4 @@
-"""Runs beside baselines, with what chance would do (DESIGN section 5).
+"""Runs beside baselines, with what chance would do (docs/design.md 5).
 
 In: predictions of runs and of baselines on the same test reviews. Out: comparison.json
 (docs/formats.md): mean and spread over seeds, an ensemble of them, intervals, paired tests.

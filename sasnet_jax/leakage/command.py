@@ -1,6 +1,6 @@
 """`python -m sasnet_jax.leakage`: what a model gains by reading the review it is to predict.
 
-The paper does not say that this review is left out of the averages (DESIGN section 5). Every
+The paper does not say that this review is left out of the averages (docs/design.md 5). Every
 baseline is made with it out and in, over the paper's subset in both readings and over all reviews.
 """
 

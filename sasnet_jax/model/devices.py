@@ -1,4 +1,4 @@
-"""Where arrays live: one mesh over all devices of all processes (DESIGN section 6).
+"""Where arrays live: one mesh over all devices of all processes (docs/design.md 4.5).
 
 Batches are split over the mesh, everything else is on every device; a table may be split by rows.
 One process drives its local devices; several join through `jax.distributed`, and process 0 writes
@@ -66,9 +66,9 @@ def mesh_for(batch_size: int) -> Mesh:
     return mesh
 
 
-def place(mesh: Mesh, tree: Any, spec: PartitionSpec = EVERYWHERE) -> Any:
-    """Host arrays, the same in every process, onto the mesh; each device gets its part only."""
-    sharding = NamedSharding(mesh, spec)
+def place(mesh: Mesh, tree: Any) -> Any:
+    """Host arrays, the same in every process, onto every device of the mesh."""
+    sharding = NamedSharding(mesh, EVERYWHERE)
 
     def place_one(array: Any) -> jax.Array:
         if sharding.is_fully_addressable:

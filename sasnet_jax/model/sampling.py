@@ -1,4 +1,4 @@
-"""Random streams, and sets drawn from contexts inside jit (paper section 2.4; DESIGN section 4).
+"""Random streams, and sets drawn from contexts inside jit (paper section 2.4; docs/design.md 4.4).
 
 Every stream is a function of seed, name and step, so none is ever saved.
 """

@@ -1,4 +1,4 @@
-"""The Siamese AttentionSetNet (paper section 2.4; DESIGN section 4).
+"""The Siamese AttentionSetNet (paper section 2.4; docs/design.md 4.3).
 
 In: for each target the sampled reviews of its user and of its business. Out: logits over bad, good
 and excellent, or over five stars. Each side is encoded by itself (`SASNet.encode`); only

@@ -1,4 +1,4 @@
-"""The reviews of a person or of a place, and the sets of them to recommend by (DESIGN section 9).
+"""The reviews of a person or of a place, and the sets of them to recommend by (docs/design.md 7).
 
 An entity is nothing but its reviews: which sets are drawn depends on what is in them, not on who
 owns them, nor on their order. So a person known by an id and one who pastes the same reviews get

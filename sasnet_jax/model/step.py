@@ -1,4 +1,4 @@
-"""The compiled functions of a run: start, a chunk of training steps, prediction (DESIGN section 4).
+"""The compiled functions of a run: start, a chunk of training steps, prediction (docs/design.md 4).
 
 The data are arguments, never closures, so that no table becomes a compiled constant. Where the
 table lies changes how a batch gets its embeddings (`draws.gather`, or a thread of the host), and
@@ -246,11 +246,7 @@ def _with_table_on_host(config: TrainConfig, mesh: Mesh, steps: _Steps) -> Funct
 
 
 def _init(mesh: Mesh, steps: _Steps) -> Callable[[], TrainState]:
-    return jax.jit(lambda: _everywhere(mesh, steps.init()))
-
-
-def _everywhere(mesh: Mesh, tree: Any) -> Any:
-    return devices.constrain(mesh, tree, devices.EVERYWHERE)
+    return jax.jit(lambda: devices.constrain(mesh, steps.init(), devices.EVERYWHERE))
 
 
 def _first_bad(bad_step: Any, finite: Any, step: Any) -> Array:

@@ -137,11 +137,6 @@ def best_run(groups: Sequence[Group]) -> Group | None:
     return next((g for g in groups if g.first.is_run and not _reads_target(g)), None)
 
 
-def named(groups: Sequence[Group], name: str) -> Group | None:
-    """A baseline by its name, with the target excluded where there is one."""
-    return next((g for g in groups if not g.first.is_run and g.first.name == name), None)
-
-
 def spread(values: Sequence[float | None]) -> str:
     """`0.512`, or `0.512 ± 0.004` of several; a dash where one is undefined or not recorded."""
     known = [value for value in values if value is not None]

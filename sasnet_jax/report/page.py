@@ -1,7 +1,6 @@
 """Sources -> one self-contained HTML page, by the templates beside (autoescaped)."""
 
 import base64
-import dataclasses
 import hashlib
 import re
 from datetime import UTC, datetime
@@ -20,14 +19,6 @@ from sasnet_jax.scores import paper
 from sasnet_jax.scores.predictions import LEAKY
 
 GENERATOR = "python -m sasnet_jax.report"  # by which a later report knows an earlier one
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Headline:
-    """A number worth reading first."""
-
-    value: str
-    text: str
 
 
 def render(sources: Sources, *, title: str, sample: int, seed: int, show_texts: bool) -> str:
@@ -64,6 +55,7 @@ def _contents(sources: Sources, sample: int, seed: int, show_texts: bool) -> dic
     corpus, texts = sources.corpus, sources.corpus.texts()
     groups = models.groups_of(sources)
     shown = results.shown(groups)
+    matched = {group.first.paper for group in groups}  # rows of the paper's Table 2
     return {
         "classes": CLASSES,
         "leaky": LEAKY,
@@ -78,7 +70,7 @@ def _contents(sources: Sources, sample: int, seed: int, show_texts: bool) -> dic
         "show_texts": show_texts,
         "groups": groups,
         "metrics": models.METRICS,
-        "paper_only": _paper_only(groups),
+        "paper_only": {name: row for name, row in paper.TABLE_2.items() if row not in matched},
         "waiting": [run for run in sources.runs if run.state != "finished"],
         "curves": [results.curves(run) for run in sources.runs],
         "confusions": [results.confusion(group) for group in shown],
@@ -105,29 +97,25 @@ def _breakable(name: str) -> Markup:
     return Markup(re.sub("([/_])", r"\1<wbr>", str(escape(name))))
 
 
-def _headlines(sources: Sources, groups: list[Group]) -> list[Headline]:
+def _headlines(sources: Sources, groups: list[Group]) -> list[tuple[str, str]]:
+    """The numbers worth reading first, each with what it is."""
     corpus = sources.corpus
     found = [
-        Headline(f"{corpus.user.size:,}", "reviews"),
-        Headline(f"{corpus.user.max() + 1:,}", "users"),
-        Headline(f"{corpus.business.max() + 1:,}", "businesses"),
+        (f"{corpus.user.size:,}", "reviews"),
+        (f"{corpus.user.max() + 1:,}", "users"),
+        (f"{corpus.business.max() + 1:,}", "businesses"),
     ]
     run = models.best_run(groups)
     inputs = run.first.inputs if run else ""
     given = f" given {inputs}" if run else ""
+    baselines = [group for group in groups if not group.first.is_run]
     chosen = {
-        "majority": models.named(groups, MAJORITY),
+        "majority": next((g for g in baselines if g.first.name == MAJORITY), None),
         f"best baseline{given}": models.best_baseline(groups, inputs),
         f"SASNet{given}": run,
     }
     for said, group in chosen.items():
         if group:
             name = "" if group.first.name == said else f": {group.name}"
-            found.append(Headline(group.value("accuracy"), f"test accuracy, {said}{name}"))
+            found.append((group.value("accuracy"), f"test accuracy, {said}{name}"))
     return found
-
-
-def _paper_only(groups: list[Group]) -> dict[str, tuple[float, float]]:
-    """Rows of the paper's Table 2 that no model here stands beside."""
-    matched = {group.first.paper for group in groups}
-    return {name: row for name, row in paper.TABLE_2.items() if row not in matched}

@@ -2,8 +2,7 @@
 
 import dataclasses
 import platform
-from collections.abc import Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,8 @@ class Facts:
 
 def facts(sources: Sources) -> list[Facts]:
     """Of this report, the corpus, its stores, runs and baselines."""
-    packages = ", ".join([f"Python {platform.python_version()}", *_versions(_PACKAGES)])
+    packages = [f"{name} {version(name)}" for name in _PACKAGES]
+    packages.insert(0, f"Python {platform.python_version()}")
     found = [_facts("this report", {"program": f"sasnet {__version__}", "packages": packages})]
     found.append(_of_corpus(sources))
     found += [_of_store(store) for store in sources.stores]
@@ -100,11 +100,3 @@ def _said(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(map(_said, value))
     return str(value)
-
-
-def _versions(names: Sequence[str]) -> Iterator[str]:
-    for name in names:
-        try:
-            yield f"{name} {version(name)}"
-        except PackageNotFoundError:
-            continue

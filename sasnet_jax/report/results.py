@@ -46,13 +46,7 @@ class Confusion:
     name: str
     protocol: str
     leaky: bool
-    classes: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-
-    @property
-    def by_class(self) -> list[tuple[str, tuple[Cell, ...]]]:
-        """The rows with the names of their classes."""
-        return list(zip(self.classes, self.rows, strict=True))
+    rows: dict[str, tuple[Cell, ...]]  # by true class; the cells are in the same order
 
 
 def shown(groups: Sequence[Group]) -> list[Group]:
@@ -95,11 +89,10 @@ def confusion(group: Group) -> Confusion:
         group.name,
         group.first.protocol,
         group.first.leaky,
-        CLASS_NAMES[len(matrix)],
-        tuple(
-            tuple(Cell(int(n), float(s)) for n, s in zip(*line, strict=True))
-            for line in zip(matrix, share, strict=True)
-        ),
+        {
+            name: tuple(Cell(int(n), float(s)) for n, s in zip(*line, strict=True))
+            for name, *line in zip(CLASS_NAMES[len(matrix)], matrix, share, strict=True)
+        },
     )
 
 

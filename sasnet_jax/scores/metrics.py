@@ -1,4 +1,4 @@
-"""Classification metrics of predicted probabilities (DESIGN section 5).
+"""Classification metrics of predicted probabilities (docs/design.md 5).
 
 In: labels [n] and probabilities [n, c], of 3 or 5 classes. Out: structures of plain numbers, which
 are JSON. A metric that has no value, because a class is absent or there is no review, is None and

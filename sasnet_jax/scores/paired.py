@@ -1,4 +1,4 @@
-"""Does one model predict better than another, or by chance? (DESIGN section 5)
+"""Does one model predict better than another, or by chance? (docs/design.md 5)
 
 In: what two or more models did with the same reviews. Out: intervals and p-values. Reviews of one
 user are not independent, so the bootstrap draws users, the same ones for all models; McNemar's test

@@ -87,6 +87,7 @@ def run(config: SweepConfig) -> None:
         "prune_after_trials": config.prune_after_trials,
         "seed": config.seed,
     }
+    title = f"sweep, {predictions.LEAKY}" if base.target_review == "include" else "sweep"
     output = Path(config.output)
     record = output / "sweep.json"
     files.claim(output, record.name)
@@ -99,7 +100,7 @@ def run(config: SweepConfig) -> None:
         # Between two runs there is nothing to save; within one its own handler saves it.
         handler = signal.signal(signal.SIGTERM, _stop)
         try:
-            study = _search(config, base, space)
+            study = _search(config, base, space, title)
         finally:
             signal.signal(signal.SIGTERM, handler)
         _write_trials(output / "trials.csv", study, base)
@@ -107,7 +108,7 @@ def run(config: SweepConfig) -> None:
             raise UserError(f"no trial of {output} has completed: see its trials.csv")
         best = dataclasses.replace(base, **study.best_params)
         winner = study.best_trial
-        words = f"{_title(base)}, best of {len(study.trials)} trials: {_name(winner)}, "
+        words = f"{title}, best of {len(study.trials)} trials: {_name(winner)}, "
         words += f"{_outcome(winner)}: {_listed(winner.params)}"
         _write_best(config, best, words, corpus.sha256)
         print(f"{words}\nwritten: {output}/best.flags, {output}/trials.csv")
@@ -136,7 +137,9 @@ def _stop(*_: Any) -> None:
     raise Preempted("every epoch is saved; run the same command to resume")
 
 
-def _search(config: SweepConfig, base: TrainConfig, space: dict[str, Distribution]) -> optuna.Study:
+def _search(
+    config: SweepConfig, base: TrainConfig, space: dict[str, Distribution], title: str
+) -> optuna.Study:
     """Reads, resumes or makes every trial, in order."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     pruner = optuna.pruners.MedianPruner(
@@ -157,7 +160,7 @@ def _search(config: SweepConfig, base: TrainConfig, space: dict[str, Distributio
             elif begun:
                 raise UserError(f"{folder} is a run outside this sweep's space: move it away")
         trial = study.ask({**space})
-        place = f"{_title(base)}, {folder.name} ({number + 1} of {config.trials})"
+        place = f"{title}, {folder.name} ({number + 1} of {config.trials})"
         print(f"{place}: {_listed(trial.params)}", flush=True)
         try:
             value = _train(folder, base, trial)
@@ -207,10 +210,6 @@ def _is_saved(folder: Path) -> bool:
     """Whether the last epoch of a run is in a checkpoint, so that it may have been the end."""
     last = Run(folder).curve[-1:] if (folder / "config.json").exists() else []
     return any((folder / f"checkpoints/{one.step + one.epoch}").exists() for one in last)
-
-
-def _title(base: TrainConfig) -> str:
-    return f"sweep, {predictions.LEAKY}" if base.target_review == "include" else "sweep"
 
 
 def _name(trial: FrozenTrial) -> str:

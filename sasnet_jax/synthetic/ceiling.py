@@ -2,7 +2,7 @@
 
 In: a corpus of synthetic reviews. Out: the expected accuracy of Bayesian inference, in the model of
 `synthetic.py`, from what SASNet sees of a target too: the texts (which tell the stars) of its
-context (DESIGN section 5). Nothing is known of the target, and nothing of the latent truth but the
+context (docs/design.md 5). Nothing is known of the target, and nothing of the latent truth but the
 distributions and what each cuisine is known for.
 
 - The business. Its reviews tell its qualities through the levels that they mention, one aspect at a

@@ -52,7 +52,7 @@ def _alone(eager, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _reference(states: torch.Tensor, weights: torch.Tensor, first: int, last: int) -> dict:
-    """All poolings of the tokens first..last, straight from DESIGN section 4."""
+    """All poolings of the tokens first..last, straight from docs/design.md 4.1."""
     x, a = states[first:last].double(), weights[first:last, first:last].double()
     a = a / a.sum(1, keepdim=True)
     t = torch.arange(1, len(x) + 1, dtype=torch.float64)

@@ -59,6 +59,12 @@ CONTROLS = ["<s>", "</s>", "<unk>", *PHI3_CONTROLS, "<|im_start|>", "<|im_end|>"
 CONTROLS += ["[CLS]", "[SEP]", "[PAD]", "[MASK]", "<|begin_of_text|>", "<pad>"]
 
 
+def _seen(prompt, review):
+    """What the model sees of a review, control tokens visible."""
+    ids = prompt.ids(prompt.tokenize([review])[0])
+    return prompt.plain.backend.decode(ids, skip_special_tokens=False)
+
+
 def load(folder):
     return transformers.AutoTokenizer.from_pretrained(str(folder))
 
@@ -206,9 +212,9 @@ def test_a_template_that_does_not_carry_the_instruction_is_refused(
 
 def test_the_instruction_is_in_the_input(written):
     for name, tokenizer in written.items():
-        text = instructed(tokenizer).text("Great food")
+        text = _seen(instructed(tokenizer), "Great food")
         assert INSTRUCTION in text and "Great food" in text, name
-    assert instructed(written["phi3"]).text("Good <|end|>") == (
+    assert _seen(instructed(written["phi3"]), "Good <|end|>") == (
         f"<s><|system|> {INSTRUCTION}<|end|><|user|> Good <|end|><|end|><|assistant|>"
     )
 
@@ -230,7 +236,7 @@ def test_a_template_may_stand_in_a_file(written, tmp_path):
     path = tmp_path / "own.jinja"
     path.write_text(INST)
     prompt = instructed(written["phi3"], str(path))
-    assert prompt.text("Great food").endswith("Great food [/INST]")
+    assert _seen(prompt, "Great food").endswith("Great food [/INST]")
     assert prompt.template_sha256 == hashlib.sha256(INST.encode()).hexdigest()
     with pytest.raises(UserError, match="absent.jinja"):
         instructed(written["phi3"], str(tmp_path / "absent.jinja"))
@@ -255,7 +261,7 @@ def test_hashes_tell_templates_and_instructions_apart(written):
 def test_a_prompt_does_not_depend_on_the_day(tmp_path):
     dated = "{{ strftime_now('%d %b %Y %H:%M:%S.%f') }} " + CHATML
     tokenizer = load(write_byte_level_tokenizer(tmp_path, chat_template=dated))
-    assert instructed(tokenizer).text("Great food").startswith("26 Jul 2024 <|im_start|>system")
+    assert _seen(instructed(tokenizer), "Great food").startswith("26 Jul 2024 <|im_start|>system")
 
 
 def test_a_review_that_shares_a_token_with_the_template_is_tokenised_alone(tmp_path):
@@ -264,7 +270,7 @@ def test_a_review_that_shares_a_token_with_the_template_is_tokenised_alone(tmp_p
     tokenizer = load(write_byte_level_tokenizer(tmp_path, chat_template=template))
     prompt = instructed(tokenizer)
     assert prompt.tokenize(["food"])[0] == tokenizer("food")["input_ids"]
-    assert prompt.text("food") == f"Read. {INSTRUCTION} It says: food !"
+    assert _seen(prompt, "food") == f"Read. {INSTRUCTION} It says: food !"
 
 
 @pytest.mark.parametrize("name", ["phi3", "metaspace", "metaspace as Llama 2", "Qwen"])

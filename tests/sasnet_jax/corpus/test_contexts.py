@@ -28,7 +28,7 @@ def corpus(request, tmp_path_factory):
 
 
 def _brute_force(corpus, target, side, target_review):
-    """The context of one target by looking at every review (the table of DESIGN section 5)."""
+    """The context of one target by looking at every review (the table of docs/design.md 5)."""
     entity = getattr(corpus, side)
     rows = set()
     for row in range(entity.size):

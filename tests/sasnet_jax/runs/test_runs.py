@@ -130,7 +130,7 @@ def test_an_evaluation_of_an_earlier_epoch_is_not_shown(folder, tmp_path, capsys
     [
         ((), ("--folder", "--run")),
         (("--folder=/nowhere",), ("/nowhere",)),
-        (("--run=/nowhere", "--sort=name"), ("--sort",)),
+        (("--run=/nowhere", "--sort=name"), ("Unknown", "sort")),
     ],
 )
 def test_a_mistake_is_one_line(arguments, mentions):

@@ -74,10 +74,18 @@ def uninterrupted(world, base, tmp_path_factory):
     return output
 
 
+def _first_trials(uninterrupted, output, count):
+    """A copy of the sweep as it was when so many trials were over."""
+    shutil.copytree(uninterrupted, output)
+    for number in range(count, 3):
+        shutil.rmtree(output / f"trial-{number:04d}")
+    return output
+
+
 def test_a_killed_sweep_ends_with_the_trials_of_an_uninterrupted_one(
     world, base, tmp_path, uninterrupted, capsys
 ):
-    output = tmp_path / "sweep"
+    output = _first_trials(uninterrupted, tmp_path / "sweep", 1)
     config = _config(world, base, output)
     settings = [("store", config.store[0]), *(("vary", one) for one in config.vary)]
     settings += [(name, getattr(config, name)) for name in ("corpus", "base", "output", "trials")]
@@ -114,7 +122,7 @@ def test_a_stopped_sweep_says_so_and_ends_with_the_same_trials(
         train(config, stop if second else watch)
 
     before = signal.getsignal(signal.SIGTERM)
-    config = _config(world, base, tmp_path / "sweep")
+    config = _config(world, base, _first_trials(uninterrupted, tmp_path / "sweep", 1))
     with monkeypatch.context() as patched, pytest.raises(Preempted, match="run the same command"):
         patched.setattr(loop, "train", train_and_stop)
         sweep.run(config)
@@ -163,8 +171,10 @@ def test_best_flags_are_the_settings_of_the_run_with_the_lowest_validation_loss(
 
 
 def test_a_sweep_may_grow_and_is_complete_afterwards(world, base, uninterrupted, tmp_path, capsys):
-    short = tmp_path / "sweep"
+    short = _first_trials(uninterrupted, tmp_path / "sweep", 2)
     sweep.run(_config(world, base, short, trials=2))
+    assert [trial["trial"] for trial in _trials(short)] == ["trial-0000", "trial-0001"]
+    assert "training" not in capsys.readouterr().out
     sweep.run(_config(world, base, short, trials=3))
     assert _result(short) == _result(uninterrupted)
     capsys.readouterr()
@@ -232,7 +242,7 @@ def test_a_complete_sweep_trains_again_only_what_failed(pruned, monkeypatch):
         ("learning_speed=1..2", ("no setting", "learning_speed")),
         ("width=64|wide", ("--width=wide",)),
         ("width=64|64.5", ("64.5",)),
-        ("dropout=0.0..1.5", ("--dropout=1.5", "[0, 1)")),
+        ("dropout=0.0..1.5", ("--dropout=1.5", "at most 0.99")),
         ("dropout=0.5..0.1", ("0.5 is not below 0.1",)),
         ("weight_decay=0.0..0.1:log", ("begins above 0",)),
         ("learning_rate=1e-4..1e-2:linear", (":log", ":linear")),
