@@ -156,7 +156,7 @@ def read_curve(run: Path, saved: Progress | None) -> list[Epoch]:
         lines = files.require_file(path, remedy).read_bytes().split(b"\n")[:-1]
     try:
         curve = [msgspec.json.decode(line, type=Epoch) for line in lines]
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}): {remedy}") from None
     if any(one.epoch != number or one.best_epoch > number for number, one in enumerate(curve, 1)):
         raise UserError(f"{path} is damaged (its epochs are out of order): {remedy}")

@@ -2,6 +2,8 @@
 
 import os
 
+import jax
+
 from sasnet_jax.model import devices, step
 from sasnet_jax.model.config import TrainConfig
 from sasnet_jax.model.draws import Data
@@ -21,14 +23,16 @@ def with_less(config: TrainConfig, data: Data) -> str:
 def refuse_too_large(config: TrainConfig, width: int) -> None:
     """Refuses settings that no memory of this machine holds, before anything asks for it.
 
+    What is counted here is less than what is used: inputs of one batch, parameters, predictions.
+
     Args:
       config: the settings.
       width: what is read of a review.
 
     Raises:
-      TooLittleMemory: less is needed than is really used, and that is too much.
+      TooLittleMemory: naming the settings.
     """
-    batch, targets = config.batch_size, step.PREDICT_BATCH
+    batch, targets = config.batch_size // config.processes, step.PREDICT_BATCH
     set_size = config.eval_set_size or config.set_size
     block = 4 * config.width + 2 * config.feed_forward
     needed = {
@@ -39,7 +43,10 @@ def refuse_too_large(config: TrainConfig, width: int) -> None:
         "width, depth, feed_forward": 3 * config.width * (width + config.depth * block),
     }
     names, numbers = max(needed.items(), key=lambda one: one[1])
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    of_devices = sum(
+        (device.memory_stats() or {}).get("bytes_limit", 0) for device in jax.local_devices()
+    )
+    memory = max(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), of_devices)
     if 4 * numbers > memory:
         flags = ", ".join(f"--{name}={getattr(config, name)}" for name in names.split(", "))
         raise devices.TooLittleMemory(
