@@ -6,6 +6,7 @@ checkpoint is whole or absent; one that was damaged afterwards is set aside when
 and the one before it is taken.
 """
 
+import functools
 import hashlib
 import logging
 import shutil
@@ -32,6 +33,7 @@ class Checkpoints:
     def __init__(self, run: Path, *, keep: int = 1, read_only: bool = False):
         """Opens them: to write, keeping the last `keep`, or to read beside a writer."""
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # errors are raised too
+        _hide_closed_loops()
         self._run, self._folder = run, run / "checkpoints"
         if read_only and not self._folder.is_dir():
             raise UserError(f"{self._folder} does not exist: run train again")
@@ -56,7 +58,7 @@ class Checkpoints:
         with files.naming(self._folder):
             self._manager.wait_until_finished()
             free = shutil.disk_usage(self._folder).free
-            if needed + _OVERHEAD > free:  # TensorStore would fill the screen with tracebacks
+            if needed + _OVERHEAD > free:  # said now, not in the middle of the next epoch
                 raise UserError(
                     f"{self._folder} cannot be written: a checkpoint takes {needed / 1e6:,.1f} MB, "
                     f"and {free / 1e6:,.1f} MB are free"
@@ -155,6 +157,18 @@ class Checkpoints:
                 f"damaged ({reason})"
             ) from None
         return arrays, reached
+
+
+@functools.cache
+def _hide_closed_loops() -> None:
+    """Keeps from the screen what TensorStore says of each file after the first that failed."""
+    otherwise = sys.unraisablehook
+
+    def show(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            otherwise(unraisable)
+
+    sys.unraisablehook = show
 
 
 def _sha256(tree: Any) -> str:

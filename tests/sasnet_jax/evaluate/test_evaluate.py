@@ -90,7 +90,12 @@ def test_runs_that_differ_in_the_seed_are_a_group(world, trained, made, tmp_path
     assert one["test"]["accuracy"] == pytest.approx((ensemble.argmax(axis=1) == label).mean())
     low, high = one["test_intervals"]["accuracy"]
     assert low < one["test"]["accuracy"] < high
-    written = predictions.read(tmp_path / "out" / "predictions" / "net.parquet", world.corpus)
+    written = predictions.read(
+        tmp_path / "out" / "predictions" / "net.parquet",
+        world.corpus,
+        found["models"]["net ensemble"]["predictions_sha256"],
+        "again",
+    )
     here = world.corpus.split[written.rows] == "test"
     np.testing.assert_allclose(written.probability[here], ensemble, rtol=1e-6)
     compared = {(one["model"], one["baseline"]) for one in found["comparisons"]}

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import math
+import resource
 
 import msgspec
 import numpy as np
@@ -125,6 +126,20 @@ def test_predictions_are_read_as_they_were_written(world, tmp_path, classes):
     names = {3: ["p_bad", "p_good", "p_excellent"], 5: ["p_1", "p_2", "p_3", "p_4", "p_5"]}
     columns = pl.read_parquet(tmp_path / "p.parquet").columns
     assert columns == ["row", "split", "label", *names[classes]]
+
+
+def test_predictions_that_do_not_fit_on_the_disk_are_one_line(world, tmp_path):
+    """Polars says so in words of its own."""
+    rows = world.corpus.rows("test")
+    path = tmp_path / "p.parquet"
+    _, hard = before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(UserError, match=f"{path} cannot be written: File too large"):
+            predictions.write(path, world.corpus, rows, _random(3, rows.size)[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not path.exists()
 
 
 def test_predictions_of_another_split_are_refused(world, tmp_path):

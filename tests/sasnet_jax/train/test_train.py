@@ -376,7 +376,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(
     config = _config(world, run, **(KILLED | {"checkpoint_seconds": 0.0}))
     loop.train(dataclasses.replace(config, epochs=6))
     number = _damage_latest(run, how)
-    with pytest.raises(UserError, match=f"{number} does not fit this run's network or is damaged"):
+    with pytest.raises(UserError, match=f"{number}.*: run .*train again, which resumes from the"):
         evaluate.evaluate(Run(run))
     loop.train(config)
     assert f"{number} does not fit" in capsys.readouterr().err
