@@ -14,6 +14,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import stat
@@ -38,7 +39,7 @@ class Record(msgspec.Struct, kw_only=True, frozen=True):
     """
 
     made_by: ClassVar[str]  # the command, as it is typed
-    version: ClassVar[int]  # of the format
+    version: ClassVar[int]  # of the format; 0 where older files do not say one
     format_version: int = 0
     sha256: str | None = None
 
@@ -47,10 +48,14 @@ RecordT = TypeVar("RecordT", bound=Record)
 
 
 def write_record(path: Path, record: Record) -> None:
-    """Writes a record as indented JSON, atomically, with its version and checksum."""
+    """Writes a record as indented JSON, atomically."""
+    write_json(path, record_values(record))
+
+
+def record_values(record: Record) -> dict[str, Any]:
+    """A record as a JSON object, with its version and checksum."""
     values = msgspec.to_builtins(record) | {"format_version": record.version}
-    values.pop("sha256", None)
-    write_json(path, values | {"sha256": _checksum(values)})
+    return values | {"sha256": _checksum(values)}
 
 
 def read_record(path: Path, kind: type[RecordT], remedy: str = "") -> RecordT:
@@ -65,11 +70,10 @@ def read_record(path: Path, kind: type[RecordT], remedy: str = "") -> RecordT:
       UserError: it is absent, damaged, changed since it was written, or of another version.
     """
     remedy = remedy or f"remove {path.parent} and run {kind.made_by} again"
-    values = read_json(path, kind.made_by, ["format_version"], remedy)
-    if values.get("format_version") != kind.version:
+    values = read_json(path, kind.made_by, remedy=remedy)
+    if (version := values.get("format_version", 0)) != kind.version:
         raise UserError(
-            f"{path} has format version {values.get('format_version')!r}, this program reads "
-            f"{kind.version}: {remedy}"
+            f"{path} has format version {version!r}, this program reads {kind.version}: {remedy}"
         )
     if values.get("sha256") not in (None, _checksum(values)):
         raise UserError(f"{path} was changed after it was written (its sha256 differs): {remedy}")
@@ -132,11 +136,16 @@ def say_complete(output: Path) -> None:
     print(f"{output} is already complete: nothing to do")
 
 
-def require_file(path: Path, remedy: str) -> Path:
+def require_file(path: Path, remedy: str, sha256: str | None = None) -> Path:
     """Returns `path` where it is a regular file: anything else might never end, or not be read.
 
+    Args:
+      path: the file.
+      remedy: how the message ends.
+      sha256: what its bytes must have; None where nobody wrote that down.
+
     Raises:
-      UserError: it is not; the message ends in the remedy.
+      UserError: it is none, or has other bytes.
     """
     try:
         mode = path.stat().st_mode
@@ -146,18 +155,27 @@ def require_file(path: Path, remedy: str) -> Path:
     if not stat.S_ISREG(mode):
         what = "is a folder" if stat.S_ISDIR(mode) else "is no regular file"
         raise UserError(f"{path} {what}: {remedy}")
+    if sha256 is not None and file_sha256(path) != sha256:
+        raise UserError(f"{path} was changed after it was written (its sha256 differs): {remedy}")
     return path
 
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Has an OSError of the block name `path`, where it names no file: a full disk does not."""
+    """Has an error of the system in the block name `path`, where it names no file: a full disk."""
     try:
         yield
     except OSError as error:
         if error.filename is None:
             raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
         raise
+    except Exception as error:
+        # Polars and TensorStore raise errors of their own, with the system's number in their text.
+        number = re.search(r"os.error\D{0,8}(\d+)", str(error))
+        if isinstance(error, UserError) or number is None:
+            raise
+        reason = os.strerror(int(number[1]))
+        raise UserError(f"{path} cannot be written: {reason}") from None
 
 
 @contextlib.contextmanager
@@ -271,9 +289,9 @@ def sole_writer(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             raise UserError(f"{folder} is in use by {file.read() or 'another process'}") from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+        with naming(folder / ".lock"):
+            os.truncate(file.fileno(), 0)
+            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
         try:
             yield
         finally:

@@ -1,6 +1,7 @@
 """Small corpora and stores for every test; shape checks on every call of both packages."""
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
@@ -81,6 +82,24 @@ def change_store(folder: Path, **changed) -> Path:
     """Has a store say something else, and know its arrays as they are now."""
     write_manifest(folder, msgspec.structs.replace(read_manifest(folder), **changed))
     return folder
+
+
+def edit_json(path: Path, **changes) -> dict:
+    """Changes keys of a JSON file as an earlier version would have written it: no checksum."""
+    values = json.loads(path.read_text()) | changes
+    values.pop("sha256", None)
+    path.write_text(json.dumps(values))
+    return values
+
+
+def edit_reviews(corpus: Path, **columns) -> Path:
+    """Changes columns of a corpus, as an earlier version would have written it: no hashes."""
+    path = corpus / "reviews.parquet"
+    table = pl.read_parquet(path).with_columns(**columns)
+    table.write_parquet(path)
+    texts = files.texts_sha256(table["text"])
+    edit_json(corpus / "corpus.json", texts_sha256=texts, columns_sha256=None, files_sha256={})
+    return corpus
 
 
 def run_command(*arguments: str | Path, **options) -> subprocess.CompletedProcess:

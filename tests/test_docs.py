@@ -1,4 +1,4 @@
-"""What README.md and docs/ show as Python runs as it stands, beside a small quickstart."""
+"""README.md and docs/: what they show as Python runs, and docs/formats.md lists what is written."""
 
 import contextlib
 import io
@@ -9,8 +9,18 @@ from conftest import ROOT
 
 from embed_torch import embed
 from embed_torch.config import EmbedConfig
+from sasnet_jax.baselines.results import BaselineResult, Baselines
+from sasnet_jax.corpus.corpus import CorpusRecord
+from sasnet_jax.embedding_quality.quality_tables import EmbeddingQuality
+from sasnet_jax.evaluate.comparison import Comparison
+from sasnet_jax.files import Record
+from sasnet_jax.leakage import command as leakage
 from sasnet_jax.model.config import TrainConfig
+from sasnet_jax.model.records import Epoch, Progress, RunRecord
 from sasnet_jax.prepare import command as prepare
+from sasnet_jax.scores.metrics import Scores
+from sasnet_jax.scores.predictions import Evaluation
+from sasnet_jax.synthetic.world import Truth
 from sasnet_jax.train import loop
 
 _SNIPPET = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -62,3 +72,43 @@ def test_every_snippet_runs(document, quickstart, monkeypatch):
 
 def test_the_readme_and_the_library_page_have_snippets():
     assert {"README.md", "library.md"} <= {path.name for path in DOCUMENTS}
+
+
+STRUCTS = {
+    "`corpus.json`": CorpusRecord,
+    "`truth.json`": Truth,
+    "`config.json`": RunRecord,
+    "a line of `metrics.jsonl`": Epoch,
+    "a checkpoint's `progress`": Progress,
+    "`evaluation.json`": Evaluation,
+    "the scores of a split": Scores,
+    "`baselines.json`": Baselines,
+    "a model in `baselines.json`": BaselineResult,
+    "`comparison.json`": Comparison,
+    "`leakage.json`": leakage.Leakage,
+    "a row of `accuracy`": leakage.Row,
+    "`embedding_quality.json`": EmbeddingQuality,
+}
+
+
+def _tables() -> dict[str, list[str]]:
+    """The keys that docs/formats.md lists, by the heading of their table."""
+    text = (ROOT / "docs" / "formats.md").read_text()
+    found = re.findall(r"^\| key of (.*?) \|.*\|\n\|[-|]+\|\n((?:\|.*\n)+)", text, re.MULTILINE)
+    return {
+        title: [
+            key for row in rows.splitlines() for key in re.findall("`(.*?)`", row.split("|")[1])
+        ]
+        for title, rows in found
+    }
+
+
+def test_the_tables_of_keys_are_those_of_the_structs():
+    assert set(_tables()) == set(STRUCTS)
+
+
+@pytest.mark.parametrize("title", STRUCTS)
+def test_a_table_of_keys_lists_every_field_once(title):
+    """`format_version` and `sha256`, which every record has, are said once for all."""
+    fields = {*STRUCTS[title].__struct_fields__} - {*Record.__struct_fields__}
+    assert sorted(_tables()[title]) == sorted(fields)

@@ -7,12 +7,11 @@ To add a baseline, add a line to `KINDS`, and one to `FITS` if it is fitted in a
 fitted, saved, compared and shown like the others.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+import msgspec
 import numpy as np
 from jaxtyping import Float, Float32, Int8
 
@@ -31,11 +30,9 @@ BIAS = "bias"
 ORACLE = "oracle"  # the best of those that see the target: a ceiling, never to be compared with
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Baseline:
-    """One baseline, as its results are kept."""
+class Description(msgspec.Struct, kw_only=True, frozen=True):
+    """What a baseline is, as it is written beside its results."""
 
-    name: str  # the key of its results, and the stem of its predictions' file
     label: str  # what a person calls it
     sees: Sees
     features: TextFeatures | None  # what stands for a text; None where it sees no text
@@ -54,11 +51,14 @@ class Baseline:
 
     @property
     def description(self) -> dict[str, Any]:
-        """Everything but the name, to be written beside the results."""
-        return {key: getattr(self, key) for key in _DESCRIPTION}
+        """What it is, without its results."""
+        return {name: getattr(self, name) for name in Description.__struct_fields__}
 
 
-_DESCRIPTION = tuple(field.name for field in dataclasses.fields(Baseline) if field.name != "name")
+class Baseline(Description, kw_only=True, frozen=True):
+    """One baseline."""
+
+    name: str  # the key of its results, and the stem of its predictions' file
 
 
 class Fitted(NamedTuple):
@@ -145,36 +145,6 @@ def baselines_of(stores: Sequence[str]) -> list[Baseline]:
                 f"{one.name}: rename the folder of a store"
             )
     return found
-
-
-def oracle_of(best: Baseline) -> Baseline:
-    """The one that is shown, of those that see the target."""
-    return dataclasses.replace(best, name=ORACLE, label="oracle")
-
-
-def read(
-    path: Path, models: Any, made_by: str = "python -m sasnet_jax.baselines"
-) -> dict[str, Baseline]:
-    """The baselines of a file of results, by name.
-
-    Args:
-      path: the file.
-      models: what it says of each, by name.
-      made_by: the command that wrote it.
-
-    Raises:
-      UserError: it does not say what they are.
-    """
-    try:
-        return {
-            name: Baseline(name=name, **{key: model[key] for key in _DESCRIPTION})
-            for name, model in models.items()
-        }
-    except (AttributeError, KeyError, TypeError):
-        raise UserError(
-            f"{path} does not say what each baseline sees and how it is fitted; an earlier version "
-            f"wrote it: run {made_by} again into a new folder"
-        ) from None
 
 
 def _baseline(kind: Kind, features: TextFeatures | None, store: str | None) -> Baseline:

@@ -12,6 +12,7 @@ import numpy as np
 import scipy.sparse
 from jaxtyping import Bool, Int, Int32, Int64
 
+from sasnet_jax import files
 from sasnet_jax.cli import UserError
 from sasnet_jax.corpus.corpus import Corpus
 from sasnet_jax.corpus.splits import SPLITS
@@ -72,27 +73,34 @@ def read_grouped(corpus: Corpus, side: str) -> Grouped:
     Raises:
       UserError: it is absent or not of this corpus.
     """
-    paths = [corpus.folder / "interactions" / f"{side}_{part}.npy" for part in Grouped._fields]
+    folder, remedy = corpus.folder / "interactions", corpus.remedy
+    paths = [folder / f"{side}_{part}.npy" for part in Grouped._fields]
     try:
-        grouped = Grouped(*(np.load(path, mmap_mode="r", allow_pickle=False) for path in paths))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{paths[0].parent} cannot be read ({error}): run prepare again") from None
-    if not _is_of(corpus, getattr(corpus, side), grouped):
-        raise UserError(f"{paths[0].parent} is not of this corpus: run prepare again")
-    return grouped
+        arrays = [
+            np.load(files.require_file(path, remedy), mmap_mode="r", allow_pickle=False)
+            for path in paths
+        ]
+    except (OSError, ValueError, EOFError, SyntaxError) as error:
+        raise UserError(f"{folder} cannot be read ({error}): {remedy}") from None
+    if not _is_of(corpus, getattr(corpus, side), *arrays):
+        raise UserError(f"{folder} is not of this corpus ({side}_*.npy): {remedy}")
+    return Grouped(*arrays)
 
 
-def _is_of(corpus: Corpus, entity: Int32[np.ndarray, "reviews"], grouped: Grouped) -> bool:
-    """Whether the lists are those of the entities, each in the order of split and date."""
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(entity))])
-    rows = np.asarray(grouped.rows)
-    if rows.size != entity.size or not np.array_equal(grouped.offsets, offsets):
+def _is_of(
+    corpus: Corpus, entity: Int32[np.ndarray, "reviews"], offsets: np.ndarray, rows: np.ndarray
+) -> bool:
+    """Whether these are the lists that `write_grouped` makes: there is one such order."""
+    expected = np.concatenate([[0], np.cumsum(np.bincount(entity))])
+    if not np.array_equal(offsets, expected) or rows.shape != entity.shape:
         return False
-    if (np.bincount(rows.clip(0, rows.size - 1), minlength=rows.size) != 1).any():
+    if (rows.dtype, offsets.dtype) != (np.int32, np.int64) or rows.min() < 0:
         return False
-    order = np.stack([entity[rows], _split_rank(corpus)[rows], corpus.date[rows]])
-    step = np.sign(np.diff(order))  # of (entity, split, date), each decided by the first that moves
-    return bool((4 * step[0] + 2 * step[1] + step[2] >= 0).all())
+    if rows.max() >= rows.size:
+        return False
+    order = np.stack([entity[rows], _split_rank(corpus)[rows], corpus.date[rows], rows])
+    step = np.sign(np.diff(order))  # of each key; the first that moves decides
+    return bool((8 * step[0] + 4 * step[1] + 2 * step[2] + step[3] > 0).all())
 
 
 def _split_rank(corpus: Corpus) -> Int[np.ndarray, "reviews"]:

@@ -7,6 +7,7 @@ and is the same for a whole table as for one review that a person has just writt
 Letters: n reviews, e width of a store or of all, k what is kept of it.
 """
 
+import io
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,6 @@ from sasnet_jax.cli import UserError
 from sasnet_jax.corpus import discriminants
 from sasnet_jax.corpus.corpus import Corpus
 from sasnet_jax.corpus.store import CHUNK, Store, ZScore, fit_zscore
-from sasnet_jax.files import replacing
 
 _LARGEST = float(np.finfo(np.float16).max)
 
@@ -101,8 +101,8 @@ class InputTransform(NamedTuple):
             for one, store in zip(self.stores, stores, strict=True)
         )
 
-    def save(self, path: Path) -> None:
-        """Writes `mean` and `scale` [e], of all stores side by side, and with directions
+    def to_npz(self) -> bytes:
+        """A file of `mean` and `scale` [e], of all stores side by side, and with directions of
         `directions_0`, `directions_1`, ... [e, k] of each.
         """
         arrays: dict[str, Any] = {
@@ -112,20 +112,22 @@ class InputTransform(NamedTuple):
         for number, one in enumerate(self.stores):
             if one.directions is not None:
                 arrays[f"directions_{number}"] = one.directions
-        with replacing(path) as file:
-            np.savez(file, allow_pickle=False, **arrays)
+        file = io.BytesIO()
+        np.savez(file, allow_pickle=False, **arrays)
+        return file.getvalue()
 
     @classmethod
-    def load(cls, path: Path, dims: Sequence[int], kept: int) -> "InputTransform":
-        """Reads what `save` wrote.
+    def load(cls, path: Path, dims: Sequence[int], kept: int, remedy: str) -> "InputTransform":
+        """Reads what `to_npz` gave.
 
         Args:
           path: zscore.npz of a run.
           dims: the width of each store.
           kept: `--discriminants` of the run.
+          remedy: what to do about another file.
 
         Raises:
-          UserError: it is absent, damaged, or of other stores.
+          UserError: it is damaged, or of other stores.
         """
         try:
             with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
@@ -133,16 +135,14 @@ class InputTransform(NamedTuple):
                 directions = [
                     arrays[f"directions_{number}"] if kept else None for number in range(len(dims))
                 ]
-        except FileNotFoundError:
-            raise UserError(f"{path} is gone: train again into a new folder") from None
         except (OSError, ValueError, TypeError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(f"{path} is damaged ({error}): train again into a new folder") from None
+            raise UserError(f"{path} is damaged ({error}): {remedy}") from None
         fits = all(array.shape == (sum(dims),) for array in zscore) and all(
             found is None or found.shape == (dim, 2 * kept)
             for found, dim in zip(directions, dims, strict=True)
         )
         if not fits:
-            raise UserError(f"{path} is of other stores: train again into a new folder")
+            raise UserError(f"{path} is of other stores: {remedy}")
         zscores = zip(*(np.split(array, np.cumsum(dims)[:-1]) for array in zscore), strict=True)
         return cls(
             tuple(

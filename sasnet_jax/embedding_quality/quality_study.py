@@ -22,6 +22,13 @@ from sasnet_jax.corpus.corpus import Corpus
 from sasnet_jax.corpus.store import CHUNK, Store
 from sasnet_jax.embedding_quality import quality, significance
 from sasnet_jax.embedding_quality.quality import Blocks, Measures, Scores, Similarity, Undefined
+from sasnet_jax.embedding_quality.quality_tables import (
+    Difference,
+    Measured,
+    Noise,
+    Permuted,
+    Scored,
+)
 from sasnet_jax.scores import paper
 
 _TFIDF = "TF-IDF"
@@ -147,16 +154,16 @@ def compare(
         "pairs_sharing_reviews": int((shared > 0).sum()),
         "reference_name": f"{reference.name} ({reference.manifest.encoder})",
         "methods": {
-            name: {
+            name: Scored(
                 **methods[name].measures._asdict(),
                 **row,
-                "paper": paper.method_of(stores[name].identity, stores[name].pooling),
-            }
+                paper=paper.method_of(stores[name].identity, stores[name].pooling),
+            )
             for name, row in scores.items()
         },
         "scores_undefined": undefined,
-        "tfidf": methods[_TFIDF].measures._asdict(),
-        "noise": _spread_of_noise(methods) | {"dim": reference.table.shape[1]},
+        "tfidf": Measured(**methods[_TFIDF].measures._asdict()),
+        "noise": _noise(methods, reference.table.shape[1]),
         "permuted_names": _permuted(list(scores), groups, methods, draws, seed),
         "compared": compared,
         "significance": _significance(
@@ -204,9 +211,10 @@ def _scores(measures: dict[str, Measures]) -> tuple[dict[str, dict[str, Any]], s
     return dict(ranked), ""
 
 
-def _spread_of_noise(methods: dict[str, Method]) -> dict[str, Any]:
+def _noise(methods: dict[str, Method], dim: int) -> Noise:
     table = np.array([methods[name].measures for name in _NOISE])
-    return _spread(dict(zip(Measures._fields, table.T, strict=True))) | {"seeds": len(_NOISE)}
+    spread = _spread(dict(zip(Measures._fields, table.T, strict=True)))
+    return Noise(**spread, seeds=len(_NOISE), dim=dim)
 
 
 def _spread(samples: dict[str, np.ndarray]) -> dict[str, list[float]]:
@@ -218,7 +226,7 @@ def _spread(samples: dict[str, np.ndarray]) -> dict[str, list[float]]:
 
 def _permuted(
     names: list[str], groups: Groups, methods: dict[str, Method], draws: int, seed: int
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Permuted]:
     """Of each method: mean and deviation with permuted names, and how many correlate as well."""
     mse, pearson = quality.with_permuted_names(
         [methods[name].predicted for name in names],
@@ -230,7 +238,7 @@ def _permuted(
     for i, name in enumerate(names):
         as_well = (pearson[:, i] >= methods[name].measures.pearson).sum()
         spread = _spread({"mse": mse[:, i], "pearson": pearson[:, i]})
-        found[name] = spread | {"p_pearson": float((1 + as_well) / (1 + draws))}
+        found[name] = Permuted(**spread, p_pearson=float((1 + as_well) / (1 + draws)))
     return found
 
 
@@ -241,7 +249,7 @@ def _significance(
     methods: dict[str, Method],
     draws: int,
     seed: int,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Difference]:
     """One method against others: tests over pairs, and the bootstrap over categories."""
     mse, pearson = significance.bootstrap(
         [methods[name].predicted for name in (against, *others)],
@@ -254,12 +262,12 @@ def _significance(
     found = {}
     for i, name in enumerate(others, start=1):
         theirs = methods[name].measures
-        found[name] = {
-            "mse_difference": theirs.mse - ours.mse,
-            "p_mse": significance.f_test(ours.mse, theirs.mse, count),
-            "mse_interval": np.quantile(mse[:, i] - mse[:, 0], (0.025, 0.975)).tolist(),
-            "pearson_difference": theirs.pearson - ours.pearson,
-            "p_pearson": significance.fisher_z_test(ours.pearson, theirs.pearson, count),
-            "pearson_interval": np.quantile(pearson[:, i] - pearson[:, 0], (0.025, 0.975)).tolist(),
-        }
+        found[name] = Difference(
+            mse_difference=theirs.mse - ours.mse,
+            p_mse=significance.f_test(ours.mse, theirs.mse, count),
+            mse_interval=np.quantile(mse[:, i] - mse[:, 0], (0.025, 0.975)).tolist(),
+            pearson_difference=theirs.pearson - ours.pearson,
+            p_pearson=significance.fisher_z_test(ours.pearson, theirs.pearson, count),
+            pearson_interval=np.quantile(pearson[:, i] - pearson[:, 0], (0.025, 0.975)).tolist(),
+        )
     return found

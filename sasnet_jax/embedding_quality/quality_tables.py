@@ -3,13 +3,95 @@
 import functools
 import textwrap
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeAlias
 
-from sasnet_jax.embedding_quality.quality import Measures, Scores
+import msgspec
+
+from sasnet_jax import files
+from sasnet_jax.corpus.corpus import Count
 from sasnet_jax.scores import paper
 
 _NONE = "-"
 _SMALLEST_P = 1e-20  # as the paper has it
+
+
+Pair: TypeAlias = Annotated[list[float], msgspec.Meta(min_length=2, max_length=2)]
+
+
+class Measured(msgspec.Struct, kw_only=True, frozen=True):
+    """What Table 1 compares of a method (`quality.Measures`)."""
+
+    mse: float
+    pearson: float
+    ae: float
+
+
+class Scored(Measured, kw_only=True, frozen=True):
+    """A method and its scores (`quality.Scores`), None where they are undefined."""
+
+    nmse: float | None
+    npearson: float | None
+    nae: float | None
+    score: float | None
+    normalized: float | None
+    paper: str | None  # the paper's name of it
+
+
+class Noise(msgspec.Struct, kw_only=True, frozen=True):
+    """The mean and the standard deviation of each measure over tables of noise."""
+
+    mse: Pair
+    pearson: Pair
+    ae: Pair
+    seeds: Count
+    dim: Count
+
+
+class Permuted(msgspec.Struct, kw_only=True, frozen=True):
+    """The mean and the standard deviation with permuted names."""
+
+    mse: Pair
+    pearson: Pair
+    p_pearson: float  # the share of permutations that correlate as well
+
+
+class Difference(msgspec.Struct, kw_only=True, frozen=True):
+    """What another method has more than the one compared."""
+
+    mse_difference: float
+    p_mse: float | None
+    mse_interval: Pair
+    pearson_difference: float
+    p_pearson: float | None
+    pearson_interval: Pair
+
+
+class EmbeddingQuality(files.Record, kw_only=True, frozen=True):
+    """embedding_quality.json: first what the tables depend on."""
+
+    made_by = "python -m sasnet_jax.embedding_quality"
+    version = 0
+    corpus_sha256: str
+    categories_sha256: str
+    stores: dict[str, dict[str, Any]]  # the identity of each, by the name of its method
+    reference: dict[str, Any]
+    against: str
+    min_reviews: Count
+    draws: Count
+    seed: int
+    reviews: Count
+    categories: Count
+    categories_of_every_review: list[str]
+    pairs: Count
+    pairs_sharing_reviews: Count
+    reference_name: str
+    methods: dict[str, Scored]  # the best first
+    scores_undefined: str
+    tfidf: Measured
+    noise: Noise
+    permuted_names: dict[str, Permuted]
+    compared: str
+    significance: dict[str, Difference]
 
 
 class Table(NamedTuple):
@@ -21,64 +103,61 @@ class Table(NamedTuple):
     notes: list[str]
 
 
-def render(found: dict[str, Any]) -> str:
+def render(found: EmbeddingQuality) -> str:
     """Both tables, and what must be known to read them, as Markdown."""
     return "\n".join([*_markdown(table_1(found)), "", *_markdown(table_3(found)), ""])
 
 
-def table_1(found: dict[str, Any]) -> Table:
+def table_1(found: EmbeddingQuality) -> Table:
     """The methods' measures and scores, the paper's scores, and the controls."""
     header = ["method", "MSE_c", "r_c", "p of r_c", "AE_s", "NMSE/NPR/NAE", "score/norm."]
     header += ["the paper's", "the paper's"]
-    methods = found["methods"]
     rows = []
-    for name, row in methods.items():
-        printed = paper.TABLE_1.get(row["paper"])
-        ours = [row[field] for field in Scores._fields]
-        p = found["permuted_names"][name]["p_pearson"]
+    for name, row in found.methods.items():
+        printed = paper.TABLE_1.get(row.paper or "")
+        ours = [row.nmse, row.npearson, row.nae, row.score, row.normalized]
+        p = found.permuted_names[name].p_pearson
         rows.append([name, *_measures(row, p), *_as_printed(ours), *_as_printed(printed)])
-    rows.append(["TF-IDF (not normalised)", *_measures(found["tfidf"])])
+    rows.append(["TF-IDF (not normalised)", *_measures(found.tfidf)])
+    noise, permuted = found.noise, found.permuted_names[found.compared]
     controls = {
-        "control: Gaussian noise": found["noise"],
-        "control: permuted names": found["permuted_names"][found["compared"]],
+        "control: Gaussian noise": (noise.mse, noise.pearson, noise.ae),
+        "control: permuted names": (permuted.mse, permuted.pearson, None),
     }
-    for name, control in controls.items():
-        mse, pearson, ae = (
-            f"{control[field][0]:.3f}±{control[field][1]:.3f}" if field in control else _NONE
-            for field in Measures._fields
-        )
+    for name, spreads in controls.items():
+        mse, pearson, ae = ("{:.3f}±{:.3f}".format(*one) if one else _NONE for one in spreads)
         rows.append([name, mse, pearson, _NONE, ae])
     title = (
-        f"Table 1: {found['reviews']:,} reviews, {found['categories']} categories of at least "
-        f"{found['min_reviews']} reviews, {found['pairs']:,} pairs; reference: the categories' "
-        f"names by {found['reference_name']}"
+        f"Table 1: {found.reviews:,} reviews, {found.categories} categories of at least "
+        f"{found.min_reviews} reviews, {found.pairs:,} pairs; reference: the categories' "
+        f"names by {found.reference_name}"
     )
     return _table(title, header, rows, _notes_1(found))
 
 
-def _notes_1(found: dict[str, Any]) -> list[str]:
-    notes, methods, noise = [], found["methods"], found["noise"]
-    if found["scores_undefined"]:
-        notes.append(f"No score: {found['scores_undefined']}.")
-    if any(row["paper"] for row in methods.values()):
+def _notes_1(found: EmbeddingQuality) -> list[str]:
+    notes, methods, noise = [], found.methods, found.noise
+    if found.scores_undefined:
+        notes.append(f"No score: {found.scores_undefined}.")
+    if any(row.paper for row in methods.values()):
         notes.append(
             "The paper's numbers are normalised over its own ten methods on its Yelp sample: they "
             "compare with ours only where those ten are compared here."
         )
     notes.append(
-        f"Controls, mean±standard deviation of {noise['seeds']} noise embeddings (width "
-        f"{noise['dim']}), and of {found['draws']:,} permutations of the categories' names under "
-        f"{found['compared']}. Categories share reviews ({found['pairs_sharing_reviews']:,} of "
-        f"{found['pairs']:,} pairs), and the z-score makes the classes' means sum to zero, so "
-        f"noise too has r_c {noise['pearson'][0]:.2f} and AE_s {noise['ae'][0]:.2f}: read every "
+        f"Controls, mean±standard deviation of {noise.seeds} noise embeddings (width "
+        f"{noise.dim}), and of {found.draws:,} permutations of the categories' names under "
+        f"{found.compared}. Categories share reviews ({found.pairs_sharing_reviews:,} of "
+        f"{found.pairs:,} pairs), and the z-score makes the classes' means sum to zero, so "
+        f"noise too has r_c {noise.pearson[0]:.2f} and AE_s {noise.ae[0]:.2f}: read every "
         "row against these. p of r_c: the share of permutations that correlate as well."
     )
-    mean, deviation = noise["pearson"]
-    as_noise = [name for name, row in methods.items() if row["pearson"] <= mean + 2 * deviation]
+    mean, deviation = noise.pearson
+    as_noise = [name for name, row in methods.items() if row.pearson <= mean + 2 * deviation]
     if as_noise:
         named = "every method here" if len(as_noise) == len(methods) else ", ".join(as_noise)
         notes.append(f"No better than noise in r_c, by its mean and two deviations: {named}.")
-    if left_out := found["categories_of_every_review"]:
+    if left_out := found.categories_of_every_review:
         notes.append(
             f"Left out: {', '.join(left_out)}; every review has it, so after the z-score its mean "
             "embedding is zero."
@@ -86,23 +165,23 @@ def _notes_1(found: dict[str, Any]) -> list[str]:
     return notes
 
 
-def table_3(found: dict[str, Any]) -> Table:
+def table_3(found: EmbeddingQuality) -> Table:
     """One method against the others: differences, their intervals, and p values."""
-    compared, methods = found["compared"], found["methods"]
+    compared, methods = found.compared, found.methods
     header = ["against", "MSE_c difference, 95 %", "p (F-test)", "r_c difference, 95 %"]
     header += ["p (Fisher z)", "paper: p of MSE", "paper: p of r"]
     rows = []
-    for name, row in found["significance"].items():
+    for name, row in found.significance.items():
         printed: Sequence[str] = ()
-        if methods[compared]["paper"] == paper.TABLE_3_AGAINST and name in methods:
-            printed = paper.TABLE_3.get(methods[name]["paper"], ())
-        mse = _difference(row["mse_difference"], row["mse_interval"])
-        pearson = _difference(row["pearson_difference"], row["pearson_interval"])
-        rows.append([name, mse, _p(row["p_mse"]), pearson, _p(row["p_pearson"]), *printed])
+        if methods[compared].paper == paper.TABLE_3_AGAINST and name in methods:
+            printed = paper.TABLE_3.get(methods[name].paper or "", ())
+        mse = _difference(row.mse_difference, row.mse_interval)
+        pearson = _difference(row.pearson_difference, row.pearson_interval)
+        rows.append([name, mse, _p(row.p_mse), pearson, _p(row.p_pearson), *printed])
     note = (
         f"Differences: the other's less {compared}'s; their intervals are by bootstrap over the "
-        f"{found['categories']} categories ({found['draws']:,} draws). The F-test and Fisher's "
-        f"z-test, the paper's, take the {found['pairs']:,} pairs of categories as independent. "
+        f"{found.categories} categories ({found.draws:,} draws). The F-test and Fisher's "
+        f"z-test, the paper's, take the {found.pairs:,} pairs of categories as independent. "
         "They are not, each category being in many, nor are the methods, which share reviews and "
         "reference: trust the intervals."
     )
@@ -110,8 +189,8 @@ def table_3(found: dict[str, Any]) -> Table:
     return _table(title, header, rows, [note])
 
 
-def _measures(row: dict[str, Any], p: float | None = None) -> list[str]:
-    mse, pearson, ae = (f"{row[field]:.3f}" for field in Measures._fields)
+def _measures(row: Measured, p: float | None = None) -> list[str]:
+    mse, pearson, ae = (f"{value:.3f}" for value in (row.mse, row.pearson, row.ae))
     return [mse, pearson, _NONE if p is None else _p(p), ae]
 
 

@@ -1,8 +1,7 @@
 """Settings of `python -m sasnet_jax.train`."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from sasnet_jax import cli
 from sasnet_jax.cli import UserError, setting
@@ -159,19 +158,6 @@ class TrainConfig:
         return self.bias_term or self.review_features == "text+stars"
 
 
-def with_defaults(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings in a file, and for those that it is too old to know what they stood for."""
-    defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
-    return defaults | settings
-
-
 def is_over(config: TrainConfig, epoch: int, best_epoch: int) -> bool:
     """Whether `epoch` (from 1) is the last one, or patience is at its end."""
     return epoch >= config.epochs or epoch - best_epoch >= config.patience
-
-
-def what_decides(description: Mapping[str, Any], free: Sequence[str] = ("seed",)) -> dict[str, Any]:
-    """What of a config.json a run's results hang on, but for the `free` settings."""
-    settings = description["config"].items()
-    decisive = {key: value for key, value in settings if key not in (*RESUMABLE, *free)}
-    return {"config": decisive} | {k: description.get(k) for k in ("corpus_sha256", "stores")}

@@ -21,7 +21,6 @@ from sasnet_jax.cli import ProgressBar, UserError
 from sasnet_jax.corpus.corpus import CLASS_NAMES, labels_of
 from sasnet_jax.corpus.counts import bias_features
 from sasnet_jax.model import network, sampling, sets
-from sasnet_jax.model.config import what_decides
 from sasnet_jax.model.sasnet import Encoded, ReviewSet
 from sasnet_jax.model.sets import Members, Reviews
 from sasnet_jax.scores.predictions import LEAKY
@@ -243,12 +242,9 @@ def _refuse_unlike(runs: "Sequence[Run]") -> None:
     """Refuses runs that differ in what decides a result but for the seed, and one given twice."""
     if len({run.folder.resolve() for run in runs}) < len(runs):
         raise UserError("an ensemble: a run is given twice")
-    first, *others = [what_decides(run.description) for run in runs]
+    first, *others = [run.decisive() for run in runs]
     for run, other in zip(runs[1:], others, strict=True):
-        settings, wanted = other["config"], first["config"]
-        differing = [f"--{name}" for name in wanted if settings.get(name) != wanted[name]]
-        differing += [k for k in ("corpus_sha256", "stores") if other[k] != first[k]]
-        if differing:
+        if differing := [name for name in first if other[name] != first[name]]:
             raise UserError(
                 f"runs {runs[0]} and {run} differ in {', '.join(differing)}: an ensemble is of "
                 "runs that differ in their --seed only"

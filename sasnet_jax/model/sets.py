@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 from jaxtyping import Array, Bool, Float32, Int32, Key, UInt32
 
 from sasnet_jax.cli import UserError
@@ -111,7 +110,7 @@ class StoredReviews(Sequence[Reviews]):
         if context not in get_args(Context):
             raise UserError(f"context={context!r} is none of {', '.join(get_args(Context))}")
         name = {"user": "users", "business": "businesses"}[side]
-        self.table = pl.read_parquet(corpus.folder / f"{name}.parquet", glob=False)
+        self.table = corpus.table(name)
         self._stores, self._stars = stores, corpus.stars if with_stars else None
         self._grouped = read_grouped(corpus, side)
         self._visible = corpus.split == "train" if context == "train" else None

@@ -25,7 +25,7 @@ from sasnet_jax.model.config import TrainConfig
 from sasnet_jax.model.draws import Data, Draw, Epoch
 from sasnet_jax.model.sasnet import SASNet
 
-_PREDICT_BATCH = 512
+PREDICT_BATCH = 512
 _BATCHES_AHEAD = 2  # gathered on the host while the devices work
 Made = TypeVar("Made")
 Values = tuple[Float[Array, "2 b s _"], ...]  # one a store, of widths of their own
@@ -275,7 +275,7 @@ def predict(
 ) -> Float[np.ndarray, "n c"]:
     """Probabilities of `rows`, a batch at a time, with a progress bar where it takes long."""
     probabilities = []
-    size = -(-_PREDICT_BATCH // mesh.size) * mesh.size
+    size = -(-PREDICT_BATCH // mesh.size) * mesh.size
     with ProgressBar(
         total=rows.size, desc="predicting", unit="review", delay=5, leave=False
     ) as bar:

@@ -5,12 +5,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
 import polars as pl
 
 from sasnet_jax import __version__, cli, files
 from sasnet_jax.cli import UserError, setting
 from sasnet_jax.corpus import corpus
-from sasnet_jax.corpus.contexts import SIDES, write_grouped
+from sasnet_jax.corpus.contexts import SIDES, read_grouped, write_grouped
+from sasnet_jax.corpus.corpus import Choice, CorpusRecord, Step
 from sasnet_jax.corpus.splits import SPLITS, SplitScheme, split_reviews
 from sasnet_jax.prepare import filters
 from sasnet_jax.prepare.archives import require_regular_file
@@ -19,7 +21,7 @@ from sasnet_jax.prepare.filters import FilterMode
 from sasnet_jax.prepare.rejects import Rejects
 from sasnet_jax.prepare.reviews import ReviewDumps, read_businesses
 from sasnet_jax.synthetic import ceiling
-from sasnet_jax.synthetic.world import generate
+from sasnet_jax.synthetic.world import Truth, generate
 
 # Paper section 2.1, shown beside the counts of Yelp's dump.
 PAPER_COUNTS = {
@@ -129,22 +131,18 @@ def run(config: PrepareConfig) -> None:
     inputs += [("businesses", Path(config.businesses))] if config.businesses else []
     for _, path in inputs:
         require_regular_file(path)
-    versions = _versions(inputs)
-    if output.is_file() or (output.is_dir() and any(output.iterdir())):
-        _refuse_or_reuse(output, _settings(config, inputs, show_progress=True))
+    if files.claim(output, "corpus.json"):
+        _check(output, _settings(config, inputs, show_progress=True))
+        files.say_complete(output)
         return
+    versions = _versions(inputs)
     with ThreadPoolExecutor(1) as background:  # hashing is as long as reading
         settings = background.submit(_settings, config, inputs, show_progress=False)
-        try:
-            with files.new_folder(output) as folder:
-                _fill(folder, config, settings)
-                for path, version in _versions(inputs).items():
-                    if version != versions[path]:
-                        raise UserError(f"{path} changed while it was being read")
-        except pl.exceptions.ComputeError as error:  # so polars calls a full device
-            if "os error" not in str(error):
-                raise
-            raise UserError(f"--output={output} cannot be written: {error}") from None
+        with files.naming(output), files.new_folder(output) as folder:
+            _fill(folder, config, settings)
+            for path, version in _versions(inputs).items():
+                if version != versions[path]:
+                    raise UserError(f"{path} changed while it was being read")
     print(f"corpus written to {output}")
 
 
@@ -195,31 +193,32 @@ def _fill(folder: Path, config: PrepareConfig, settings: Future[dict[str, Any]])
     texts_sha256 = corpus.write_reviews(folder / "reviews.parquet", tables["reviews"], texts)
     for name in ("users", "businesses", "categories"):
         tables[name].write_parquet(folder / f"{name}.parquet")
-    description = {
-        "format_version": corpus.FORMAT_VERSION,
-        "program_version": __version__,
-        "settings": settings.result(),
-        "formats": dumps.formats,
-        "texts_sha256": texts_sha256,
-        "lines": scan.lines,
-        "rejected": rejects.by_reason,
-        "businesses_rejected": business_rejects.by_reason,
-        "steps": steps,
-        "choice": choice,
-        "split_reviews": {name: int((split == name).sum()) for name in SPLITS},
-        "split_boundaries": boundaries,
-        "reviews_per": {side: corpus.histogram(tables["reviews"][side]) for side in SIDES},
-    }
-    files.write_json(folder / "corpus.json", description)
-    made = corpus.read_corpus(folder)
+    made = corpus.read_columns(folder, config.split, texts_sha256)
     write_grouped(made)
+    record = CorpusRecord(
+        program_version=__version__,
+        settings=settings.result(),
+        formats=dumps.formats,
+        texts_sha256=texts_sha256,
+        columns_sha256=made.columns_sha256,
+        files_sha256=corpus.hash_files(folder),
+        lines=scan.lines,
+        rejected=rejects.by_reason,
+        businesses_rejected=business_rejects.by_reason,
+        steps=steps,
+        choice=choice,
+        split_reviews={name: int((split == name).sum()) for name in SPLITS},
+        split_boundaries=boundaries,
+        reviews_per={side: corpus.histogram(tables["reviews"][side]) for side in SIDES},
+    )
+    files.write_record(folder / "corpus.json", record)
     for name in SPLITS:
         print(f"{name:14}{made.rows(name).size:>12,} reviews")
     if config.synthetic:
-        truth = folder / "synthetic" / "truth.json"
-        known = files.read_json(truth, "python -m sasnet_jax.prepare")
-        known |= ceiling.measure(made, config.synthetic, config.seed)
-        files.write_json(truth, known)
+        path = folder / "synthetic" / "truth.json"
+        truth = files.read_record(path, Truth)
+        measured = ceiling.measure(made, config.synthetic, config.seed)
+        files.write_record(path, msgspec.structs.replace(truth, **measured))
 
 
 def _sources(folder: Path, config: PrepareConfig) -> tuple[list[Path], Path | None]:
@@ -235,7 +234,7 @@ def _sources(folder: Path, config: PrepareConfig) -> tuple[list[Path], Path | No
 
 def _filter(
     reviews: pl.DataFrame, config: PrepareConfig, of_yelp: bool
-) -> tuple[pl.DataFrame, list[dict[str, Any]]]:
+) -> tuple[pl.DataFrame, list[Step]]:
     """The reviews that pass the counts, one of each pair, and the counts after each step."""
     steps = [_count("read", reviews, of_yelp)]
     kept = filters.with_enough_reviews(
@@ -246,7 +245,7 @@ def _filter(
     steps.append(_count("deduplicated", kept, of_yelp))
     if kept.is_empty():
         raise UserError(
-            f"no review is left: of {steps[0]['reviews']} read, {steps[1]['reviews']} passed "
+            f"no review is left: of {steps[0].reviews} read, {steps[1].reviews} passed "
             f"--min_reviews_user={config.min_reviews_user} "
             f"--min_reviews_business={config.min_reviews_business}"
         )
@@ -266,9 +265,7 @@ def _columns(config: PrepareConfig) -> dict[str, str]:
     return {field: name for field, name in named.items() if name}
 
 
-def _choose(
-    kept: pl.DataFrame, config: PrepareConfig
-) -> tuple[pl.DataFrame, dict[str, Any] | None]:
+def _choose(kept: pl.DataFrame, config: PrepareConfig) -> tuple[pl.DataFrame, Choice | None]:
     """The reviews that the linear programme keeps, and its report; all of them where not asked."""
     if not config.choose_users:
         return kept, None
@@ -285,14 +282,15 @@ def _choose(
         exact_below=config.exact_below,
         seconds=config.choose_seconds,
     )
+    choice = msgspec.convert(report, Choice)
     print(
-        f"  {report['objective']:,} reviews, no choice has fewer than {report['lower_bound']:,} "
-        f"(gap {report['gap']:.2%}), {report['solver']}, {report['seconds']} s"
+        f"  {choice.objective:,} reviews, no choice has fewer than {choice.lower_bound:,} "
+        f"(gap {choice.gap:.2%}), {choice.solver}, {choice.seconds} s"
     )
-    return kept.filter(keep), report
+    return kept.filter(keep), choice
 
 
-def _count(step: str, reviews: pl.DataFrame, of_yelp: bool) -> dict[str, Any]:
+def _count(step: str, reviews: pl.DataFrame, of_yelp: bool) -> Step:
     """What is left after a step, printed and for corpus.json."""
     counts = {
         "reviews": reviews.height,
@@ -304,23 +302,22 @@ def _count(step: str, reviews: pl.DataFrame, of_yelp: bool) -> dict[str, Any]:
     if paper:
         line += "   paper: " + ", ".join(f"{count:,}" for count in paper.values())
     print(line)
-    return {"step": step, **counts} | ({"paper": paper} if of_yelp else {})
+    return Step(step=step, **counts, paper=paper)
 
 
-def _refuse_or_reuse(output: Path, settings: dict[str, Any]) -> None:
-    """Says that the corpus is there already, or refuses to touch another one."""
-    if not (output / "corpus.json").exists():
-        raise UserError(f"--output={output} holds other files: choose a new folder")
-    made = files.read_json(output / "corpus.json", "python -m sasnet_jax.prepare")
-    if made.get("settings") == settings:
-        print(f"corpus {output} is already complete: nothing to do")
-        return
-    before = made.get("settings", {})
-    changed = [name for name in settings if before.get(name) != settings[name]]
-    raise UserError(
-        f"{output} holds a corpus made with other {', '.join(changed)}: "
-        "choose another --output, or remove it"
-    )
+def _check(output: Path, settings: dict[str, Any]) -> None:
+    """Checks the corpus that is there already.
+
+    Raises:
+      UserError: it was made with other settings, or was damaged since.
+    """
+    record = files.read_record(output / "corpus.json", CorpusRecord)
+    files.refuse_other_settings(output, record.settings, settings)
+    made = corpus.read_corpus(output)
+    for side in SIDES:
+        read_grouped(made, side)
+    for name, sha256 in record.files_sha256.items():
+        files.require_file(output / name, made.remedy, sha256)
 
 
 def _print_rejects(lines: int, by_reason: dict[str, int]) -> None:

@@ -51,7 +51,7 @@ def splits(corpus: Corpus) -> list[dict[str, Any]]:
 def pictures(sources: Sources, texts: pl.Series) -> list[Bars]:
     """Bars of stars, reviews per user and per business, text lengths, and years."""
     corpus = sources.corpus
-    reviews_per = sources.description.get("reviews_per", {})
+    reviews_per = sources.record.reviews_per
     found = [_stars(corpus)]
     for side, name in _SIDES.items():
         title = f"{name.capitalize()} by their number of reviews"

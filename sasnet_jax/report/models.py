@@ -5,18 +5,21 @@ models that differ in nothing but their seed.
 """
 
 import dataclasses
-from collections.abc import Sequence
-from pathlib import Path
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from sasnet_jax.baselines.registry import Baseline
+from sasnet_jax.baselines.registry import Description
+from sasnet_jax.baselines.results import Baselines, read_predictions
+from sasnet_jax.corpus.corpus import Corpus
 from sasnet_jax.evaluate import comparison
 from sasnet_jax.model.run import Run
 from sasnet_jax.report.sources import Output, Sources
 from sasnet_jax.scores import paper
-from sasnet_jax.scores.predictions import LEAKY
+from sasnet_jax.scores.metrics import Scores
+from sasnet_jax.scores.predictions import LEAKY, Evaluated, Predictions, Truncated
 
 EXCLUDED = "target excluded"
 # Of the metrics of a split, those that the table of models shows, and what it calls them.
@@ -39,10 +42,11 @@ class Model:
     inputs: str
     target_review: str
     scope: str  # what else the protocol changes, in words; empty for the whole corpus
-    found: dict[str, Any]  # of evaluation.json, or of one model of baselines.json
-    predictions: Path
+    scores: Evaluated
+    predictions: Callable[[], Predictions]
     paper: tuple[float, float] | None  # F1 and accuracy that the paper printed of it
-    baseline: Baseline | None = None  # what it is; None of a run
+    baseline: Description | None = None  # what it is; None of a run
+    truncated: dict[str, Truncated] = dataclasses.field(default_factory=dict)
 
     @property
     def is_run(self) -> bool:
@@ -50,14 +54,14 @@ class Model:
         return self.baseline is None
 
     @property
-    def test(self) -> dict[str, Any]:
+    def test(self) -> Scores:
         """The metrics of the test split."""
-        return self.found["test"]
+        return self.scores.test
 
     @property
     def accuracy(self) -> float:
         """Of the test split."""
-        return self.test["accuracy"] or 0.0
+        return self.test.accuracy or 0.0
 
     @property
     def is_ceiling(self) -> bool:
@@ -101,7 +105,7 @@ class Group:
 
     def value(self, metric: str) -> str:
         """A number of the test split: its mean, and its standard deviation over seeds."""
-        return spread([model.test.get(metric) for model in self.models])
+        return spread([getattr(model.test, metric) for model in self.models])
 
 
 def groups_of(sources: Sources) -> list[Group]:
@@ -110,13 +114,13 @@ def groups_of(sources: Sources) -> list[Group]:
     Honest ones first, those of the whole corpus before those of a subset, then by accuracy.
     """
     runs = {str(run.folder): run for run in sources.runs if run.evaluation}
-    descriptions = {name: run.description for name, run in runs.items()}
     found = [
-        Group(group.name, tuple(_of_run(runs[name]) for name in group.runs))
-        for group in comparison.groups_of(descriptions)
+        Group(group.name, tuple(_of_run(runs[name], sources.corpus) for name in group.runs))
+        for group in comparison.groups_of({name: run.decisive() for name, run in runs.items()})
     ]
     for baselines in sources.baselines:
-        found += [Group(model.label, (model,)) for model in _of_baselines(baselines)]
+        models = _of_baselines(baselines, sources.corpus)
+        found += [Group(model.label, (model,)) for model in models]
     return sorted(
         found, key=lambda g: (g.first.leaky, g.first.is_ceiling, g.first.scope, -g.accuracy)
     )
@@ -147,7 +151,7 @@ def _reads_target(group: Group) -> bool:
     return group.first.leaky or group.first.is_ceiling
 
 
-def _of_run(run: Run) -> Model:
+def _of_run(run: Run, corpus: Corpus) -> Model:
     assert run.evaluation is not None
     config = run.config
     scope = "five classes" if config.classes == 5 else ""
@@ -157,40 +161,36 @@ def _of_run(run: Run) -> Model:
         inputs="text+stars" if config.sees_stars else "text",
         target_review=config.target_review,
         scope=scope,
-        found=run.evaluation,
-        predictions=run.folder / "predictions.parquet",
+        scores=run.evaluation,
+        predictions=functools.partial(run.predictions, corpus, run.evaluation),
         paper=None if config.sees_stars or scope else paper.TABLE_2["SASNet"],
+        truncated=run.evaluation.truncated_histories or {},
     )
 
 
-def _of_baselines(baselines: Output) -> list[Model]:
-    found, stores = baselines.found, baselines.found.get("stores", {})
-    parts = []
-    if subset := found.get("subset"):
-        parts.append(f"{subset:,} reviews, averages over the {found.get('averages_over')}")
-    if found.get("classes", 3) == 5:
+def _of_baselines(baselines: Output[Baselines], corpus: Corpus) -> list[Model]:
+    made, parts = baselines.record, []
+    if made.subset:
+        parts.append(f"{made.subset:,} reviews, averages over the {made.averages_over}")
+    if made.classes == 5:
         parts.append("five classes")
-    scope = ", ".join(parts)
-    models = []
-    for name, one in baselines.baselines.items():
-        store = stores.get(one.store)
-        models.append(
-            Model(
-                name=name,
-                label=one.label,
-                inputs=_INPUTS.get(one.sees, one.sees),
-                target_review=found["target_review"],
-                scope=scope,
-                found=found["models"][name],
-                predictions=baselines.folder / "predictions" / f"{name}.parquet",
-                paper=_papers(one, store),
-                baseline=one,
-            )
+    return [
+        Model(
+            name=name,
+            label=one.label,
+            inputs=_INPUTS.get(one.sees, one.sees),
+            target_review=made.target_review,
+            scope=", ".join(parts),
+            scores=one,
+            predictions=functools.partial(read_predictions, baselines.folder, made, name, corpus),
+            paper=_papers(one, made.stores.get(one.store or "")),
+            baseline=one,
         )
-    return models
+        for name, one in made.models.items()
+    ]
 
 
-def _papers(baseline: Baseline, store: dict[str, Any] | None) -> tuple[float, float] | None:
+def _papers(baseline: Description, store: dict[str, Any] | None) -> tuple[float, float] | None:
     """What the paper printed of such a baseline.
 
     Args:

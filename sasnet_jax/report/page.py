@@ -60,9 +60,9 @@ def _contents(sources: Sources, sample: int, seed: int, show_texts: bool) -> dic
         "classes": CLASSES,
         "leaky": LEAKY,
         "headlines": _headlines(sources, groups),
-        "steps": sources.description.get("steps", []),
-        "choice": sources.description.get("choice"),
-        "rejected": sources.description.get("rejected", {}),
+        "steps": sources.record.steps,
+        "choice": sources.record.choice,
+        "rejected": sources.record.rejected,
         "split_scheme": corpus.split_scheme,
         "splits": corpus_facts.splits(corpus),
         "pictures": corpus_facts.pictures(sources, texts),
@@ -77,15 +77,15 @@ def _contents(sources: Sources, sample: int, seed: int, show_texts: bool) -> dic
         "reliability": results.reliability(shown, corpus),
         "histories": results.histories(groups),
         "cut_histories": results.cut_histories(groups),
-        "comparisons": [results.comparison(one) for one in sources.comparisons],
-        "leakage": results.leakage(sources.leakage),
-        "leak_sentences": [one.found["sentence"] for one in sources.leakage],
+        "comparisons": [results.comparison(one.record) for one in sources.comparisons],
+        "leakage": results.leakage([one.record for one in sources.leakage]),
+        "leak_sentences": [one.record.sentence for one in sources.leakage],
         "map": embedding_map.map_of(
             corpus, sources.stores, sample, seed, texts if show_texts else None
         ),
         "map_size": (embedding_map.WIDTH, embedding_map.HEIGHT),
         "qualities": [
-            (quality_tables.table_1(one.found), quality_tables.table_3(one.found))
+            (quality_tables.table_1(one.record), quality_tables.table_3(one.record))
             for one in sources.quality
         ],
         "facts": provenance.facts(sources),

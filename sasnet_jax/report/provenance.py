@@ -15,6 +15,7 @@ from sasnet_jax.model.run import Run
 from sasnet_jax.report.sources import Sources
 
 _PACKAGES = ("jax", "flax", "numpy", "scikit-learn", "polars")
+_NO_FACTS = ("models", "stores", "format_version", "sha256")
 _PATHS = ("corpus", "store", "output", "coordinator")  # of the machine, not of the result
 
 
@@ -35,18 +36,19 @@ def facts(sources: Sources) -> list[Facts]:
     found += [_of_store(store) for store in sources.stores]
     found += [_of_run(run) for run in sources.runs]
     for baselines in sources.baselines:
-        kept = {k: v for k, v in baselines.found.items() if k not in ("models", "stores")}
+        every = msgspec.structs.asdict(baselines.record)
+        kept = {k: v for k, v in every.items() if k not in _NO_FACTS}
         found.append(_facts(f"baselines {baselines.name}", kept))
     for quality in sources.quality:
         names = ("corpus_sha256", "categories_sha256", "min_reviews", "draws", "seed")
-        kept = {name: quality.found.get(name) for name in names}
+        kept = {name: getattr(quality.record, name) for name in names}
         found.append(_facts(f"embedding quality {quality.name}", kept))
     return found
 
 
 def _of_corpus(sources: Sources) -> Facts:
-    description = sources.description
-    settings = dict(description["settings"])
+    record = sources.record
+    settings = dict(record.settings)
     inputs = settings.pop("inputs", None) or []
     read = {
         f"{one['role']} {one['name']}": f"{one['bytes']:,} bytes, sha256 {one['sha256']}"
@@ -57,12 +59,12 @@ def _of_corpus(sources: Sources) -> Facts:
         read
         | {k: v for k, v in settings.items() if v not in ("", 0)}
         | {
-            "split boundaries": description.get("split_boundaries"),
-            "lines read": f"{description.get('lines', 0):,}",
-            "rejected": description.get("rejected"),
+            "split boundaries": record.split_boundaries,
+            "lines read": f"{record.lines:,}",
+            "rejected": record.rejected,
             "texts_sha256": sources.corpus.texts_sha256,
             "corpus_sha256": sources.corpus.sha256,
-            "program version": description.get("program_version"),
+            "program version": record.program_version,
         },
     )
 
@@ -83,7 +85,7 @@ def _of_run(run: Run) -> Facts:
     }
     bound = {"stores": ", ".join(Path(name).name for name in run.config.store)}
     bound |= {"corpus_sha256": run.corpus_sha256}
-    bound |= {"program version": run.description.get("program_version", "")}
+    bound |= {"program version": run.record.program_version}
     return _facts(f"run {run.name}", {"state": run.state} | flags | bound)
 
 

@@ -1,20 +1,20 @@
 """Pictures of runs and baselines: curves, confusion, calibration, history, leakage."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from sasnet_jax.corpus.corpus import CLASS_NAMES, Corpus
 from sasnet_jax.embedding_quality.quality_tables import Table
+from sasnet_jax.evaluate.comparison import ComparedBaseline, Comparison, outside_groups
+from sasnet_jax.leakage.command import Leakage
 from sasnet_jax.model.run import Run
 from sasnet_jax.report import charts, models
 from sasnet_jax.report.charts import PALETTE, Bar, Bars, Chart, Series
 from sasnet_jax.report.models import Group, Model
-from sasnet_jax.report.sources import Output
-from sasnet_jax.scores import metrics, paired, predictions
+from sasnet_jax.scores import metrics, paired
 from sasnet_jax.scores.predictions import LEAKY
 
 _MOST_RUNS = 4  # groups of runs in a picture; the tables hold all
@@ -58,13 +58,14 @@ def shown(groups: Sequence[Group]) -> list[Group]:
 
 def curves(run: Run) -> Curves:
     """Loss and accuracy by epoch."""
-    epochs = [line["epoch"] for line in run.curve]
-    best = run.curve[-1]["best_epoch"] if run.curve else None
+    epochs = [epoch.epoch for epoch in run.curve]
+    best = run.best.epoch if run.best else None
 
     def drawn(title: str, y_label: str, names: dict[str, str]) -> Chart:
+        values = {said: [getattr(epoch, key) for epoch in run.curve] for key, said in names.items()}
         lines = [
-            Series(said, [*zip(epochs, (line[key] for line in run.curve), strict=True)], colour)
-            for (key, said), colour in zip(names.items(), PALETTE, strict=False)
+            Series(said, [*zip(epochs, one, strict=True)], colour)
+            for (said, one), colour in zip(values.items(), PALETTE, strict=False)
         ]
         return charts.chart(title, lines, "epoch", y_label, mark=best)
 
@@ -82,7 +83,7 @@ def curves(run: Run) -> Curves:
 
 def confusion(group: Group) -> Confusion:
     """The matrix of a model, rows the true classes."""
-    matrix = np.sum([model.test["confusion"] for model in group.models], axis=0)
+    matrix = np.sum([model.test.confusion for model in group.models], axis=0)
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     return Confusion(
         group.name,
@@ -96,12 +97,10 @@ def confusion(group: Group) -> Confusion:
 
 
 def reliability(groups: Sequence[Group], corpus: Corpus) -> Chart | None:
-    """How often a model is right, by how sure it is; None without predictions."""
+    """How often a model is right, by how sure it is; None without models."""
     lines = []
     for group, colour in zip(groups, PALETTE, strict=False):
-        bins = sum(_bins(model, corpus) for model in group.models if model.predictions.is_file())
-        if isinstance(bins, int):
-            continue
+        bins = np.sum([_bins(model, corpus) for model in group.models], axis=0)
         bins = bins[bins[:, 0] >= _FEWEST_IN_BIN]
         points = [(confidence / n, right / n) for n, confidence, right in bins.tolist()]
         notes = [
@@ -127,7 +126,7 @@ def reliability(groups: Sequence[Group], corpus: Corpus) -> Chart | None:
 
 
 def _bins(model: Model, corpus: Corpus) -> np.ndarray:
-    rows, probability = predictions.read(model.predictions, corpus)
+    rows, probability = model.predictions()
     test = corpus.split[rows] == "test"
     label = corpus.labels(probability.shape[1])[rows[test]]
     return metrics.reliability(label, probability[test])
@@ -135,10 +134,10 @@ def _bins(model: Model, corpus: Corpus) -> np.ndarray:
 
 def histories(groups: Sequence[Group]) -> Chart | None:
     """Accuracy by the length of the user's history; None where no model recorded it."""
-    known = [group for group in groups if all(m.test.get("by_history") for m in group.models)]
+    known = [group for group in groups if all(m.test.by_history for m in group.models)]
     if not known:
         return None
-    slices = known[0].first.test["by_history"]
+    slices = known[0].first.test.by_history
     lines = [
         Series(
             _legend(group),
@@ -156,26 +155,27 @@ def histories(groups: Sequence[Group]) -> Chart | None:
         "accuracy",
         x_names=list(slices),
         note="test split; 0 is a cold start. Reviews: "
-        + ", ".join(f"{one['reviews']:,} with {name}" for name, one in slices.items()),
+        + ", ".join(f"{one.reviews:,} with {name}" for name, one in slices.items()),
     )
 
 
-def _mean_by_history(group: Group, slices: dict[str, Any]) -> list[float]:
+def _mean_by_history(group: Group, slices: Iterable[str]) -> list[float]:
     """The mean over seeds; NaN of a slice without reviews."""
-    table = [[m.test["by_history"][name]["accuracy"] for name in slices] for m in group.models]
+    table = [[m.test.by_history[name].accuracy for name in slices] for m in group.models]
     return np.array(table, dtype=np.float64).mean(axis=0).tolist()
 
 
 def cut_histories(groups: Sequence[Group]) -> Chart | None:
     """Accuracy where only the first reviews of each user are seen; None if not measured."""
-    known = [g for g in groups if all(m.found.get("truncated_histories") for m in g.models)]
+    known = [group for group in groups if all(model.truncated for model in group.models)]
     if not known:
         return None
-    names = list(known[0].first.found["truncated_histories"])
+    names = list(known[0].first.truncated)
     lines = []
     for group, colour in zip(known, PALETTE, strict=False):
-        cut = [model.found["truncated_histories"] for model in group.models]
-        table = [[one[name]["every_user"]["accuracy"] for name in names] for one in cut]
+        table = [
+            [model.truncated[name].every_user.accuracy for name in names] for model in group.models
+        ]
         means = np.array(table, dtype=np.float64).mean(axis=0).tolist()
         lines.append(Series(_legend(group), [*enumerate(means)], colour, dots=True))
     return charts.chart(
@@ -188,52 +188,47 @@ def cut_histories(groups: Sequence[Group]) -> Chart | None:
     )
 
 
-def comparison(compared: Output) -> Table:
+def comparison(found: Comparison) -> Table:
     """Paired differences to each baseline; of several seeds only their mean and ensemble."""
-    found = compared.found
-    seeds = [one["runs"] for one in found["groups"].values() if len(one["runs"]) > 1]
-    inside = {run for runs in seeds for run in runs}
     rows = []
-    for one in found["comparisons"]:
-        if one["model"] not in inside:
-            low, high = one["interval"]
-            baseline = compared.baselines[one["baseline"]]
-            rows.append(
-                [
-                    f"{Path(one['model']).name} against {baseline.label}",
-                    f"{one['difference']:+.3f}",
-                    f"[{low:+.3f}, {high:+.3f}]",
-                    "–" if one.get("holm_p") is None else f"{one['holm_p']:.2g}",
-                    "yes" if one["at_least_level"] else "no",
-                ]
-            )
-    protocol = LEAKY if found["target_review"] == "include" else models.EXCLUDED
+    for one in outside_groups(found):
+        low, high = one.interval
+        baseline = found.models[one.baseline]
+        label = baseline.label if isinstance(baseline, ComparedBaseline) else one.baseline
+        rows.append(
+            [
+                f"{Path(one.model).name} against {label}",
+                f"{one.difference:+.3f}",
+                f"[{low:+.3f}, {high:+.3f}]",
+                "–" if one.holm_p is None else f"{one.holm_p:.2g}",
+                "yes" if one.at_least_level else "no",
+            ]
+        )
+    protocol = LEAKY if found.target_review == "include" else models.EXCLUDED
     return Table(
         f"Difference in test accuracy, {protocol}",
         ["model against baseline", "difference", "95 % interval", "p", "at least level"],
         rows,
         [
-            f"{found['test_reviews']:,} reviews of {found['test_users']:,} users. The intervals "
+            f"{found.test_reviews:,} reviews of {found.test_users:,} users. The intervals "
             "are by bootstrap over users; p is McNemar's, Holm-corrected over the baselines. At "
             f"least level: the interval lies above -{paired.MARGIN}."
         ],
     )
 
 
-def leakage(measured: Sequence[Output]) -> list[Bars]:
+def leakage(measured: Sequence[Leakage]) -> list[Bars]:
     """Models that were tried with and without the target, a picture for each reading."""
     pictures: dict[str, list[Bar]] = {}
-    for output in measured:
-        for row in output.found["accuracy"]:
-            one = output.baselines[row["model"]] if "sees" in row else None  # None: a run
-            if row["leak"] is not None and (one is None or one.reads_context):
-                name = one.label if one else row["model"]
-                exclude, include = row["exclude"], row["include"]
-                leak = f"{include:.3f} ({include - exclude:+.3f})"
-                pictures.setdefault(output.found["readings"][row["reading"]], []).extend(
+    for found in measured:
+        for row in found.accuracy:
+            if row.exclude is not None and row.include is not None and row.reads_context:
+                leak = f"{row.include:.3f} ({row.include - row.exclude:+.3f})"
+                name = f"{row.label or row.model}, {models.EXCLUDED}"
+                pictures.setdefault(found.readings[row.reading], []).extend(
                     [
-                        Bar(f"{name}, {models.EXCLUDED}", exclude, f"{exclude:.3f}"),
-                        Bar(LEAKY, include, leak, "leaky", leaky=True),
+                        Bar(name, row.exclude, f"{row.exclude:.3f}"),
+                        Bar(LEAKY, row.include, leak, "leaky", leaky=True),
                     ]
                 )
     return [

@@ -90,23 +90,20 @@ def look(name: str, path: Path) -> Listed:
         return Listed(name=name, problem=str(error))
     except OSError as error:
         return Listed(name=name, problem=f"cannot be read: {error.strerror}")
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        return Listed(name=name, problem=f"damaged, or not a run ({error!r})")
 
 
 def _columns(one: Run) -> dict[str, Any]:
     config = one.config
-    best = one.best or dict.fromkeys(("epoch", "validation_log_loss", "validation_accuracy"))
-    tested = one.evaluation["test"] if one.evaluation else {}
+    best, evaluation = one.best, one.evaluation
     return {
         "state": one.state,
         "inputs": "text+stars" if config.sees_stars else "text",
         "protocol": predictions.LEAKY if config.target_review == "include" else "target excluded",
-        "best_epoch": best["epoch"],
-        "val_log_loss": best["validation_log_loss"],
-        "val_accuracy": best["validation_accuracy"],
-        "test_accuracy": tested.get("accuracy"),
-        "test_macro_f1": tested.get("macro_f1"),
+        "best_epoch": best and best.epoch,
+        "val_log_loss": best and best.validation_log_loss,
+        "val_accuracy": best and best.validation_accuracy,
+        "test_accuracy": evaluation and evaluation.test.accuracy,
+        "test_macro_f1": evaluation and evaluation.test.macro_f1,
         "seed": config.seed,
         "corpus": one.corpus_sha256[:_SHORT_HASH],
     }
@@ -114,11 +111,11 @@ def _columns(one: Run) -> dict[str, Any]:
 
 def _settings(one: Run) -> dict[str, Any]:
     """The settings by flag; corpus and stores by what they are, not by where they lie."""
-    settings = dict(one.description["config"])
+    settings = dataclasses.asdict(one.config)
     del settings["output"]
     stores = [
         f"{Path(name).name}:{_hash(identity)}"
-        for name, identity in zip(settings["store"], one.description["stores"], strict=True)
+        for name, identity in zip(one.config.store, one.record.stores, strict=True)
     ]
     corpus = one.corpus_sha256[:_SHORT_HASH]
     return settings | {"corpus": corpus, "store": "+".join(stores)}

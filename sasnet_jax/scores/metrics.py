@@ -1,21 +1,58 @@
 """Classification metrics of predicted probabilities (docs/design.md 5).
 
-In: labels [n] and probabilities [n, c], of 3 or 5 classes. Out: dictionaries of plain numbers, for
-JSON. A metric that has no value, because a class is absent or there is no review, is None and its
-reason stands under "undefined": never NaN, and never a 0 that was not measured.
+In: labels [n] and probabilities [n, c], of 3 or 5 classes. Out: structures of plain numbers, which
+are JSON. A metric that has no value, because a class is absent or there is no review, is None and
+its reason stands under "undefined": never NaN, and never a 0 that was not measured.
 """
 
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
+import msgspec
 import numpy as np
 from jaxtyping import Float, Int, Int8
 
-from sasnet_jax.corpus.corpus import CLASS_NAMES
+from sasnet_jax.corpus.corpus import CLASS_NAMES, Count
 
 # Groups of targets by the user's number of other reviews: name -> the smallest number.
 HISTORIES = {"0": 0, "1": 1, "2-4": 2, "5-9": 5, "10+": 10}
 BINS = 15  # of equal width over [0, 1], for the calibration error
-_OF_A_SLICE = ("accuracy", "macro_f1", "log_loss")
+Share: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Loss: TypeAlias = Annotated[float, msgspec.Meta(ge=0)]
+
+
+class ClassScores(msgspec.Struct, kw_only=True, frozen=True):
+    """How well one class is predicted."""
+
+    support: Count  # reviews
+    precision: Share | None
+    recall: Share | None
+    f1: Share | None
+    undefined: dict[str, str]  # metric -> why it has no value
+
+
+class BriefScores(msgspec.Struct, kw_only=True, frozen=True):
+    """The main metrics of some reviews."""
+
+    reviews: Count
+    accuracy: Share | None
+    macro_f1: Share | None
+    log_loss: Loss | None  # nats
+    undefined: dict[str, str]
+
+
+class Scores(BriefScores, kw_only=True, frozen=True):
+    """Every metric of some reviews."""
+
+    weighted_f1: Share | None
+    micro_f1: Share | None
+    balanced_accuracy: Share | None
+    quadratic_kappa: float | None
+    calibration_error: Share | None
+    expected_stars: float | None | msgspec.UnsetType = msgspec.UNSET  # of five classes only
+    stars_rmse: float | None | msgspec.UnsetType = msgspec.UNSET
+    per_class: dict[str, ClassScores]
+    confusion: list[list[Count]]  # rows are the true classes
+    by_history: dict[str, BriefScores] = {}  # by the user's number of other reviews
 
 
 def log_loss(label: Int8[np.ndarray, "n"], probability: Float[np.ndarray, "n c"]) -> float:
@@ -24,10 +61,8 @@ def log_loss(label: Int8[np.ndarray, "n"], probability: Float[np.ndarray, "n c"]
     return _mean(-np.log(np.maximum(chosen, np.finfo(np.float64).tiny)))
 
 
-def summarize(
-    label: Int8[np.ndarray, "n"], probability: Float[np.ndarray, "n c"]
-) -> dict[str, Any]:
-    """Every metric of some reviews, for evaluation.json and baselines.json.
+def summarize(label: Int8[np.ndarray, "n"], probability: Float[np.ndarray, "n c"]) -> Scores:
+    """Every metric of some reviews, but for those by history.
 
     Macro F1 and balanced accuracy average over all classes, so they need a review of each. Of 5
     classes the expected stars too, and their error against the stars rounded up.
@@ -38,11 +73,11 @@ def summarize(
     confusion = pairs.reshape(classes, classes)
     per_class = _per_class(confusion)
     support, f1, recall = (
-        np.array([one[name] or 0.0 for one in per_class.values()])
+        np.array([getattr(one, name) or 0.0 for one in per_class.values()])
         for name in ("support", "f1", "recall")
     )
     absent = " and ".join(
-        f"no review is {name}" for name, one in per_class.items() if not one["support"]
+        f"no review is {name}" for name, one in per_class.items() if not one.support
     )
     kappa, no_kappa = _quadratic_kappa(confusion)
     values: dict[str, tuple[float, str]] = {
@@ -61,19 +96,21 @@ def summarize(
         values["stars_rmse"] = (np.sqrt(_mean((expected - label - 1) ** 2)), "")
     if not label.size:
         values = {name: (0.0, "there is no review") for name in values}
-    return {
-        "reviews": int(label.size),
-        **_defined(values),
-        "per_class": per_class,
-        "confusion": confusion.tolist(),
-    }
+    known: dict[str, Any] = _defined(values)
+    return Scores(
+        reviews=int(label.size),
+        **known,
+        undefined=_undefined(values),
+        per_class=per_class,
+        confusion=confusion.tolist(),
+    )
 
 
 def by_history(
     label: Int8[np.ndarray, "n"],
     probability: Float[np.ndarray, "n c"],
     history: Int[np.ndarray, "n"],
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, BriefScores]:
     """The main metrics by how many other reviews the user has (`history`), cold start first."""
     group = np.searchsorted(list(HISTORIES.values()), history, side="right") - 1
     return {
@@ -81,12 +118,16 @@ def by_history(
     }
 
 
-def brief(label: Int8[np.ndarray, "n"], probability: Float[np.ndarray, "n c"]) -> dict[str, Any]:
+def brief(label: Int8[np.ndarray, "n"], probability: Float[np.ndarray, "n c"]) -> BriefScores:
     """The main metrics of a slice."""
-    found = summarize(label, probability)
-    reasons = {k: v for k, v in found["undefined"].items() if k in _OF_A_SLICE}
-    main = {name: found[name] for name in ("reviews", *_OF_A_SLICE)}
-    return main | {"undefined": reasons}
+    every = summarize(label, probability)
+    return BriefScores(
+        reviews=every.reviews,
+        accuracy=every.accuracy,
+        macro_f1=every.macro_f1,
+        log_loss=every.log_loss,
+        undefined={k: why for k, why in every.undefined.items() if hasattr(BriefScores, k)},
+    )
 
 
 def reliability(
@@ -115,7 +156,7 @@ def calibration_error(label: Int8[np.ndarray, "n"], probability: Float[np.ndarra
     return float(np.abs(confidence - right).sum() / max(label.size, 1))
 
 
-def _per_class(confusion: Int[np.ndarray, "c c"]) -> dict[str, dict[str, Any]]:
+def _per_class(confusion: Int[np.ndarray, "c c"]) -> dict[str, ClassScores]:
     """Precision, recall, F1 and number of reviews of each class."""
     found = {}
     for i, name in enumerate(CLASS_NAMES[len(confusion)]):
@@ -127,7 +168,9 @@ def _per_class(confusion: Int[np.ndarray, "c c"]) -> dict[str, dict[str, Any]]:
             "recall": (right / max(support, 1), none),
             "f1": (2 * right / max(support + chosen, 1), none and never and f"{none}, and {never}"),
         }
-        found[name] = {"support": int(support), **_defined(values)}
+        found[name] = ClassScores(
+            support=int(support), **_defined(values), undefined=_undefined(values)
+        )
     return found
 
 
@@ -145,10 +188,14 @@ def _quadratic_kappa(confusion: Int[np.ndarray, "c c"]) -> tuple[float, str]:
     return 1 - (distance * confusion).sum() / disagreement, ""
 
 
-def _defined(values: dict[str, tuple[float, str]]) -> dict[str, Any]:
-    """Each value, or None where there is a reason against it; and the reasons."""
-    found: dict[str, Any] = {k: None if reason else float(v) for k, (v, reason) in values.items()}
-    return found | {"undefined": {k: reason for k, (_, reason) in values.items() if reason}}
+def _defined(values: dict[str, tuple[float, str]]) -> dict[str, float | None]:
+    """Each value, or None where there is a reason against it."""
+    return {name: None if reason else float(value) for name, (value, reason) in values.items()}
+
+
+def _undefined(values: dict[str, tuple[float, str]]) -> dict[str, str]:
+    """The reasons."""
+    return {name: reason for name, (_, reason) in values.items() if reason}
 
 
 def _mean(values: np.ndarray) -> float:

@@ -184,7 +184,7 @@ def _train(folder: Path, base: TrainConfig, trial: optuna.Trial) -> float | None
     def watch(*_: Any) -> bool:
         nonlocal reported
         for record in Run(folder).curve[reported:]:  # a resumed run's epochs of before, too
-            trial.report(record["validation_log_loss"], record["epoch"])
+            trial.report(record.validation_log_loss, record.epoch)
             reported += 1
         return bool(trial.should_prune())  # NumPy's
 
@@ -198,18 +198,18 @@ def _train(folder: Path, base: TrainConfig, trial: optuna.Trial) -> float | None
     trained = Run(folder)
     best = trained.best
     assert best is not None  # an epoch is over
-    if not math.isfinite(best["validation_log_loss"]):
+    if not math.isfinite(best.validation_log_loss):
         raise loop.NotTrainable("the validation log-loss is not finite")
     for name in _OUTCOME:
-        trial.set_user_attr(name, best[name])
+        trial.set_user_attr(name, getattr(best, name))
     trial.set_user_attr("epochs", trained.epochs)
-    return best["validation_log_loss"] if trained.finished else None
+    return best.validation_log_loss if trained.finished else None
 
 
 def _is_saved(folder: Path) -> bool:
     """Whether the last epoch of a run is in a checkpoint, so that it may have been the end."""
     last = Run(folder).curve[-1:] if (folder / "config.json").exists() else []
-    return any((folder / f"checkpoints/{one['step'] + one['epoch']}").exists() for one in last)
+    return any((folder / f"checkpoints/{one.step + one.epoch}").exists() for one in last)
 
 
 def _name(trial: FrozenTrial) -> str:

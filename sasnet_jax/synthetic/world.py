@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 from scipy.stats import norm
 
 from sasnet_jax.cli import ProgressBar
-from sasnet_jax.files import write_json
+from sasnet_jax.files import Record, write_record
 from sasnet_jax.synthetic.text import ASPECTS, CUISINES, ReviewWriter
 
 _BUSINESSES_PER_CITY = 400
@@ -61,6 +61,20 @@ YELP = Shape(  # the whole dump: 1.9 M users and 150 k businesses of 6.2 M revie
     business_spread=1.3,
     small_talk=8.0,
 )
+
+
+class Truth(Record, kw_only=True, frozen=True):
+    """truth.json: what a model can reach at best. Accuracies are of the test reviews measured."""
+
+    made_by = "python -m sasnet_jax.prepare"
+    version = 0
+    reviews: int
+    seed: int
+    best_accuracy_knowing_the_latents: float  # of one who does not know the noise of the visit
+    best_accuracy_knowing_the_other_reviews: float | None = None  # expected, by `ceiling`
+    accuracy_of_that_predictor: float | None = None
+    log_loss_of_that_predictor: float | None = None  # nats
+    measured_on_test_reviews: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -105,10 +119,9 @@ def generate(reviews: int, seed: int, folder: Path, shape: Shape = Shape()) -> N
             file.write(encode(lines))
             expected += best
             bar.update(len(lines))
-    write_json(
-        folder / "truth.json",
-        {"reviews": reviews, "seed": seed, "best_accuracy_knowing_the_latents": expected / reviews},
-    )
+    best = expected / reviews
+    truth = Truth(reviews=reviews, seed=seed, best_accuracy_knowing_the_latents=best)
+    write_record(folder / "truth.json", truth)
 
 
 def make_world(reviews: int, seed: int, shape: Shape = Shape()) -> World:

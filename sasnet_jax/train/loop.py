@@ -7,30 +7,32 @@ that was stopped, or killed, and started again ends bit for bit where it would h
 import contextlib
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import jax
+import msgspec
 import numpy as np
 from jax.sharding import Mesh
 
+from sasnet_jax import files
 from sasnet_jax.cli import Preempted, ProgressBar, UserError
 from sasnet_jax.corpus.corpus import Corpus
 from sasnet_jax.corpus.store import Store
-from sasnet_jax.files import sole_writer
-from sasnet_jax.model import devices, draws, inputs, step
-from sasnet_jax.model.checkpoint import Checkpoints, Progress
+from sasnet_jax.model import devices, draws, inputs, records, step
+from sasnet_jax.model.checkpoint import Checkpoints
 from sasnet_jax.model.config import TrainConfig, is_over
 from sasnet_jax.model.draws import Data
-from sasnet_jax.model.run import Run, has_checkpoint
+from sasnet_jax.model.records import Epoch, Progress, RunRecord
+from sasnet_jax.model.run import Run
 from sasnet_jax.scores import metrics, predictions
-from sasnet_jax.train import run_folder
+from sasnet_jax.train import memory, run_folder
 from sasnet_jax.train.tensorboard import Scalars
 
 _CHUNK_SECONDS = 1.0  # between two looks at the clock and at SIGTERM
 FIRST_STEP = "first step done"  # of this process; scripts/bench_train.py waits for it
-Watch: TypeAlias = Callable[[dict[str, Any]], bool]
+Watch: TypeAlias = Callable[[Epoch], bool]
 
 
 class NotTrainable(UserError):
@@ -57,29 +59,30 @@ def train(config: TrainConfig, watch: Watch = lambda record: False) -> None:
         with devices.stop_together():
             mesh = devices.mesh_for(config.batch_size)
             corpus, stores = _inputs(config)
-            run_folder.refuse_foreign(run)
+            files.claim(run, "config.json")
             if devices.is_writer():
-                held.enter_context(sole_writer(run))
-            description = run_folder.describe(run, config, corpus, stores)
-            # A run that is resumed reads its stores as it did before.
-            if has_checkpoint(run):
-                transform = Run(run).transform()
+                held.enter_context(files.sole_writer(run))
+            record = run_folder.describe(config, corpus, stores)
+            # Before its first checkpoint a run has nothing to lose: a mistake is mended in place.
+            if resumed := bool(records.saved_numbers(run)):
+                before = files.read_record(run / "config.json", RunRecord)
+                run_folder.refuse_other_run(run, before, record)
+                transform = before.transform(run)  # it reads its stores as it did before
             else:
                 transform = inputs.fit_transform(config, corpus, stores)
+            memory.refuse_too_large(config, transform.width)
         # Fitted elsewhere, a last bit may differ, and with it which way a direction points.
         transform = devices.from_writer(transform)
         data = inputs.build_data(config, corpus, stores, transform)
-        if not (run / "config.json").exists() and devices.is_writer():
-            run_folder.write_description(run, description)
-        with devices.enough_memory(data.tables, _with_less_memory(config, data)):
+        if devices.is_writer() and not resumed:
+            run_folder.write_inputs(run, record, transform)
+        with devices.enough_memory(data.tables, memory.with_less(config, data)):
             loop = _Loop(config, mesh, run, data, corpus, watch)
             handler = signal.signal(signal.SIGTERM, loop.request_stop)
             try:
                 loop.restore()
-                if devices.is_writer():
-                    # epochs or patience may have grown
-                    run_folder.write_description(run, description)
-                    transform.save(run / "zscore.npz")
+                if devices.is_writer() and resumed:
+                    run_folder.write_resumed(run, record)
                 loop.run()
             finally:
                 signal.signal(signal.SIGTERM, handler)
@@ -93,17 +96,6 @@ def _inputs(config: TrainConfig) -> tuple[Corpus, tuple[Store, ...]]:
     if not corpus.rows("validation").size:
         raise UserError(f"corpus {corpus.folder} has no validation review to stop by")
     return corpus, stores
-
-
-def _with_less_memory(config: TrainConfig, data: Data) -> str:
-    """What helps, first against the larger of the tables and a batch's embeddings."""
-    table = {"device": "--table=sharded or host", "sharded": "--table=host"}.get(config.table)
-    size, sets = config.batch_size, config.set_size
-    batch = f"a smaller --batch_size than {size} or --set_size than {sets}"
-    batch_bytes = 2 * size * sets * data.embedding_dim * 4
-    table_bytes = sum(one.nbytes for one in data.tables)
-    helps = (batch, table) if batch_bytes > table_bytes else (table, batch)
-    return f"use {', or '.join(filter(None, helps))}"
 
 
 class _Loop:
@@ -150,13 +142,14 @@ class _Loop:
             from sasnet_jax.train import plots
 
             plots.learning_curve(Run(self.run_folder))
-            what = "already complete" if complete else self.title
-            print(f"{what}: best epoch {self._best()} -> {self.run_folder}")
+            if complete:
+                files.say_complete(self.run_folder)
+            print(f"{self.title}: best epoch {self._best()} -> {self.run_folder}")
 
     def _train(self) -> None:
         first = self._epochs()
         # Whatever `watch` said of the last epoch may have been lost with the process.
-        ended = self._watched(Run(self.run_folder).curve[-1:])
+        ended = self._watched(self.curve[-1:])
         scalars = Scalars(self.run_folder, first + 1) if devices.is_writer() else None
         try:
             with (
@@ -171,19 +164,19 @@ class _Loop:
             ):
                 while not ended and not self._finished():
                     self._train_epoch(bar)
-                    record = self._evaluate()
+                    epoch = self._evaluate()
                     if scalars is not None:
-                        self._show(record, scalars, bar)
+                        self._show(epoch, scalars, bar)
                     self._agree()
-                    ended = self._watched([record])
+                    ended = self._watched([epoch])
             self._save()
         finally:
             if scalars is not None:
                 scalars.close()
 
-    def _watched(self, records: list[dict[str, Any]]) -> bool:
+    def _watched(self, epochs: Sequence[Epoch]) -> bool:
         """Whether `watch` ends the training, in the writer's opinion."""
-        ended = any(self.watch(record) for record in records)
+        ended = any(self.watch(epoch) for epoch in epochs)
         return bool(devices.from_every_process(ended)[0, 0])
 
     def restore(self) -> None:
@@ -194,17 +187,18 @@ class _Loop:
         """
         state = jax.device_get(self.functions.init())
         found = self.checkpoints.restore(state, state.evaluated)
-        if found is None:
-            nothing_yet = Progress(epochs_evaluated=0, best_epoch=0, best_log_loss=None)
-            found = state, state.evaluated, nothing_yet
-        state, self.best_params, self.progress = found
+        state, self.best_params, self.progress = found or (state, state.evaluated, Progress())
+        if self.progress.curve is None:  # of an earlier version, or there is none yet
+            curve = records.read_curve(self.run_folder, self.progress) if found else []
+            curve = curve[: self.progress.epochs_evaluated]
+            self.progress = msgspec.structs.replace(self.progress, curve=curve)
         self.step = int(state.step)
         self.state = devices.place(self.mesh, state)
         self.saved_number = self.step + self._epochs()
         if devices.is_writer():
             if self.step:
                 print(f"resumed at step {self.step}")
-            run_folder.cut_metrics(self.run_folder, self._epochs())
+            run_folder.write_metrics(self.run_folder, self.curve)
 
     def _train_epoch(self, bar: ProgressBar) -> None:
         """Steps to the end of the epoch, a chunk at a time."""
@@ -238,7 +232,7 @@ class _Loop:
             bar.update(0)
             self._agree()
 
-    def _evaluate(self) -> dict[str, Any]:
+    def _evaluate(self) -> Epoch:
         """Validation metrics and the best so far: the epoch's line of metrics.jsonl."""
         probability = step.predict(
             self.functions,
@@ -253,53 +247,69 @@ class _Loop:
                 f"the predictions are not finite after step {self.step}: lower --learning_rate"
             )
         found = metrics.summarize(self.validation_labels, probability)
-        epoch = self._epochs() + 1
-        best = self.progress["best_log_loss"]
-        if best is None or found["log_loss"] < best:
+        number, best_epoch = self._epochs() + 1, self.progress.best_epoch
+        best, loss = self.progress.best_log_loss, found.log_loss
+        assert loss is not None  # there are validation reviews
+        if best is None or loss < best:
             self.best_params = jax.device_get(self.state.evaluated)
-            self.progress |= {"best_epoch": epoch, "best_log_loss": found["log_loss"]}
-        self.progress["epochs_evaluated"] = epoch
-        return {
-            "epoch": epoch,
-            "step": self.step,
-            "target_review": self.config.target_review,
-            "train_loss": float(jax.device_get(self.state.epoch_loss)) / self.train_size,
-            "validation_log_loss": found["log_loss"],
-            "validation_accuracy": found["accuracy"],
-            "validation_macro_f1": found["macro_f1"],
-            "best_epoch": self.progress["best_epoch"],
-        }
+            best_epoch, best = number, loss
+        epoch = Epoch(
+            epoch=number,
+            step=self.step,
+            target_review=self.config.target_review,
+            train_loss=float(jax.device_get(self.state.epoch_loss)) / self.train_size,
+            validation_log_loss=loss,
+            validation_accuracy=found.accuracy,
+            validation_macro_f1=found.macro_f1,
+            best_epoch=best_epoch,
+        )
+        self.progress = msgspec.structs.replace(
+            self.progress,
+            epochs_evaluated=number,
+            best_epoch=best_epoch,
+            best_log_loss=best,
+            curve=[*self.curve, epoch],
+        )
+        return epoch
 
-    def _show(self, record: dict[str, Any], scalars: Scalars, bar: ProgressBar) -> None:
+    def _show(self, epoch: Epoch, scalars: Scalars, bar: ProgressBar) -> None:
         """Appends to metrics.jsonl, and tells TensorBoard and the person watching."""
-        run_folder.append_metrics(self.run_folder, record)
-        shown = ("train_loss", "validation_log_loss", "validation_accuracy")
-        scalars.write(record["epoch"], {name: record[name] for name in shown})
+        run_folder.append_metrics(self.run_folder, epoch)
+        scalars.write(
+            epoch.epoch,
+            {
+                "train_loss": epoch.train_loss,
+                "validation_log_loss": epoch.validation_log_loss,
+                "validation_accuracy": epoch.validation_accuracy,
+            },
+        )
         self.shown = (
-            f", loss {record['train_loss']:.3f}, "
-            f"validation {record['validation_log_loss']:.3f} / "
-            f"{record['validation_accuracy']:.3f}, best epoch {record['best_epoch']}"
+            f", loss {epoch.train_loss:.3f}, validation {epoch.validation_log_loss:.3f} / "
+            f"{epoch.validation_accuracy:.3f}, best epoch {epoch.best_epoch}"
         )
         bar.update()
         bar.set_postfix_str(f"{self.rate:,.0f} examples/s{self.shown}")
 
+    @property
+    def curve(self) -> list[Epoch]:
+        """The epochs evaluated."""
+        return self.progress.curve or []
+
     def _finished(self) -> bool:
-        return is_over(self.config, self._epochs(), self.progress["best_epoch"])
+        return is_over(self.config, self._epochs(), self.progress.best_epoch)
 
     def _epochs(self) -> int:
-        return self.progress["epochs_evaluated"]
+        return self.progress.epochs_evaluated
 
     def _best(self) -> str:
-        loss = self.progress["best_log_loss"]
-        return f"{self.progress['best_epoch']}, validation log-loss {loss:.4f}"
+        return f"{self.progress.best_epoch}, validation log-loss {self.progress.best_log_loss:.4f}"
 
     def _save(self) -> None:
         number = self.step + self._epochs()
         if number == self.saved_number:
             return
-        self.checkpoints.save(
-            self.step, jax.device_get(self.state), self.best_params, self.progress.copy()
-        )
+        state = jax.device_get(self.state)
+        self.checkpoints.save(self.step, state, self.best_params, self.progress)
         self.saved_at, self.saved_number = time.monotonic(), number
 
     def request_stop(self, *_: Any) -> None:
@@ -315,4 +325,4 @@ class _Loop:
             self._save()
         if every[:, 0].any():
             self._save()
-            raise Preempted(f"saved at step {self.step}; run the same command to go on")
+            raise Preempted(f"saved at step {self.step}; run the same command to resume")

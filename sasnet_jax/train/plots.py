@@ -2,6 +2,7 @@
 
 from matplotlib.figure import Figure
 
+from sasnet_jax.files import replacing
 from sasnet_jax.model.run import Run
 
 
@@ -10,8 +11,7 @@ def learning_curve(run: Run) -> None:
 
     Writes `plots/learning_curve.png` into the run.
     """
-    records = run.curve
-    epochs = [record["epoch"] for record in records]
+    epochs = [epoch.epoch for epoch in run.curve]
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     losses, accuracies = figure.subplots(1, 2)
     for axes, names in (
@@ -19,12 +19,14 @@ def learning_curve(run: Run) -> None:
         (accuracies, ("validation_accuracy", "validation_macro_f1")),
     ):
         for name in names:
-            axes.plot(epochs, [record[name] for record in records], label=name.replace("_", " "))
-        axes.axvline(records[-1]["best_epoch"], color="0.6", linestyle=":", label="best epoch")
+            values = [getattr(epoch, name) for epoch in run.curve]
+            axes.plot(epochs, values, label=name.replace("_", " "))
+        axes.axvline(run.curve[-1].best_epoch, color="0.6", linestyle=":", label="best epoch")
         axes.set_xlabel("epoch")
         axes.legend(frameon=False)
     losses.set_ylabel("nats")
-    leaky = records[-1]["target_review"] == "include"
+    leaky = run.config.target_review == "include"
     figure.suptitle(run.name + (", target included (leaky)" if leaky else ""))
     (run.folder / "plots").mkdir(exist_ok=True)
-    figure.savefig(run.folder / "plots" / "learning_curve.png", dpi=120)
+    with replacing(run.folder / "plots" / "learning_curve.png") as file:
+        figure.savefig(file, format="png", dpi=120)

@@ -7,8 +7,9 @@ import numpy as np
 from conftest import SMALL, World
 
 from sasnet_jax.model import inputs, network
-from sasnet_jax.model.checkpoint import Checkpoints, Progress
+from sasnet_jax.model.checkpoint import Checkpoints
 from sasnet_jax.model.config import TrainConfig
+from sasnet_jax.model.records import Epoch, Progress
 from sasnet_jax.model.run import Run
 from sasnet_jax.train import run_folder
 
@@ -24,30 +25,30 @@ NETWORK_SWITCHES = {
 SWITCHES = NETWORK_SWITCHES | {"discriminants": (0, 4)}
 
 
-def write_run(world: World, output: Path, *, scale: float = 0.3, **settings) -> Run:
+def write_run(
+    world: World, output: Path, *, scale: float = 0.3, loss: float = 1.0, **settings
+) -> Run:
     """A finished run whose parameters are normal with this deviation: large enough to matter."""
     paths = {"corpus": str(world.corpus_folder), "store": (str(world.store_folder),)}
     config = TrainConfig(**paths | SMALL | {"epochs": 1} | settings, output=str(output))
     corpus, stores = inputs.open_inputs(config)
     output.mkdir(parents=True)
-    run_folder.write_description(output, run_folder.describe(output, config, corpus, stores))
     transform = inputs.fit_transform(config, corpus, stores)
-    transform.save(output / "zscore.npz")
+    run_folder.write_inputs(output, run_folder.describe(config, corpus, stores), transform)
     _, like = network.definition(config, transform.width)
     rng = np.random.default_rng(config.seed)
     params = jax.tree.map(lambda x: rng.normal(0, scale, x.shape).astype(x.dtype), like)
+    epoch = epoch_of(loss=loss, target_review=config.target_review)
     checkpoints = Checkpoints(output)
-    progress = Progress(epochs_evaluated=1, best_epoch=1, best_log_loss=1.0)
+    progress = Progress(epochs_evaluated=1, best_epoch=1, best_log_loss=loss, curve=[epoch])
     checkpoints.save(1, params, params, progress)
     checkpoints.close()
-    run_folder.append_metrics(
-        output,
-        {
-            "epoch": 1,
-            "best_epoch": 1,
-            "validation_log_loss": 1.0,
-            "validation_accuracy": 0.5,
-            "target_review": config.target_review,
-        },
-    )
+    run_folder.write_metrics(output, [epoch])
     return Run(output)
+
+
+def epoch_of(epoch: int = 1, best_epoch: int = 1, loss: float = 1.0, **others) -> Epoch:
+    """A line of metrics.jsonl."""
+    known = {"train_loss": 1.0, "validation_accuracy": 0.5, "validation_macro_f1": 0.5}
+    known |= {"target_review": "exclude", "step": 7 * epoch, "validation_log_loss": loss}
+    return Epoch(epoch=epoch, best_epoch=best_epoch, **known | others)

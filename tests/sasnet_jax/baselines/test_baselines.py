@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import polars as pl
 import pytest
-from conftest import write_store
+from conftest import edit_json, edit_reviews, write_store
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.svm import SVC
@@ -164,19 +164,13 @@ def test_a_subset_is_learned_from_alone_and_averages_are_over_what_was_asked(wor
 def _with_noise(world, folder, row):
     """The world where one review has another text, embedding and stars."""
     corpus_folder = shutil.copytree(world.corpus_folder, folder / "corpus")
-    path = corpus_folder / "reviews.parquet"
-    table = pl.read_parquet(path)
-    label = (table["label"][row] + 1) % 3
+    label = (world.corpus.label[row] + 1) % 3
     here = pl.int_range(pl.len()) == row
     noise = {"text": "zebra good awful", "stars": (2.0, 4.0, 5.0)[label], "label": label}
-    table.with_columns(
-        pl.when(here).then(pl.lit(value).cast(table.schema[name])).otherwise(name).alias(name)
-        for name, value in noise.items()
-    ).write_parquet(path)
-    description = json.loads((corpus_folder / "corpus.json").read_text())
-    texts = pl.read_parquet(path)["text"]
-    files.write_json(
-        corpus_folder / "corpus.json", description | {"texts_sha256": files.texts_sha256(texts)}
+    types = {"text": pl.String, "stars": pl.Float32, "label": pl.Int8}
+    edit_reviews(
+        corpus_folder,
+        **{k: pl.when(here).then(pl.lit(v, types[k])).otherwise(k) for k, v in noise.items()},
     )
     embedded = np.load(world.store_folder / "mean.npy")
     embedded[row] = np.random.default_rng(0).normal(size=embedded.shape[1]) * 20
@@ -243,7 +237,7 @@ def test_the_same_baselines_are_not_made_again_and_others_do_not_replace_them(wo
     before = (made / "exclude" / "baselines.json").read_bytes()
     _run(world, made / "exclude")
     assert "already complete" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"made otherwise \(classes\)"):
+    with pytest.raises(UserError, match="made with other classes"):
         _run(world, made / "exclude", classes=5)
     assert (made / "exclude" / "baselines.json").read_bytes() == before
 
@@ -276,12 +270,12 @@ def _kill(monkeypatch, module, name, call, when):
 @pytest.mark.parametrize(
     ("module", "name", "call", "when"),
     [
-        (files, "write_json", 1, "before"),
-        (files, "write_json", 1, "after"),
+        (files, "write_record", 1, "before"),
+        (files, "write_record", 1, "after"),
         (predictions, "write", 5, "before"),
         (predictions, "write", 12, "after"),
-        (files, "write_json", 14, "before"),  # of baselines.json
-        (files, "write_json", 14, "after"),
+        (files, "write_record", 14, "before"),  # of baselines.json
+        (files, "write_record", 14, "after"),
     ],
 )
 def test_baselines_that_were_stopped_go_on_and_end_the_same(
@@ -318,12 +312,11 @@ def test_begun_baselines_that_were_made_otherwise_or_are_damaged_are_refused(
             _run(world, output)
     begun = output / "begun.json"
     whole = begun.read_text()
-    with pytest.raises(UserError, match=r"made otherwise \(classes\)"):
+    with pytest.raises(UserError, match="made with other classes"):
         _run(world, output, classes=5)
-    damaged = json.loads(whole) | {"models": []}
-    for text in (whole[:50], json.dumps(damaged)):
-        begun.write_text(text)
-        with pytest.raises(UserError, match=r"begun.json is damaged: remove .*out and run"):
+    for damage in (lambda: begun.write_text(whole[:50]), lambda: edit_json(begun, models=[])):
+        damage()
+        with pytest.raises(UserError, match=r"begun.json is .*: remove .*out and run"):
             _run(world, output)
     begun.write_text(whole)
     (output / "predictions" / "tfidf_svm.parquet").unlink()

@@ -141,7 +141,7 @@ def test_a_run_predicts_with_the_directions_that_it_was_trained_with(run, tmp_pa
     directions = _edit(run / "zscore.npz")["directions_0"]
     assert directions.shape == (16, 6)
     _edit(run / "zscore.npz", directions_0=-directions)
-    assert evaluate.evaluate(Run(run))["test"]["log_loss"] != first["test"]["log_loss"]
+    assert evaluate.evaluate(Run(run)).test.log_loss != first.test.log_loss
 
 
 def test_a_run_that_goes_on_reads_its_store_as_before(world, run, tmp_path):

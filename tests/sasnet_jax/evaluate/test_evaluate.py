@@ -6,9 +6,8 @@ import jax
 import numpy as np
 import polars as pl
 import pytest
-from conftest import assert_one_line_mistake, change_store, run_command
+from conftest import assert_one_line_mistake, change_store, edit_json, run_command
 
-from sasnet_jax import files
 from sasnet_jax.baselines import command as baselines
 from sasnet_jax.baselines.registry import Baseline
 from sasnet_jax.cli import UserError
@@ -91,7 +90,12 @@ def test_runs_that_differ_in_the_seed_are_a_group(world, trained, made, tmp_path
     assert one["test"]["accuracy"] == pytest.approx((ensemble.argmax(axis=1) == label).mean())
     low, high = one["test_intervals"]["accuracy"]
     assert low < one["test"]["accuracy"] < high
-    written = predictions.read(tmp_path / "out" / "predictions" / "net.parquet", world.corpus)
+    written = predictions.read(
+        tmp_path / "out" / "predictions" / "net.parquet",
+        world.corpus,
+        found["models"]["net ensemble"]["predictions_sha256"],
+        "again",
+    )
     here = world.corpus.split[written.rows] == "test"
     np.testing.assert_allclose(written.probability[here], ensemble, rtol=1e-6)
     compared = {(one["model"], one["baseline"]) for one in found["comparisons"]}
@@ -122,16 +126,17 @@ def test_a_comparison_can_be_recomputed_from_predictions(world):
         [comparison.Group("better", ("better",))],
         {"better": Predictions(rows, right)},
         {worse: Predictions(rows, wrong), best: Predictions(rows, right)},
+        target_review="exclude",
         seed=0,
     )
-    (one,) = found["comparisons"]  # what reads the target is shown and never compared with
-    assert (one["model"], one["baseline"]) == ("better", "worse")
-    assert one["difference"] == pytest.approx(5 / corpus.rows("test").size)
-    assert (one["only_model_right"], one["only_baseline_right"]) == (5, 0)
-    assert one["mcnemar_p"] == pytest.approx(2 * 0.5**5) == one["holm_p"]
-    assert one["at_least_level"]
-    assert found["models"]["worse"]["test"]["accuracy"] == 0
-    shown = {name: model.get("sees") for name, model in found["models"].items()}
+    (one,) = found.comparisons  # what reads the target is shown and never compared with
+    assert (one.model, one.baseline) == ("better", "worse")
+    assert one.difference == pytest.approx(5 / corpus.rows("test").size)
+    assert (one.only_model_right, one.only_baseline_right) == (5, 0)
+    assert one.mcnemar_p == pytest.approx(2 * 0.5**5) == one.holm_p
+    assert one.at_least_level
+    assert found.models["worse"].test.accuracy == 0
+    shown = {name: getattr(model, "sees", None) for name, model in found.models.items()}
     assert shown == {"better": None, "worse": "text", "best": "target"}
 
 
@@ -139,7 +144,7 @@ def test_truncated_histories_are_what_was_kept(world, trained, capsys):
     run = trained[2]
     found = evaluate.evaluate(Run(run), truncate_histories=True)
     corpus = world.corpus
-    cut = found["truncated_histories"]
+    cut = found.truncated_histories
     assert list(cut) == ["0", "1", "2", "4", "all"]
     rows = corpus.rows("test")
     for name, one in cut.items():
@@ -148,7 +153,7 @@ def test_truncated_histories_are_what_was_kept(world, trained, capsys):
         np.testing.assert_array_equal(table["row"], rows)
         probability = table.select("p_bad", "p_good", "p_excellent").to_numpy()
         label = corpus.label[rows]
-        assert one["every_user"]["log_loss"] == pytest.approx(metrics.log_loss(label, probability))
+        assert one.every_user.log_loss == pytest.approx(metrics.log_loss(label, probability))
     size = contexts_of(corpus, "exclude").user.size[rows]
     whole, none = (
         pl.read_parquet(f"{run}/truncated/{name}.parquet").select("p_bad").to_numpy().ravel()
@@ -156,7 +161,7 @@ def test_truncated_histories_are_what_was_kept(world, trained, capsys):
     )
     assert (whole == none)[size == 0].all()
     assert (whole != none)[size > 0].all()
-    assert cut["0"]["long_histories"]["reviews"] == (size >= 4).sum()
+    assert cut["0"].long_histories.reviews == (size >= 4).sum()
 
 
 def test_evaluate_shows_baselines_of_the_same_protocol_only(trained, made, capsys):
@@ -188,9 +193,7 @@ def test_evaluate_refuses_a_store_that_changed(world, tmp_path):
 def _changed(run, folder, **settings):
     """A copy of a run that says of itself that it was trained otherwise."""
     shutil.copytree(run, folder)
-    description = json.loads((folder / "config.json").read_text())
-    description["config"] |= settings
-    files.write_json(folder / "config.json", description)
+    edit_json(folder / "config.json", config=Run(folder).record.config | settings)
     return str(folder)
 
 
@@ -225,7 +228,7 @@ def test_predictions_of_other_reviews_are_not_compared(world):
         (Predictions(rows, np.full((rows.size, 5), 0.2)), "5 classes"),
     ):
         with pytest.raises(UserError, match=message):
-            comparison.compare(corpus, groups, whole, {_baseline("b", "text"): other}, 0)
+            comparison.compare(corpus, groups, whole, {_baseline("b", "text"): other}, "exclude", 0)
 
 
 def test_a_run_that_is_called_like_a_baseline_is_refused(trained, made, tmp_path, monkeypatch):
@@ -250,7 +253,7 @@ def test_the_interaction_files_are_opened_once_however_many_models_are_compared(
 
 
 def test_groups_have_names_of_their_own():
-    same, other = ({"config": {"width": width}, "store": "a"} for width in (1, 2))
+    same, other = ({"--width": width, "stores": ["a"]} for width in (1, 2))
     found = comparison.groups_of({"runs/a/seed-0": same, "runs/a/seed-1": same, "runs/b": other})
     assert [(one.name, one.runs) for one in found] == [
         ("seed", ("runs/a/seed-0", "runs/a/seed-1")),

@@ -2,8 +2,8 @@ import json
 from pathlib import Path
 
 import pytest
+from conftest import edit_json
 
-from sasnet_jax import files
 from sasnet_jax.cli import UserError
 from sasnet_jax.evaluate import command as evaluate
 from sasnet_jax.leakage import command as leakage
@@ -48,7 +48,7 @@ def test_every_model_is_shown_with_the_target_out_and_in(world, runs, tmp_path, 
         for name in ("majority", "oracle"):  # they look at no context
             assert rows[name]["leak"] == 0
     by_run = {row["model"]: row for row in found["accuracy"]}["net"]
-    excluded, included = (one["test"]["accuracy"] for one in runs.values())
+    excluded, included = (one.test.accuracy for one in runs.values())
     assert (by_run["exclude"], by_run["include"]) == (excluded, included)
     assert by_run["leak"] == pytest.approx(included - excluded)
     assert found["sentence"] in printed and "included (leaky)" in printed
@@ -67,18 +67,20 @@ def test_the_sentence_is_arithmetic():
         ("good", "text+stars"): (0.5, 0.9),
     }
     rows = [
-        {
-            "reading": "all",
-            "model": name,
-            "sees": sees,
-            "exclude": exclude,
-            "include": include,
-            "leak": include - exclude,
-            "validation_include": include,
-        }
+        leakage.Row(
+            reading="all",
+            model=name,
+            label=name,
+            sees=sees,
+            fit="svm",
+            exclude=exclude,
+            include=include,
+            leak=include - exclude,
+            validation_include=include,
+        )
         for (name, sees), (exclude, include) in numbers.items()
     ]
-    run = {"reading": "all", "model": "majority", "exclude": 0.9, "include": 0.9, "leak": 0.0}
+    run = leakage.Row(reading="all", model="majority", exclude=0.9, include=0.9, leak=0.0)
     rows.append(run)  # is called like a baseline
     majority = [
         line for line in leakage.table(rows, {"all": ""}).splitlines() if "majority" in line
@@ -92,14 +94,14 @@ def test_the_sentence_is_arithmetic():
 def test_runs_that_do_not_belong_are_refused(world, runs, tmp_path):
     first = next(iter(runs))
     path = Path(first) / "evaluation.json"
-    before = json.loads(path.read_text())
+    before = path.read_bytes()
     try:
-        files.write_json(path, before | {"corpus_sha256": "0" * 64})
+        edit_json(path, corpus_sha256="0" * 64)
         with pytest.raises(UserError, match="another corpus_sha256 than its run"):
             leakage.run(_config(world, tmp_path / "out", run=(first,)))
         path.unlink()
         with pytest.raises(UserError, match="has no evaluation of its best epoch"):
             leakage.run(_config(world, tmp_path / "out", run=(first,)))
     finally:
-        files.write_json(path, before)
+        path.write_bytes(before)
     assert not (tmp_path / "out").exists()

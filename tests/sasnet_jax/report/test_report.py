@@ -8,10 +8,11 @@ import statistics
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import polars as pl
 import pytest
-from conftest import assert_one_line_mistake, change_store, run_command, write_store
+from conftest import assert_one_line_mistake, change_store, edit_json, run_command, write_store
 
 from sasnet_jax import files
 from sasnet_jax.baselines import command as baselines
@@ -23,7 +24,9 @@ from sasnet_jax.embedding_quality import command as embedding_quality
 from sasnet_jax.embedding_quality.command import EmbeddingQualityConfig
 from sasnet_jax.evaluate import command as evaluate
 from sasnet_jax.evaluate.command import EvaluateConfig
+from sasnet_jax.leakage.command import Leakage, Row
 from sasnet_jax.model.config import TrainConfig
+from sasnet_jax.model.run import Run
 from sasnet_jax.prepare import command as prepare
 from sasnet_jax.report import charts, embedding_map
 from sasnet_jax.report import command as report
@@ -101,9 +104,8 @@ def made(world, tmp_path_factory) -> Made:
             )
         )
     shutil.copytree(folder / "run", folder / "unfinished")
-    description = files.read_json(folder / "run" / "config.json", "")
-    description["config"] |= {"epochs": 999, "seed": 5}
-    files.write_json(folder / "unfinished" / "config.json", description)
+    settings = Run(folder / "run").record.config | {"epochs": 999, "seed": 5}
+    edit_json(folder / "unfinished" / "config.json", config=settings)
     evaluate.run(
         EvaluateConfig(
             run=(str(folder / "run"),),
@@ -133,12 +135,16 @@ def _write_leakage(folder: Path, corpus_sha256: str) -> None:
         row |= {"leak": accuracy[1] - accuracy[0], "validation_include": 0.5}
         keys = ("label", "sees", "features", "store", "fit")
         rows.append(row | {key: model[key] for key in keys})
-    found = {"corpus_sha256": corpus_sha256, "readings": {"all": "all reviews"}}
     (folder / "leakage").mkdir()
-    files.write_json(
-        folder / "leakage" / "leakage.json",
-        found | {"accuracy": rows, "sentence": "It explains much."},
+    record = Leakage(
+        corpus_sha256=corpus_sha256,
+        subset=0,
+        seed=0,
+        readings={"all": "all reviews"},
+        accuracy=msgspec.convert(rows, list[Row]),
+        sentence="It explains much.",
     )
+    files.write_record(folder / "leakage" / "leakage.json", record)
 
 
 class _Page(html.parser.HTMLParser):
@@ -221,13 +227,13 @@ def test_numbers_of_the_models_are_those_of_the_files(made, parsed, protocol):
 
 def test_a_corpus_that_is_not_yelps_has_no_counts_of_the_paper(world, tmp_path):
     corpus = shutil.copytree(world.corpus_folder, tmp_path / "corpus")
-    description = json.loads((corpus / "corpus.json").read_text())
-    for step in description["steps"]:
+    steps = json.loads((corpus / "corpus.json").read_text())["steps"]
+    for step in steps:
         step.pop("paper", None)
-    (corpus / "corpus.json").write_text(json.dumps(description))
+    edit_json(corpus / "corpus.json", steps=steps)
     report.run(ReportConfig(corpus=str(corpus), output=str(tmp_path / "page.html")))
     page = _Page((tmp_path / "page.html").read_text())
-    counts = [f"{description['steps'][0][name]:,}" for name in ("reviews", "users", "businesses")]
+    counts = [f"{steps[0][name]:,}" for name in ("reviews", "users", "businesses")]
     assert page.row("read") == ["read", *counts, "–"]
 
 
@@ -364,13 +370,11 @@ def test_seeds_of_one_model_are_shown_as_mean_and_deviation(made, tmp_path):
     accuracy = []
     for seed in range(2):
         run = shutil.copytree(made.folder / "run", tmp_path / f"text_{seed}")
-        description = files.read_json(run / "config.json", "")
-        description["config"]["seed"] = seed
-        files.write_json(run / "config.json", description)
-        evaluation = made.json("run", "evaluation.json")
-        evaluation["test"]["accuracy"] += 0.1 * seed
-        files.write_json(run / "evaluation.json", evaluation)
-        accuracy.append(evaluation["test"]["accuracy"])
+        edit_json(run / "config.json", config=Run(run).record.config | {"seed": seed})
+        test = made.json("run", "evaluation.json")["test"]
+        test["accuracy"] += 0.1 * seed
+        edit_json(run / "evaluation.json", test=test)
+        accuracy.append(test["accuracy"])
     both = (str(tmp_path / "text_0"), str(tmp_path / "text_1"))
     report.run(made.config(tmp_path / "out", run=both))
     parsed = _Page((tmp_path / "out" / "report.html").read_text())
@@ -383,6 +387,7 @@ def test_an_unfinished_run_is_shown_as_such(made, parsed, tmp_path):
     assert not [row for row in parsed.rows if row[0] == "unfinished"]  # it has no result
     begun = shutil.copytree(made.folder / "unfinished", tmp_path / "begun")
     (begun / "metrics.jsonl").write_text('{"epoch": 1, "ste')  # killed while it wrote
+    shutil.rmtree(begun / "checkpoints")
     report.run(made.config(tmp_path / "out", run=(str(begun),)))
     text = _Page((tmp_path / "out" / "report.html").read_text()).text
     assert "begun: epoch 0 of 999" in text
@@ -453,8 +458,7 @@ def _other(made: Made, tmp_path: Path, case: str) -> dict:
         "leakage": ("leakage", "leakage", "leakage.json"),
     }[case]
     found = shutil.copytree(made.folder / name, tmp_path / name)
-    description = files.read_json(found / file, "")
-    files.write_json(found / file, description | {"corpus_sha256": "0" * 64})
+    edit_json(found / file, corpus_sha256="0" * 64)
     return {flag: (str(found),)}
 
 

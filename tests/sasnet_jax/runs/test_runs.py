@@ -2,7 +2,7 @@ import json
 import shutil
 
 import pytest
-from conftest import SMALL, assert_one_line_mistake, run_command
+from conftest import SMALL, assert_one_line_mistake, edit_json, run_command
 
 from sasnet_jax.evaluate import command as evaluate
 from sasnet_jax.model.config import TrainConfig
@@ -25,18 +25,17 @@ def folder(world, tmp_path_factory):
     evaluate.evaluate(Run(folder / "first"))
     settings = {**SMALL, "review_features": "text+stars", "target_review": "include", "seed": 3}
     leaky = TrainConfig(**data, output=str(folder / "more" / "leaky"), epochs=5, **settings)
-    loop.train(leaky, watch=lambda record: record["epoch"] == 3)
+    loop.train(leaky, watch=lambda record: record.epoch == 3)
 
     def copied(name):
         return shutil.copytree(folder / "first", folder / name)
 
     (copied("begun") / "metrics.jsonl").unlink()
+    shutil.rmtree(folder / "begun" / "checkpoints")
     (folder / "begun" / "evaluation.json").unlink()
-    description = json.loads((folder / "first" / "config.json").read_text())
-    old = description | {"format_version": 0}
-    (copied("old") / "config.json").write_text(json.dumps(old))
-    other = description | {"config": description["config"] | {"heating": "gas"}}
-    (copied("other") / "config.json").write_text(json.dumps(other))
+    edit_json(copied("old") / "config.json", format_version=0)
+    other = Run(folder / "first").record.config | {"heating": "gas"}
+    edit_json(copied("other") / "config.json", config=other)
     (copied("torn") / "config.json").write_text('{"format_version": 2, "conf')
     (copied("unreadable") / "metrics.jsonl").write_text("{]\n")
     (copied("strange") / "metrics.jsonl").write_text('{"epoch": 1}\n')
@@ -118,9 +117,9 @@ def test_the_command_changes_no_run(folder):
 
 def test_an_evaluation_of_an_earlier_epoch_is_not_shown(folder, tmp_path, capsys):
     run = shutil.copytree(folder / "first", tmp_path / "run")
-    evaluation = json.loads((run / "evaluation.json").read_text())
-    evaluation["validation"]["log_loss"] += 0.1
-    (run / "evaluation.json").write_text(json.dumps(evaluation))
+    validation = json.loads((run / "evaluation.json").read_text())["validation"]
+    validation["log_loss"] += 0.1
+    edit_json(run / "evaluation.json", validation=validation)
     runs.run(runs.RunsConfig(folder=str(tmp_path)))
     row = _table(capsys.readouterr().out)["run"]
     assert row["test accuracy"] == "-" and "evaluate again" in row["state"]

@@ -64,7 +64,7 @@ def _trials(output) -> list[dict]:
 
 
 def _losses(output, trial) -> list[float]:
-    return [record["validation_log_loss"] for record in Run(output / trial["trial"]).curve]
+    return [record.validation_log_loss for record in Run(output / trial["trial"]).curve]
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def test_a_stopped_sweep_says_so_and_ends_with_the_same_trials(
 
     def train_and_stop(config, watch):
         def stop(record):
-            if where == "in a run" and record["epoch"] == 5:
+            if where == "in a run" and record.epoch == 5:
                 os.kill(os.getpid(), signal.SIGTERM)
             return watch(record)
 

@@ -1,6 +1,7 @@
 """The jitted step and the run: leak test, one trace, exact resume by real processes, mistakes."""
 
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -9,10 +10,12 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import jax
 import matplotlib.image
 import numpy as np
+import orbax.checkpoint as ocp
 import polars as pl
 import pytest
 from conftest import (
@@ -20,11 +23,14 @@ from conftest import (
     SMALL,
     assert_one_line_mistake,
     change_store,
+    edit_json,
+    edit_reviews,
     load_data,
     run_command,
     write_store,
 )
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from sasnet_jax import files
 from sasnet_jax.cli import Preempted, UserError
@@ -35,6 +41,7 @@ from sasnet_jax.corpus.store import fit_zscore
 from sasnet_jax.evaluate import command as evaluate
 from sasnet_jax.model import devices, draws, step
 from sasnet_jax.model.config import TrainConfig
+from sasnet_jax.model.records import Epoch
 from sasnet_jax.model.run import Run
 from sasnet_jax.train import loop
 
@@ -202,14 +209,14 @@ def test_training_learns_and_evaluation_recomputes(world, tmp_path, capsys):
     assert len(records) == min(30, best + 10)  # patience: ten epochs without a better one
     found = evaluate.evaluate(Run(run))
     # Evaluation reads the best parameters, not the last.
-    assert found["validation"]["log_loss"] == pytest.approx(min(losses), rel=1e-5)
+    assert found.validation.log_loss == pytest.approx(min(losses), rel=1e-5)
     table = pl.read_parquet(run / "predictions.parquet")
     corpus = world.corpus
     expected = np.concatenate([corpus.rows("validation"), corpus.rows("test")])
     np.testing.assert_array_equal(table["row"], expected)
     test = table.filter(pl.col("split") == "test")
     predicted = test.select("p_bad", "p_good", "p_excellent").to_numpy().argmax(axis=1)
-    assert found["test"]["accuracy"] == (predicted == test["label"].to_numpy()).mean()
+    assert found.test.accuracy == (predicted == test["label"].to_numpy()).mean()
     np.testing.assert_allclose(
         table.select("p_bad", "p_good", "p_excellent").sum_horizontal(), 1, rtol=1e-5
     )
@@ -355,10 +362,14 @@ def _damage_latest(run, how) -> int:
             path.write_bytes(b"")
         elif path.is_file() and how == "cut short":
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        elif path.parent.name == "d" and how == "bits flipped":
+            data = bytearray(path.read_bytes())
+            data[len(data) // 2] ^= 1
+            path.write_bytes(data)
     return number
 
 
-@pytest.mark.parametrize("how", ["zero bytes", "cut short"])
+@pytest.mark.parametrize("how", ["zero bytes", "cut short", "bits flipped"])
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(
     world, tmp_path, uninterrupted, how, capsys
 ):
@@ -366,7 +377,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(
     config = _config(world, run, **(KILLED | {"checkpoint_seconds": 0.0}))
     loop.train(dataclasses.replace(config, epochs=6))
     number = _damage_latest(run, how)
-    with pytest.raises(UserError, match=f"{number} does not fit this run's network or is damaged"):
+    with pytest.raises(UserError, match=f"{number}.*: run .*train again, which resumes from the"):
         evaluate.evaluate(Run(run))
     loop.train(config)
     assert f"{number} does not fit" in capsys.readouterr().err
@@ -380,6 +391,74 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused(world, tmp_path):
     _damage_latest(tmp_path / "run", "zero bytes")
     result = run_command("sasnet_jax.train", *_arguments(dataclasses.replace(config, epochs=2)))
     assert_one_line_mistake(result, "checkpoints", "damaged")
+
+
+@pytest.mark.parametrize("how", ["edited", "cut short", "gone"])
+def test_damaged_metrics_are_noticed_and_written_again(world, tmp_path, how):
+    """What a message advises works: evaluate refuses, train mends, evaluate agrees."""
+    run = tmp_path / "run"
+    config = _config(world, run, epochs=2)
+    loop.train(config)
+    path = run / "metrics.jsonl"
+    before = path.read_bytes()
+    lines = before.splitlines(keepends=True)
+    if how == "edited":
+        path.write_bytes(before.replace(b'"epoch": 1, "step": ', b'"epoch": 1, "step": 1'))
+    elif how == "cut short":
+        path.write_bytes(lines[0] + lines[1][:30])
+    else:
+        path.unlink()
+    with pytest.raises(UserError, match=r"metrics.jsonl has .*: run .*train again, which writes"):
+        evaluate.run(evaluate.EvaluateConfig(run=(str(run),)))
+    loop.train(config)
+    assert path.read_bytes() == before
+    evaluate.run(evaluate.EvaluateConfig(run=(str(run),)))
+
+
+def test_a_run_of_a_version_without_hashes_is_resumed(world, tmp_path):
+    """Its checkpoints say how many epochs are over, and no more."""
+    run = tmp_path / "run"
+    loop.train(_config(world, run, epochs=1))
+    edit_json(run / "config.json", zscore_sha256=None)
+    for path in (run / "checkpoints").glob("*/progress/metadata"):
+        known = json.loads(path.read_text())
+        kept = ("epochs_evaluated", "best_epoch", "best_log_loss")
+        path.write_text(json.dumps({name: known[name] for name in kept}))
+    loop.train(_config(world, run, epochs=2))
+    loop.train(_config(world, tmp_path / "new", epochs=2))
+    assert _result(run) == _result(tmp_path / "new")
+
+
+@pytest.mark.parametrize("place", ["a checkpoint", "metrics.jsonl", "events.out", "TensorStore"])
+def test_a_full_disk_is_one_line_that_names_the_file(world, tmp_path, monkeypatch, place):
+    def no_space(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def no_space_for_tensorstore(*_, **__):
+        raise ValueError("Error writing \"a/0.0\": No space left [os_error_code='28']")
+
+    named = "checkpoints cannot be written: a checkpoint takes .* MB, and 0.0 MB are free"
+    if place == "a checkpoint":
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=9))
+    elif place == "TensorStore":
+        named = "checkpoints cannot be written: No space left on device"
+        monkeypatch.setattr(ocp.CheckpointManager, "save", no_space_for_tensorstore)
+    else:
+        named = f"{place}.* cannot be written: No space left on device"
+        function = {"metrics.jsonl": (Epoch, "line"), "events.out": (RecordWriter, "write")}[place]
+        monkeypatch.setattr(*function, property(no_space) if function[0] is Epoch else no_space)
+    with pytest.raises(UserError, match=named):
+        loop.train(_config(world, tmp_path / "run", epochs=1))
+
+
+@pytest.mark.parametrize(
+    "name", ["set_size", "eval_set_size", "batch_size", "eval_sets", "width", "depth"]
+)
+def test_what_no_memory_holds_is_refused_before_it_is_asked_for(world, tmp_path, name):
+    config = _config(world, tmp_path / "run", **{name: 10**12})
+    with pytest.raises(devices.TooLittleMemory, match=f"--{name}=1000000000000.*this machine has"):
+        loop.train(config)
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 def test_a_run_keeps_the_last_checkpoints_and_the_best_parameters(world, tmp_path):
@@ -419,9 +498,7 @@ def test_an_update_that_ruins_the_last_step_of_an_epoch_is_noticed(world, tmp_pa
 
 def test_a_corpus_without_validation_reviews_is_refused(world, tmp_path):
     folder = shutil.copytree(world.corpus_folder, tmp_path / "corpus")
-    reviews = pl.read_parquet(folder / "reviews.parquet")
-    split = pl.col("split").replace("validation", "test")
-    reviews.with_columns(split).write_parquet(folder / "reviews.parquet")
+    edit_reviews(folder, split=pl.col("split").replace("validation", "test"))
     config = dataclasses.replace(_config(world, tmp_path / "run"), corpus=str(folder))
     # The lists of interactions name the split too: a corpus is made anew, not edited.
     shutil.rmtree(folder / "interactions")
@@ -481,15 +558,13 @@ def test_five_classes_predict_stars(world, tmp_path):
     np.testing.assert_array_equal(table["label"], stars - 1)
     test = (table["split"] == "test").to_numpy()
     error = probability[test] @ np.arange(1, 6) - stars[test]
-    assert found["test"]["stars_rmse"] == pytest.approx(np.sqrt((error**2).mean()), rel=1e-5)
+    assert found.test.stars_rmse == pytest.approx(np.sqrt((error**2).mean()), rel=1e-5)
 
 
 def test_a_class_without_training_reviews_is_refused(world, tmp_path):
     folder = shutil.copytree(world.corpus_folder, tmp_path / "corpus")
-    reviews = pl.read_parquet(folder / "reviews.parquet")
     label = pl.when(pl.col("split") == "train").then(pl.min_horizontal("label", 1))
-    changed = reviews.with_columns(label.otherwise("label").cast(pl.Int8).alias("label"))
-    changed.write_parquet(folder / "reviews.parquet")
+    edit_reviews(folder, label=label.otherwise("label").cast(pl.Int8))
     config = dataclasses.replace(_config(world, tmp_path / "run"), corpus=str(folder))
     assert_one_line_mistake(run_command("sasnet_jax.train", *_arguments(config)), "excellent")
 
@@ -581,8 +656,7 @@ def _damage(case, world, run, store):
     elif case == "no manifest":
         (store / "manifest.json").unlink()
     elif case == "old run":
-        description = files.read_json(run / "config.json", "")
-        files.write_json(run / "config.json", description | {"format_version": 0})
+        edit_json(run / "config.json", format_version=0)
     elif case == "foreign folder":
         shutil.rmtree(run)
         run.mkdir()
@@ -606,9 +680,7 @@ def _damage(case, world, run, store):
     elif case == "no pooling":
         return {"pooling": "median"}
     elif case == "checkpoint of another shape":
-        description = files.read_json(run / "config.json", "")
-        description["config"]["width"] = 32
-        files.write_json(run / "config.json", description)
+        edit_json(run / "config.json", config=Run(run).record.config | {"width": 32})
         return {"width": 32, "epochs": 9}
     return {}
 
