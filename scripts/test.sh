@@ -3,4 +3,4 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 scripts/install.sh requirements-dev.txt
-exec "${SASNET_VENV:-.venv}/bin/python" -m pytest -n 2 --dist loadfile "$@"
+exec "${SASNET_VENV:-.venv}/bin/python" -m pytest -n 2 --dist worksteal "$@"

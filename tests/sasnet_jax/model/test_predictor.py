@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import polars as pl
 import pytest
-from conftest import ROOT
+from conftest import PATIENCE_SECONDS, ROOT
 from flax import nnx
 from written_runs import SWITCHES, write_run
 
@@ -271,7 +271,7 @@ def test_what_is_meant_otherwise_is_refused(world, tmp_path):
         capture_output=True,
         text=True,
         cwd=ROOT,
-        timeout=300,
+        timeout=PATIENCE_SECONDS,
     )
     assert result.returncode == 0, result.stderr
     *scores, _, _, _, stars, context = lines = result.stdout.splitlines()

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from conftest import assert_one_line_mistake, run_command, write_store
+from conftest import TINY, assert_one_line_mistake, run_command, write_store
 from scipy import stats
 
 from sasnet_jax import files
@@ -94,10 +94,10 @@ def made(world, tmp_path_factory) -> Made:
     )
     names = pl.read_parquet(folder / "corpus" / "categories.parquet").height
     np.save(store / "categories.npy", rng.normal(size=(names, _DIM)).astype(np.float16))
-    small = {"width": 16, "depth": 1, "feed_forward": 16, "eval_sets": 1, "epochs": _EPOCHS}
     paths = {"corpus": str(folder / "corpus"), "store": (str(store),)}
     for name, protocol in zip(("run", "leaky_run"), _PROTOCOLS, strict=True):
-        loop.train(TrainConfig(**paths, output=str(folder / name), target_review=protocol, **small))
+        settings = paths | TINY | {"target_review": protocol, "epochs": _EPOCHS}
+        loop.train(TrainConfig(**settings, output=str(folder / name)))
         baselines.run(
             BaselinesConfig(
                 **paths, output=str(folder / f"baselines_{protocol}"), target_review=protocol

@@ -4,15 +4,13 @@ import json
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import optuna
 import polars as pl
 import pytest
-from conftest import ROOT, assert_one_line_mistake, run_command
+from conftest import PATIENCE_SECONDS, assert_one_line_mistake, run_command, start_process
 
 from sasnet_jax import cli, files
 from sasnet_jax.cli import UserError
@@ -85,14 +83,14 @@ def test_a_stopped_sweep_ends_with_the_trials_of_an_uninterrupted_one(
 ):
     output = tmp_path / "sweep"
     arguments = _arguments(_config(world, base, output))
-    command = [sys.executable, "-m", "sasnet_jax.sweep", *arguments]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    metrics, deadline = output / "trial-0001" / "metrics.jsonl", time.monotonic() + 240
+    process = start_process("-m", "sasnet_jax.sweep", *arguments)
+    metrics = output / "trial-0001" / "metrics.jsonl"
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while not metrics.exists() or len(metrics.read_bytes().splitlines()) < 5:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(sign)
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == (75 if sign == signal.SIGTERM else -sign), said
     assert len(_study(output)) == 1  # so the second one was in the middle
     result = run_command("sasnet_jax.sweep", *arguments)
