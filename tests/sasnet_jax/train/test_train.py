@@ -147,6 +147,7 @@ def test_an_epoch_visits_every_training_review_once(world, tmp_path):
 def test_padding_of_the_last_batch_has_no_weight(world, tmp_path):
     """The loss of an epoch, with nothing random and nothing learned, is that of a NumPy sum."""
     quiet = {"dropout": 0.0, "empty_side": 0.0, "learning_rate": 1e-30, "set_size": 80}
+    quiet |= {"encoder": False}
     config = _config(world, tmp_path / "run", **quiet)
     corpus, data = load_data(config)
     rows = corpus.rows("train")
