@@ -77,13 +77,14 @@ def test_a_table_on_the_host_does_not_change_the_training(world, tmp_path, one_d
 
 
 ON_FOUR_DEVICES = """
-import json, sys
+import dataclasses, json, sys
 from sasnet_jax import cli
 from sasnet_jax.model import devices, inputs
 from sasnet_jax.model.config import TrainConfig
 from sasnet_jax.train import loop
 
 def place(config):
+    config = dataclasses.replace(config, discriminants=0)  # the table as stored
     corpus, stores = inputs.open_inputs(config)
     data = inputs.build_data(config, corpus, stores, inputs.fit_transform(config, corpus, stores))
     (table,) = inputs.on_devices(config, devices.mesh_of_all(), data).tables
@@ -218,7 +219,7 @@ def test_two_processes_train_one_run_and_resume_as_one(world, tmp_path, one_devi
 @pytest.mark.parametrize("wrong", [0, 1])
 def test_a_mistake_of_one_process_stops_the_other(world, tmp_path, wrong):
     """Process 0 finds the folder in use; process 1 does not find the store."""
-    lacking = {"store": str(tmp_path / "nowhere")} if wrong else {}
+    lacking = {"store": [str(tmp_path / "nowhere")]} if wrong else {}
     with contextlib.nullcontext() if wrong else files.sole_writer(tmp_path / "run"):
         processes = _train_together(world, tmp_path / "run", of_process_1=lacking)
         outputs = [process.communicate(timeout=PATIENCE_SECONDS)[0] for process in processes]

@@ -1,5 +1,4 @@
 import html.parser
-import importlib
 import itertools
 import json
 import re
@@ -13,12 +12,14 @@ import polars as pl
 import pytest
 from conftest import TINY, assert_one_line_mistake, run_command, write_store
 from scipy import stats
+from test_packages import CONFIGS
 
 from sasnet_jax import files
 from sasnet_jax.baselines import command as baselines
 from sasnet_jax.baselines.command import BaselinesConfig
 from sasnet_jax.cli import UserError
 from sasnet_jax.corpus.corpus import read_corpus
+from sasnet_jax.corpus.store import open_store
 from sasnet_jax.embedding_quality import command as embedding_quality
 from sasnet_jax.embedding_quality.command import EmbeddingQualityConfig
 from sasnet_jax.evaluate import command as evaluate
@@ -314,7 +315,7 @@ def test_leakage_bars_are_differences_of_the_files(made, page):
 
 def test_map_is_the_projection_on_the_first_two_principal_components(made):
     corpus = read_corpus(made.folder / "corpus")
-    store = embedding_map.embeddings.open_store(made.folder / "minilm", corpus)
+    store = open_store(made.folder / "minilm", corpus)
     found = embedding_map.map_of(corpus, [store], corpus.user.size, 0, None)
     table = np.asarray(store.table, np.float64)
     table = (table - table.mean(axis=0)) / table.std(axis=0)
@@ -330,7 +331,7 @@ def test_map_is_the_projection_on_the_first_two_principal_components(made):
 
 def test_map_colours_a_review_by_the_rarest_of_its_categories(made):
     corpus = read_corpus(made.folder / "corpus")
-    store = embedding_map.embeddings.open_store(made.folder / "minilm", corpus)
+    store = open_store(made.folder / "minilm", corpus)
     found = embedding_map.map_of(corpus, [store], 50, 0, None)
     businesses = pl.read_parquet(made.folder / "corpus" / "businesses.parquet")["categories"]
     reviews = dict(pl.read_parquet(made.folder / "corpus" / "categories.parquet").iter_rows())
@@ -419,10 +420,8 @@ def test_what_is_absent_names_a_command_that_takes_its_flags(made, tmp_path):
     commands = re.findall(r"python -m sasnet_jax\.(\w+)((?: --\w+=\w+)+)", text)
     assert {name for name, _ in commands} >= {"train", "evaluate", "baselines", "embedding_quality"}
     for name, flags in commands:
-        module = importlib.import_module(f"sasnet_jax.{name}")
-        config = next(
-            v for k, v in vars(module).items() if k.lower() == f"{name}config".replace("_", "")
-        )
+        wanted = f"{name}config".replace("_", "")
+        (config,) = (config for config in CONFIGS if config.__name__.lower() == wanted)
         assert {*re.findall(r"--(\w+)", flags)} <= {field.name for field in fields(config)}
     assert "python -m embed_torch --corpus=" in text
 
