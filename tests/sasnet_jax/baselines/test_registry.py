@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from conftest import assert_one_line_mistake, run_command
+from conftest import TINY, assert_one_line_mistake, run_command
 from sklearn.naive_bayes import GaussianNB
+from written_runs import write_run
 
 from sasnet_jax import files
 from sasnet_jax.baselines import command as baselines
