@@ -28,9 +28,9 @@ BASE = """# A tiny network.
 --heads=2
 --dropout=0
 --batch_size=16
---epochs=24
+--epochs=16
 --learning_rate=1e-3
---checkpoint_seconds=0
+--checkpoint_seconds=0.2
 """
 VARY = ("learning_rate=1e-4..1e-2:log", "weight_decay=0.0..0.5")
 
@@ -84,9 +84,9 @@ def test_a_stopped_sweep_ends_with_the_trials_of_an_uninterrupted_one(
     output = tmp_path / "sweep"
     arguments = _arguments(_config(world, base, output))
     process = start_process("-m", "sasnet_jax.sweep", *arguments)
-    metrics = output / "trial-0001" / "metrics.jsonl"
+    checkpoints = output / "trial-0001" / "checkpoints"
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while not metrics.exists() or len(metrics.read_bytes().splitlines()) < 5:
+    while not any(path.name.isdigit() for path in checkpoints.glob("*")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(sign)
@@ -138,7 +138,7 @@ def test_best_flags_are_the_settings_of_the_run_with_the_lowest_validation_loss(
     for mention in ("sasnet_jax.train", f"{lowest(best):.4f}", world.corpus.sha256[:12], best.name):
         assert mention in comment
     arguments = ["train", f"--flagfile={flags}", f"--corpus={world.corpus_folder}"]
-    arguments += [f"--store={world.store_folder}", f"--output={best}", "--checkpoint_seconds=0"]
+    arguments += [f"--store={world.store_folder}", f"--output={best}", "--checkpoint_seconds=0.2"]
     parsed = cli.parse(TrainConfig, arguments, "")
     assert parsed == Run(best).config
     table = pl.read_csv(uninterrupted / "trials.csv")
