@@ -3,4 +3,5 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 scripts/install.sh requirements-dev.txt
-exec "${SASNET_VENV:-.venv}/bin/python" -m pytest -n 2 --dist loadfile "$@"
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # of each of the two
+exec "${SASNET_VENV:-.venv}/bin/python" -m pytest -n 2 --dist worksteal "$@"

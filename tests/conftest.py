@@ -1,19 +1,31 @@
 """Small corpora and stores for every test; shape checks on every call of both packages."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import os
+import runpy
+import signal
 import subprocess
 import sys
-import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# One cache of compiled programs for this session and the commands that it starts.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="sasnet-tests-")
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+ROOT = Path(__file__).parent.parent
 
-from jaxtyping import install_import_hook
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# XLA's old and plain way to compile: the same program in a fifth of the time, slower to run.
+# .ci/run sets XLA_FLAGS to nothing, and so tests what XLA makes for users.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+)
+# Compiled programs, for both workers and the commands that they start, kept for the next tests.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "compiled")
+os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(1 << 30)  # a limit, so that JAX locks the cache
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+
+from jaxtyping import install_import_hook  # noqa: E402
 
 install_import_hook(["sasnet_jax", "embed_torch"], "beartype.beartype")
 
@@ -22,18 +34,21 @@ import msgspec  # noqa: E402
 import numpy as np  # noqa: E402
 import polars as pl  # noqa: E402
 import pytest  # noqa: E402
+from filelock import FileLock  # noqa: E402
 
 from sasnet_jax.corpus import contexts  # noqa: E402
 from sasnet_jax.corpus.corpus import Corpus, read_corpus  # noqa: E402
 from sasnet_jax.manifest import Manifest, read_manifest, write_manifest  # noqa: E402
-from sasnet_jax.model import inputs  # noqa: E402
+from sasnet_jax.model import compilation, inputs  # noqa: E402
 from sasnet_jax.model.config import TrainConfig  # noqa: E402
 from sasnet_jax.model.draws import Data  # noqa: E402
 from sasnet_jax.prepare import command as prepare  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+compilation.set_up()  # as a command does, so that the two share programs
 
-ROOT = Path(__file__).parent.parent
+# A deadline for what ends by itself, so long that only what hangs reaches it on a busy machine.
+PATIENCE_SECONDS = 600
 
 # Settings of `train` that take seconds.
 SMALL = {
@@ -45,6 +60,8 @@ SMALL = {
     "batch_size": 64,
     "learning_rate": 1e-3,
 }
+# The network that is quickest to compile, for what does not depend on the network.
+TINY = SMALL | {"width": 8, "heads": 2, "feed_forward": 8, "encoder": False}
 
 
 def write_store(folder: Path, corpus: Corpus, table: np.ndarray) -> Path:
@@ -102,14 +119,32 @@ def edit_reviews(corpus: Path, **columns) -> Path:
     return corpus
 
 
-def run_command(*arguments: str | Path, **options) -> subprocess.CompletedProcess:
-    """Runs `python -m ...` as a user would, and returns what it printed."""
-    return subprocess.run(
-        [sys.executable, "-m", *map(str, arguments)],
-        capture_output=True,
+def run_command(module: str, *arguments: str | Path) -> subprocess.CompletedProcess:
+    """What `python -m module ...` returns and prints, run in this process."""
+    printed, mistakes = io.StringIO(), io.StringIO()
+    argv, handler = sys.argv, signal.getsignal(signal.SIGTERM)
+    sys.argv, returncode = [module, *map(str, arguments)], 0
+    try:
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(mistakes):
+            runpy.run_module(module, run_name="__main__")
+    except SystemExit as stop:
+        returncode = stop.code or 0
+    finally:
+        sys.argv = argv
+        signal.signal(signal.SIGTERM, handler)
+    return subprocess.CompletedProcess(
+        [module, *arguments], returncode, printed.getvalue(), mistakes.getvalue()
+    )
+
+
+def start_process(*arguments: str | Path, **options) -> subprocess.Popen:
+    """Starts Python as a user would, with both streams in one pipe, of text."""
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
-        timeout=300,
-        cwd=options.pop("cwd", ROOT),
         **options,
     )
 
@@ -135,14 +170,30 @@ class World:
         return read_corpus(self.corpus_folder)
 
 
+def shared_folder(tmp_path_factory, name: str, fill: Callable[[Path], None]) -> Path:
+    """A folder filled once per test run: by the worker that needs it first."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    folder = base / "shared" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.with_suffix(".filled").exists():
+            fill(folder)
+            folder.with_suffix(".filled").touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def world(tmp_path_factory) -> World:
-    folder = tmp_path_factory.mktemp("world")
-    prepare.run(prepare.PrepareConfig(synthetic=900, output=str(folder / "corpus")))
-    corpus = read_corpus(folder / "corpus")
-    rng = np.random.default_rng(0)
-    table = rng.normal(size=(corpus.user.size, 16)) + corpus.stars[:, None]
-    write_store(folder / "store", corpus, table.astype(np.float16))
+    def fill(folder: Path) -> None:
+        prepare.run(prepare.PrepareConfig(synthetic=900, output=str(folder / "corpus")))
+        corpus = read_corpus(folder / "corpus")
+        rng = np.random.default_rng(0)
+        table = rng.normal(size=(corpus.user.size, 16)) + corpus.stars[:, None]
+        write_store(folder / "store", corpus, table.astype(np.float16))
+
+    folder = shared_folder(tmp_path_factory, "world", fill)
     return World(folder / "corpus", folder / "store")
 
 

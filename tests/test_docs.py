@@ -5,7 +5,8 @@ import io
 import re
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, World
+from written_runs import write_run
 
 from embed_torch import embed
 from embed_torch.config import EmbedConfig
@@ -15,13 +16,11 @@ from sasnet_jax.embedding_quality.quality_tables import EmbeddingQuality
 from sasnet_jax.evaluate.comparison import Comparison
 from sasnet_jax.files import Record
 from sasnet_jax.leakage import command as leakage
-from sasnet_jax.model.config import TrainConfig
 from sasnet_jax.model.records import Epoch, Progress, RunRecord
 from sasnet_jax.prepare import command as prepare
 from sasnet_jax.scores.metrics import Scores
 from sasnet_jax.scores.predictions import Evaluation
 from sasnet_jax.synthetic.world import Truth
-from sasnet_jax.train import loop
 
 _SNIPPET = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 DOCUMENTS = [
@@ -40,21 +39,8 @@ def quickstart(tmp_path_factory):
     store = work / "embeddings" / "words"
     embed.run(EmbedConfig(corpus=str(work / "corpus"), output=str(store), model="words"))
     for name, seed in (("sasnet", 0), ("sasnet-1", 1)):
-        loop.train(
-            TrainConfig(
-                corpus=str(work / "corpus"),
-                store=(str(store),),
-                output=str(work / "runs" / name),
-                set_size=4,
-                width=16,
-                depth=1,
-                feed_forward=16,
-                epochs=1,
-                seed=seed,
-                discriminants=4,
-                match=True,
-            )
-        )
+        settings = {"seed": seed, "discriminants": 4, "match": True}
+        write_run(World(work / "corpus", store), work / "runs" / name, **settings)
     return folder
 
 

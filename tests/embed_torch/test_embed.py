@@ -48,7 +48,7 @@ def minilm() -> Tokenization:
 @pytest.fixture(scope="module")
 def corpus_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("embed") / "corpus"
-    prepare.run(prepare.PrepareConfig(synthetic=200, output=str(folder)))
+    prepare.run(prepare.PrepareConfig(synthetic=100, output=str(folder)))
     return folder
 
 
@@ -129,9 +129,13 @@ def test_truncated_reviews_are_listed(corpus_folder, tmp_path):
 
 
 @pytest.mark.parametrize("normalize", [None, True, False])
-def test_normalize_gives_length_one_and_minilm_does_so_itself(corpus_folder, tmp_path, normalize):
-    output = tmp_path / "store"
-    embed.run(EmbedConfig(corpus=str(corpus_folder), output=str(output), normalize=normalize))
+def test_normalize_gives_length_one_and_minilm_does_so_itself(
+    store, corpus_folder, tmp_path, normalize
+):
+    output = store
+    if normalize is not None:
+        output, settings = tmp_path / "store", {"normalize": normalize, "max_tokens": 12}
+        embed.run(EmbedConfig(corpus=str(corpus_folder), output=str(output), **settings))
     lengths = np.linalg.norm(np.load(output / "mean.npy").astype(np.float32), axis=1)
     np.testing.assert_array_equal(np.abs(lengths - 1) < 2e-3, normalize is not False)
     manifest = json.loads((output / "manifest.json").read_text())
@@ -294,7 +298,14 @@ def _run_with_small_files(flags: list[str]) -> subprocess.CompletedProcess:
     )
 
 
-def test_a_dry_run_counts_what_would_be_reused(corpus_folder, store, tmp_path, capsys):
+@pytest.fixture
+def short_sample(monkeypatch):
+    monkeypatch.setattr("embed_torch.dry_run._SAMPLE_SECONDS", 0.1)
+
+
+def test_a_dry_run_counts_what_would_be_reused(
+    corpus_folder, store, tmp_path, capsys, short_sample
+):
     rows = read_corpus(corpus_folder).user.size
     same = {"corpus": str(corpus_folder), "output": str(tmp_path / "s"), "device": "cpu"}
     embed.run(EmbedConfig(**same, dry_run=True, reuse=str(store)))
@@ -303,7 +314,7 @@ def test_a_dry_run_counts_what_would_be_reused(corpus_folder, store, tmp_path, c
     assert "about 00:00" in printed and not list(tmp_path.iterdir())
 
 
-def test_a_dry_run_tells_and_writes_nothing(corpus_folder, tmp_path):
+def test_a_dry_run_tells_and_writes_nothing(corpus_folder, tmp_path, short_sample):
     arguments = [f"--corpus={corpus_folder}", f"--output={tmp_path / 's'}", "--dry_run"]
     printed = run_command("embed_torch", *arguments, "--poolings=mean,max").stdout
     corpus = read_corpus(corpus_folder)

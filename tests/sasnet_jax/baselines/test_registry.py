@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from conftest import SMALL, assert_one_line_mistake, edit_json, run_command
+from conftest import TINY, assert_one_line_mistake, edit_json, run_command
 from sklearn.naive_bayes import GaussianNB
+from written_runs import write_run
 
 from sasnet_jax.baselines import command as baselines
 from sasnet_jax.baselines import protocol, registry
@@ -20,13 +21,11 @@ from sasnet_jax.evaluate import command as evaluate
 from sasnet_jax.evaluate.command import EvaluateConfig
 from sasnet_jax.leakage import command as leakage
 from sasnet_jax.leakage.command import LeakageConfig
-from sasnet_jax.model.config import TrainConfig
 from sasnet_jax.report import command as report
 from sasnet_jax.report import models
 from sasnet_jax.report.command import ReportConfig
 from sasnet_jax.report.sources import Output, Sources
 from sasnet_jax.scores import metrics, paper
-from sasnet_jax.train import loop
 
 _STORES = ("words", "words_normalized", "x_svm", "oracle", "my_tfidf", "logistic_stars", "{text}")
 
@@ -121,10 +120,7 @@ def test_the_papers_number_stands_beside_the_store_that_it_is_of(world):
 @pytest.fixture(scope="module")
 def trained(world, tmp_path_factory):
     """A run."""
-    output = tmp_path_factory.mktemp("trained") / "net"
-    paths = {"corpus": str(world.corpus_folder), "store": (str(world.store_folder),)}
-    loop.train(TrainConfig(**paths, output=str(output), epochs=1, **SMALL))
-    return output
+    return write_run(world, tmp_path_factory.mktemp("trained") / "net", **TINY).folder
 
 
 def _report(world, output, **sources):

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 import scipy.linalg
-from conftest import SMALL, assert_one_line_mistake, run_command, write_store
+from conftest import TINY, assert_one_line_mistake, run_command, write_store
 
 from sasnet_jax.cli import UserError
 from sasnet_jax.corpus import discriminants
@@ -113,7 +113,7 @@ def test_the_transform_projects_what_numpy_projects(world):
 def _config(world, output, **settings) -> TrainConfig:
     paths = {"corpus": str(world.corpus_folder), "store": (str(world.store_folder),)}
     settings = {"epochs": 2, "discriminants": 3, "match": True} | settings
-    return TrainConfig(**(paths | SMALL | settings), output=str(output))
+    return TrainConfig(**(paths | TINY | settings), output=str(output))
 
 
 def _edit(path, **arrays):

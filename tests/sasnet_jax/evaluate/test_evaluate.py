@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -6,7 +7,8 @@ import jax
 import numpy as np
 import polars as pl
 import pytest
-from conftest import assert_one_line_mistake, change_store, edit_json, run_command
+from conftest import TINY, assert_one_line_mistake, change_store, edit_json, run_command
+from written_runs import write_run
 
 from sasnet_jax.baselines import command as baselines
 from sasnet_jax.baselines.registry import Baseline
@@ -15,28 +17,19 @@ from sasnet_jax.corpus.contexts import contexts_of
 from sasnet_jax.evaluate import command as evaluate
 from sasnet_jax.evaluate import comparison
 from sasnet_jax.model import step
-from sasnet_jax.model.config import TrainConfig
 from sasnet_jax.model.run import Run
 from sasnet_jax.scores import metrics, predictions
 from sasnet_jax.scores.predictions import Predictions
-from sasnet_jax.train import loop
-
-SMALL = {"width": 16, "depth": 1, "feed_forward": 16, "epochs": 1, "eval_sets": 1}
-
-
-def _train(world, output, **settings):
-    paths = {"corpus": str(world.corpus_folder), "store": (str(world.store_folder),)}
-    loop.train(TrainConfig(**paths, output=str(output), **(SMALL | settings)))
-    return str(output)
 
 
 @pytest.fixture(scope="module")
 def trained(world, tmp_path_factory):
     """Two seeds of one run, and one of others."""
     folder = tmp_path_factory.mktemp("trained")
-    seeds = [_train(world, folder / f"net-{seed}", seed=seed) for seed in (0, 1)]
     rated = {"review_features": "text+stars", "bias_term": True}
-    return [*seeds, _train(world, folder / "rated", **rated)]
+    settings = {"net-0": {"seed": 0}, "net-1": {"seed": 1}, "rated": rated}
+    runs = [write_run(world, folder / name, **TINY | own) for name, own in settings.items()]
+    return [str(run.folder) for run in runs]
 
 
 @pytest.fixture(scope="module")
@@ -181,8 +174,7 @@ def test_evaluate_shows_baselines_of_the_same_protocol_only(trained, made, capsy
 
 def test_evaluate_refuses_a_store_that_changed(world, tmp_path):
     store = shutil.copytree(world.store_folder, tmp_path / "store")
-    paths = {"corpus": str(world.corpus_folder), "store": (str(store),)}
-    loop.train(TrainConfig(**paths, output=str(tmp_path / "run"), **SMALL))
+    write_run(dataclasses.replace(world, store_folder=store), tmp_path / "run")
     change_store(store, weights_sha256="1" * 64)
     result = run_command("sasnet_jax.evaluate", f"--run={tmp_path / 'run'}")
     assert_one_line_mistake(result, "store", "not the one")

@@ -41,11 +41,12 @@ def _accuracy(**options) -> float:
     graphdef, params = nnx.split(network, nnx.Param)
     optimizer = optax.adam(2e-3)
 
-    @jax.jit
+    # More is to be computed here than to be compiled.
+    @jax.jit(compiler_options={"xla_backend_optimization_level": 3})
     def train(params):
         def step(carry, key):
             params, state = carry
-            user, business, label = _draw(key, 128)
+            user, business, label = _draw(key, 64)
 
             def loss(params):
                 logits = nnx.merge(graphdef, params)(user, business)

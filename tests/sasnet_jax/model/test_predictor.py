@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import polars as pl
 import pytest
-from conftest import ROOT
+from conftest import PATIENCE_SECONDS, ROOT
 from flax import nnx
 from written_runs import SWITCHES, write_run
 
@@ -81,13 +81,14 @@ def test_a_score_is_what_the_network_says_of_the_two_sets(world, tmp_path, base,
 @pytest.mark.parametrize("settings", [{}, {name: on for name, (_, on) in SWITCHES.items()}])
 def test_scores_are_those_of_an_evaluation_that_sees_the_same(world, tmp_path, settings):
     """A test user's other reviews against a business's training reviews, all of them in one set."""
-    run = write_run(world, tmp_path / "run", eval_set_size=400, eval_sets=1, **settings)
+    run = write_run(world, tmp_path / "run", eval_set_size=90, eval_sets=1, **settings)
     evaluate.evaluate(run)
     table = pl.read_parquet(run.folder / "predictions.parquet").filter(pl.col("split") == "test")
     targets = table["row"].to_numpy()[::7]
     expected = table.drop("row", "split", "label").to_numpy()[::7]
     corpus, users = world.corpus, run.users()
     businesses, predictor = run.businesses(context="train"), run.predictor()
+    assert max(len(side) for sides in (users, businesses) for side in sides) <= 90
     for target, probability in zip(targets, expected, strict=True):
         rows = users.rows(corpus.user[target])
         person = users[corpus.user[target]]
@@ -270,7 +271,7 @@ def test_what_is_meant_otherwise_is_refused(world, tmp_path):
         capture_output=True,
         text=True,
         cwd=ROOT,
-        timeout=300,
+        timeout=PATIENCE_SECONDS,
     )
     assert result.returncode == 0, result.stderr
     *scores, _, _, _, stars, context = lines = result.stdout.splitlines()

@@ -7,24 +7,12 @@ import msgspec
 import numpy as np
 import pytest
 from conftest import edit_json, run_command
-from written_runs import epoch_of, write_run
+from written_runs import epoch_of, write_evaluation, write_run
 
 import sasnet_jax
-from sasnet_jax import files
 from sasnet_jax.cli import UserError
 from sasnet_jax.evaluate import command as evaluate
-from sasnet_jax.scores import metrics
-from sasnet_jax.scores.predictions import Evaluation
 from sasnet_jax.train import run_folder
-
-
-def _evaluate(run, loss):
-    certain = np.array([[np.exp(-loss), 1 - np.exp(-loss), 0]])
-    scores = metrics.summarize(np.zeros(1, np.int8), certain)
-    evaluation = Evaluation(
-        validation=scores, test=scores, target_review="exclude", corpus_sha256=run.corpus_sha256
-    )
-    files.write_record(run.folder / "evaluation.json", evaluation)
 
 
 def test_the_state_follows_the_curve_and_the_evaluation(world, tmp_path):
@@ -38,7 +26,7 @@ def test_the_state_follows_the_curve_and_the_evaluation(world, tmp_path):
     assert (run().state, run().best, run().epochs) == ("epoch 0 of 5", None, 0)
     run_folder.append_metrics(folder, epoch_of(1, 1, 0.9))
     assert (run().state, run().finished) == ("epoch 1 of 5", False)
-    _evaluate(run(), 0.9)
+    write_evaluation(run(), 0.9)
     assert run().evaluation.test.log_loss == pytest.approx(0.9)
     run_folder.append_metrics(folder, epoch_of(2, 2, 0.8))
     assert run().state == "epoch 2 of 5, evaluate again" and run().evaluation is None
@@ -46,7 +34,7 @@ def test_the_state_follows_the_curve_and_the_evaluation(world, tmp_path):
         run_folder.append_metrics(folder, epoch_of(epoch, 2, 0.85))
     assert run().finished and run().state == "finished, evaluate again"  # patience is at its end
     assert run().best.epoch == 2 and run().epochs == 4
-    _evaluate(run(), 0.8)
+    write_evaluation(run(), 0.8)
     assert run().state == "finished" and not run().evaluation_is_stale
     (folder / "evaluation.json").unlink()
     assert run().state == "finished, not evaluated"
@@ -76,7 +64,7 @@ def test_an_evaluation_is_of_the_best_epoch_of_its_run(world, tmp_path):
 @pytest.mark.parametrize("key", ["target_review", "corpus_sha256"])
 def test_an_evaluation_of_another_run_is_refused(world, tmp_path, key):
     run = write_run(world, tmp_path / "run")
-    _evaluate(run, 1.0)
+    write_evaluation(run, 1.0)
     edit_json(run.folder / "evaluation.json", **{key: "include"})
     with pytest.raises(UserError, match=f"evaluation.json is of another {key} than its run"):
         print(sasnet_jax.load_run(run.folder).evaluation)
@@ -116,7 +104,7 @@ def test_a_folder_that_is_no_run_of_this_version_is_refused(world, tmp_path, cha
 )
 def test_a_damaged_file_is_one_line(world, tmp_path, name, content, message):
     run = write_run(world, tmp_path / "run")
-    _evaluate(run, 1.0)
+    write_evaluation(run, 1.0)
     path = run.folder / name
     if content is None:
         path.unlink()

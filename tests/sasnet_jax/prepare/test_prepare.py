@@ -10,7 +10,7 @@ import time
 import numpy as np
 import polars as pl
 import pytest
-from conftest import ROOT, assert_one_line_mistake, reviews_frame, run_command
+from conftest import PATIENCE_SECONDS, ROOT, assert_one_line_mistake, reviews_frame, run_command
 
 from sasnet_jax import files
 from sasnet_jax.cli import UserError
@@ -105,12 +105,6 @@ def test_filters_equal_a_loop(mode):
     assert found["review_id"].to_list() == [f"r{i}" for i in kept]
 
 
-def test_texts_hash_is_length_prefixed():
-    assert files.texts_sha256(["ab", "c"]) != files.texts_sha256(["a", "bc"])
-    by_hand = hashlib.sha256(b"\x03\0\0\0\0\0\0\0\xc3\xa9!" + b"\0" * 8).hexdigest()
-    assert files.texts_sha256(["é!", ""]) == by_hand
-
-
 def test_the_same_command_reuses_and_another_refuses(tmp_path, capsys):
     config = PrepareConfig(synthetic=300, output=str(tmp_path / "corpus"))
     prepare.run(config)
@@ -176,14 +170,14 @@ def _prepare_until_it_writes(tmp_path) -> subprocess.Popen:
 def test_sigterm_leaves_nothing(tmp_path):
     process = _prepare_until_it_writes(tmp_path)
     process.terminate()
-    assert process.wait(60) == 128 + signal.SIGTERM
+    assert process.wait(PATIENCE_SECONDS) == 128 + signal.SIGTERM
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_killed_prepare_left_is_removed_by_the_next(tmp_path):
     process = _prepare_until_it_writes(tmp_path)
     process.kill()
-    process.wait(60)
+    process.wait(PATIENCE_SECONDS)
     (left_behind,) = tmp_path.iterdir()
     in_use = tmp_path / ".corpus.partial-1"
     with files.new_folder(tmp_path / "other") as other:

@@ -1,5 +1,4 @@
 import html.parser
-import importlib
 import itertools
 import json
 import re
@@ -12,7 +11,15 @@ import msgspec
 import numpy as np
 import polars as pl
 import pytest
-from conftest import assert_one_line_mistake, change_store, edit_json, run_command, write_store
+from conftest import (
+    TINY,
+    assert_one_line_mistake,
+    change_store,
+    edit_json,
+    run_command,
+    write_store,
+)
+from test_packages import CONFIGS
 
 from sasnet_jax import files
 from sasnet_jax.baselines import command as baselines
@@ -94,10 +101,10 @@ def made(world, tmp_path_factory) -> Made:
     names = pl.read_parquet(folder / "corpus" / "categories.parquet").height
     np.save(store / "categories.npy", rng.normal(size=(names, _DIM)).astype(np.float16))
     change_store(store, encoder="minilm")
-    small = {"width": 16, "depth": 1, "feed_forward": 16, "eval_sets": 1, "epochs": _EPOCHS}
     paths = {"corpus": str(folder / "corpus"), "store": (str(store),)}
     for name, protocol in zip(("run", "leaky_run"), _PROTOCOLS, strict=True):
-        loop.train(TrainConfig(**paths, output=str(folder / name), target_review=protocol, **small))
+        settings = paths | TINY | {"target_review": protocol, "epochs": _EPOCHS}
+        loop.train(TrainConfig(**settings, output=str(folder / name)))
         baselines.run(
             BaselinesConfig(
                 **paths, output=str(folder / f"baselines_{protocol}"), target_review=protocol
@@ -431,10 +438,8 @@ def test_what_is_absent_names_a_command_that_takes_its_flags(made, tmp_path):
     commands = re.findall(r"python -m sasnet_jax\.(\w+)((?: --\w+=\w+)+)", text)
     assert {name for name, _ in commands} >= {"train", "evaluate", "baselines", "embedding_quality"}
     for name, flags in commands:
-        module = importlib.import_module(f"sasnet_jax.{name}.__main__")
-        config = next(
-            v for k, v in vars(module).items() if k.lower() == f"{name}config".replace("_", "")
-        )
+        wanted = f"{name}config".replace("_", "")
+        (config,) = (config for config in CONFIGS if config.__name__.lower() == wanted)
         assert {*re.findall(r"--(\w+)", flags)} <= {field.name for field in fields(config)}
     assert "python -m embed_torch --corpus=" in text
 

@@ -2,13 +2,11 @@ import json
 import shutil
 
 import pytest
-from conftest import SMALL, assert_one_line_mistake, edit_json, run_command
+from conftest import assert_one_line_mistake, edit_json, run_command
+from written_runs import write_evaluation, write_run
 
-from sasnet_jax.evaluate import command as evaluate
-from sasnet_jax.model.config import TrainConfig
 from sasnet_jax.model.run import Run
 from sasnet_jax.runs import command as runs
-from sasnet_jax.train import loop
 
 
 def _files(folder):
@@ -17,15 +15,12 @@ def _files(folder):
 
 @pytest.fixture(scope="module")
 def folder(world, tmp_path_factory):
-    """Two real runs, one of them leaky and ended early, and what else may lie beside runs."""
+    """Two runs, one of them leaky and ended early, and what else may lie beside runs."""
     folder = tmp_path_factory.mktemp("runs")
-    data = {"corpus": str(world.corpus_folder), "store": (str(world.store_folder),)}
-    config = TrainConfig(**data, output=str(folder / "first"), epochs=2, **SMALL)
-    loop.train(config)
-    evaluate.evaluate(Run(folder / "first"))
-    settings = {**SMALL, "review_features": "text+stars", "target_review": "include", "seed": 3}
-    leaky = TrainConfig(**data, output=str(folder / "more" / "leaky"), epochs=5, **settings)
-    loop.train(leaky, watch=lambda record: record.epoch == 3)
+    write_evaluation(write_run(world, folder / "first", losses=(1.1, 1.05)), 1.05, accuracy=0.4321)
+    settings = {"review_features": "text+stars", "target_review": "include", "seed": 3}
+    losses = (1.0, 0.9876, 0.99)
+    write_run(world, folder / "more" / "leaky", losses=losses, epochs=5, **settings)
 
     def copied(name):
         return shutil.copytree(folder / "first", folder / name)

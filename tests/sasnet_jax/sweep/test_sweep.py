@@ -3,8 +3,6 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import numpy as np
 import optuna
 import polars as pl
 import pytest
-from conftest import ROOT
+from conftest import PATIENCE_SECONDS, start_process
 
 from sasnet_jax import cli, files
 from sasnet_jax.cli import Preempted, UserError
@@ -33,9 +31,9 @@ BASE = """# A tiny network.
 --heads=2
 --dropout=0
 --batch_size=16
---epochs=24
+--epochs=16
 --learning_rate=1e-3
---checkpoint_seconds=0
+--checkpoint_seconds=0.2
 """
 VARY = ("learning_rate=1e-4..1e-2:log", "weight_decay=0.0..0.5")
 
@@ -74,6 +72,12 @@ def uninterrupted(world, base, tmp_path_factory):
     return output
 
 
+def _arguments(config: sweep.SweepConfig) -> list[str]:
+    arguments = [f"--{name}={getattr(config, name)}" for name in ("corpus", "base", "output")]
+    arguments += [f"--store={config.store[0]}", f"--trials={config.trials}"]
+    return arguments + [f"--vary={declaration}" for declaration in config.vary]
+
+
 def _first_trials(uninterrupted, output, count):
     """A copy of the sweep as it was when so many trials were over."""
     shutil.copytree(uninterrupted, output)
@@ -87,17 +91,13 @@ def test_a_killed_sweep_ends_with_the_trials_of_an_uninterrupted_one(
 ):
     output = _first_trials(uninterrupted, tmp_path / "sweep", 1)
     config = _config(world, base, output)
-    settings = [("store", config.store[0]), *(("vary", one) for one in config.vary)]
-    settings += [(name, getattr(config, name)) for name in ("corpus", "base", "output", "trials")]
-    command = [sys.executable, "-m", "sasnet_jax.sweep"]
-    command += [f"--{name}={value}" for name, value in settings]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    metrics, deadline = output / "trial-0001" / "metrics.jsonl", time.monotonic() + 240
+    process = start_process("-m", "sasnet_jax.sweep", *_arguments(config))
+    metrics, deadline = output / "trial-0001" / "metrics.jsonl", time.monotonic() + PATIENCE_SECONDS
     while not metrics.exists() or len(metrics.read_bytes().splitlines()) < 5:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE_SECONDS)
     assert not Run(output / "trial-0001").finished and not (output / "trial-0002").exists()
     sweep.run(config)
     assert "resumed at step" in capsys.readouterr().out

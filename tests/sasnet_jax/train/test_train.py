@@ -2,13 +2,13 @@
 
 import dataclasses
 import errno
+import functools
 import json
 import os
 import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from types import SimpleNamespace
 
@@ -19,18 +19,22 @@ import orbax.checkpoint as ocp
 import polars as pl
 import pytest
 from conftest import (
-    ROOT,
+    PATIENCE_SECONDS,
     SMALL,
+    TINY,
     assert_one_line_mistake,
     change_store,
     edit_json,
     edit_reviews,
     load_data,
     run_command,
+    shared_folder,
+    start_process,
     write_store,
 )
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer.record_writer import RecordWriter
+from written_runs import write_run
 
 from sasnet_jax import files
 from sasnet_jax.cli import Preempted, UserError
@@ -45,7 +49,11 @@ from sasnet_jax.model.records import Epoch
 from sasnet_jax.model.run import Run
 from sasnet_jax.train import loop
 
-SETTINGS = SMALL | {"epochs": 4, "review_features": "text+stars", "cross_attention": "set"}
+# Most tests share one step of training, because to compile it takes most of their time.
+SETTINGS = SMALL | {
+    **{"epochs": 4, "review_features": "text+stars", "cross_attention": "set"},
+    **{"batch_size": 16, "width": 8, "heads": 2, "feed_forward": 8},
+}
 
 
 def _config(world, output, **settings) -> TrainConfig:
@@ -64,8 +72,7 @@ def _build(config, data) -> step.Functions:
 
 @pytest.mark.parametrize("options", [{}, {"match": True, "discriminants": 4}], ids=str)
 @pytest.mark.parametrize("target_review", ["exclude", "include"])
-@pytest.mark.parametrize("split", ["validation", "test"])
-def test_prediction_ignores_the_target_review(world, tmp_path, split, target_review, options):
+def test_prediction_ignores_the_target_review(world, tmp_path, target_review, options):
     """The leak test: the target's embedding, stars and label become noise, what is fitted held."""
     settings = {"target_review": target_review, "set_size": 5, "eval_sets": 8, "bias_term": True}
     settings |= options
@@ -73,10 +80,10 @@ def test_prediction_ignores_the_target_review(world, tmp_path, split, target_rev
     corpus, data = load_data(config)
     functions = _build(config, data)
     params = functions.init().params
-    rows = corpus.rows(split)[:20]
+    rows = np.concatenate([corpus.rows("validation")[:20], corpus.rows("test")[:20]])
     before = np.asarray(functions.predict(params, data, rows))
     rng = np.random.default_rng(0)
-    moved = 0
+    moved = {"validation": 0, "test": 0}
     for i, row in enumerate(rows):
         table, stars, label = np.array(data.tables[0]), data.stars.copy(), data.label.copy()
         table[row] = rng.normal(size=table.shape[1]) * 5
@@ -84,9 +91,10 @@ def test_prediction_ignores_the_target_review(world, tmp_path, split, target_rev
         counts = context_counts(data.contexts, label, 3)
         noisy = data._replace(tables=(table,), stars=stars, label=label, counts=counts)
         after = np.asarray(functions.predict(params, noisy, rows))
-        moved += not np.array_equal(after[i], before[i])
+        moved[corpus.split[row]] += not np.array_equal(after[i], before[i])
     # Under "include" the target is among what is sampled, so the same test must find the leak.
-    assert moved == 0 if target_review == "exclude" else moved > 10
+    for count in moved.values():
+        assert count == 0 if target_review == "exclude" else count > 10
 
 
 def test_prediction_depends_on_the_context(world, tmp_path):
@@ -113,7 +121,7 @@ def test_prediction_does_not_depend_on_the_batch(world, tmp_path):
 
 
 def test_a_chunk_of_any_length_is_traced_once_and_gives_the_same_bits(world, tmp_path):
-    config = _config(world, tmp_path / "run", batch_size=32)
+    config = _config(world, tmp_path / "run")
     corpus, data = load_data(config)
     functions = _build(config, data)
     rows = jax.device_put(corpus.rows("train"))
@@ -148,6 +156,7 @@ def test_an_epoch_visits_every_training_review_once(world, tmp_path):
 def test_padding_of_the_last_batch_has_no_weight(world, tmp_path):
     """The loss of an epoch, with nothing random and nothing learned, is that of a NumPy sum."""
     quiet = {"dropout": 0.0, "empty_side": 0.0, "learning_rate": 1e-30, "set_size": 80}
+    quiet |= {"encoder": False}
     config = _config(world, tmp_path / "run", **quiet)
     corpus, data = load_data(config)
     rows = corpus.rows("train")
@@ -163,7 +172,7 @@ def test_padding_of_the_last_batch_has_no_weight(world, tmp_path):
 
 
 def test_rows_that_fill_up_a_batch_do_not_matter(world, tmp_path):
-    config = _config(world, tmp_path / "run", review_loss=0.5, dropout=0.0)
+    config = _config(world, tmp_path / "run", review_loss=0.5, dropout=0.0, encoder=False)
     corpus, data = load_data(config)
     rows = corpus.rows("train")
     functions = _build(config, data)
@@ -198,7 +207,7 @@ def test_zscore_is_fitted_on_training_reviews_by_default(world, tmp_path):
 
 
 def test_training_learns_and_evaluation_recomputes(world, tmp_path, capsys):
-    config = _config(world, tmp_path / "run", epochs=30, patience=10, learning_rate=3e-3)
+    config = _config(world, tmp_path / "run", epochs=30, patience=10)
     loop.train(config)
     run = tmp_path / "run"
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -225,12 +234,16 @@ def test_training_learns_and_evaluation_recomputes(world, tmp_path, capsys):
     assert "already complete" in capsys.readouterr().out
 
 
+@functools.cache
+def _first_state(config):
+    _, data = load_data(config)
+    return jax.device_get(_build(config, data).init())
+
+
 def _result(run):
     """What an exact resume must reproduce: best parameters' predictions, metrics, parameters."""
     evaluate.evaluate(Run(run))
-    config = Run(run).config
-    _, data = load_data(config)
-    state = jax.device_get(_build(config, data).init())
+    state = _first_state(dataclasses.replace(Run(run).config, output="any", **SELDOM_SAVED))
     checkpoints = loop.Checkpoints(run, read_only=True)
     restored, best, progress = checkpoints.restore(state, state.params)
     checkpoints.close()
@@ -245,36 +258,31 @@ def _result(run):
 
 
 def _start(config) -> subprocess.Popen:
-    command = [sys.executable, "-m", "sasnet_jax.train", *_arguments(config)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return start_process("-m", "sasnet_jax.train", *_arguments(config))
 
 
-def _wait_for_epoch(run, epoch: int) -> None:
+def _wait_for_epoch(process, run, epoch: int) -> None:
     path = run / "metrics.jsonl"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while not path.exists() or len(path.read_bytes().splitlines()) < epoch:
-        assert time.monotonic() < deadline
+        assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
 
 
-KILLED = {"epochs": 40, "patience": 100, "checkpoint_seconds": 0.2, "batch_size": 16}
+KILLED = {"epochs": 20, "patience": 100, "checkpoint_seconds": 0.2}
+SELDOM_SAVED = {"checkpoint_seconds": 1000.0}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def uninterrupted(world, tmp_path_factory):
     run = tmp_path_factory.mktemp("uninterrupted") / "run"
-    result = run_command("sasnet_jax.train", *_arguments(_config(world, run, **KILLED)))
-    assert result.returncode == 0, result.stderr
+    loop.train(_config(world, run, **KILLED | SELDOM_SAVED))
     return _result(run)
 
 
 @pytest.mark.parametrize(
     "epochs_at_kill",
-    [
-        (1, 9),
-        (6, 20, 33),
-        pytest.param(tuple(range(2, 32, 3)), marks=pytest.mark.stress),
-    ],
+    [(1, 4, 9), pytest.param(tuple(range(1, 16, 2)), marks=pytest.mark.stress)],
     ids=str,
 )
 def test_a_killed_run_ends_where_an_uninterrupted_one_ends(
@@ -284,7 +292,7 @@ def test_a_killed_run_ends_where_an_uninterrupted_one_ends(
     config = _config(world, run, **KILLED)
     for epoch in epochs_at_kill:
         process = _start(config)
-        _wait_for_epoch(run, epoch)
+        _wait_for_epoch(process, run, epoch)
         process.kill()
         process.communicate()
         assert process.returncode == -signal.SIGKILL
@@ -298,10 +306,11 @@ EVERY_OPTION = {
     "plain": {},
     "host": {"table": "host"},
     "all": {
-        **{"average_decay": 0.9, "schedule": "cosine", "bias_term": True, "review_loss": 0.5},
+        **{"average_decay": 0.2, "schedule": "cosine", "bias_term": True, "review_loss": 0.5},
         **{"match": True, "discriminants": 4},
     },
 }
+FEW_EPOCHS = {"epochs": 3}  # the length of a cosine is part of its program
 
 
 @pytest.mark.parametrize("options", EVERY_OPTION.values(), ids=EVERY_OPTION.keys())
@@ -310,7 +319,7 @@ def test_a_run_stopped_inside_an_epoch_ends_where_an_uninterrupted_one_ends(
 ):
     """A real SIGTERM during the 17th chunk of one step each."""
     run = tmp_path / "run"
-    config = _config(world, run, **KILLED | {"epochs": 3} | options)
+    config = _config(world, run, **KILLED | SELDOM_SAVED | FEW_EPOCHS | options)
     loop.train(dataclasses.replace(config, output=str(tmp_path / "uninterrupted")))
     uninterrupted = _result(tmp_path / "uninterrupted")
     build = step.build
@@ -339,14 +348,13 @@ def test_a_run_stopped_inside_an_epoch_ends_where_an_uninterrupted_one_ends(
 
 def test_sigterm_saves_and_exits_75(world, tmp_path, uninterrupted):
     run = tmp_path / "run"
-    config = _config(world, run, **(KILLED | {"checkpoint_seconds": 1000.0}))
+    config = _config(world, run, **KILLED | SELDOM_SAVED)
     process = _start(config)
-    _wait_for_epoch(run, 5)
+    _wait_for_epoch(process, run, 5)
     process.terminate()
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 75, output
-    assert b"saved at step" in output
-    saved = re.search(r"saved at step (\d+)", output.decode()).group(1)
+    saved = re.search(r"saved at step (\d+)", output).group(1)
     assert int(saved) > 0
     result = run_command("sasnet_jax.train", *_arguments(config))
     assert result.returncode == 0, result.stderr
@@ -371,26 +379,25 @@ def _damage_latest(run, how) -> int:
 
 @pytest.mark.parametrize("how", ["zero bytes", "cut short", "bits flipped"])
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(
-    world, tmp_path, uninterrupted, how, capsys
+    world, tmp_path, uninterrupted, kept, how, capsys
 ):
-    run = tmp_path / "run"
-    config = _config(world, run, **(KILLED | {"checkpoint_seconds": 0.0}))
-    loop.train(dataclasses.replace(config, epochs=6))
+    run = shutil.copytree(kept, tmp_path / "run")
     number = _damage_latest(run, how)
     with pytest.raises(UserError, match=f"{number}.*: run .*train again, which resumes from the"):
         evaluate.evaluate(Run(run))
-    loop.train(config)
+    loop.train(_config(world, run, **KILLED | SELDOM_SAVED))
     assert f"{number} does not fit" in capsys.readouterr().err
     assert (run / "checkpoints" / f"damaged-{number}").is_dir()
     assert _result(run) == uninterrupted
 
 
-def test_a_run_whose_checkpoints_are_all_damaged_is_refused(world, tmp_path):
-    config = _config(world, tmp_path / "run", epochs=1)
-    loop.train(config)
-    _damage_latest(tmp_path / "run", "zero bytes")
-    result = run_command("sasnet_jax.train", *_arguments(dataclasses.replace(config, epochs=2)))
-    assert_one_line_mistake(result, "checkpoints", "damaged")
+@pytest.fixture(scope="module")
+def grown(world, tmp_path_factory):
+    """A run of two epochs that has grown to five."""
+    run = tmp_path_factory.mktemp("grown") / "run"
+    for epochs in (2, 5):
+        loop.train(_config(world, run, epochs=epochs))
+    return run
 
 
 @pytest.mark.parametrize("how", ["edited", "cut short", "gone"])
@@ -461,16 +468,55 @@ def test_what_no_memory_holds_is_refused_before_it_is_asked_for(world, tmp_path,
     assert not (tmp_path / "run" / "config.json").exists()
 
 
-def test_a_run_keeps_the_last_checkpoints_and_the_best_parameters(world, tmp_path):
-    run = tmp_path / "run"
+@pytest.fixture(scope="module")
+def kept(world, tmp_path_factory):
+    """A run of five epochs that saved whenever it could, and keeps three checkpoints."""
+    run = tmp_path_factory.mktemp("kept") / "run"
     loop.train(_config(world, run, epochs=5, keep=3, checkpoint_seconds=0.0))
-    assert len(list((run / "checkpoints").iterdir())) == 3
+    return run
+
+
+def test_epochs_may_grow(grown, kept):
+    assert _result(grown) == _result(kept)
+
+
+def test_tensorboard_shows_each_epoch_once(grown):
+    events = EventAccumulator(str(grown))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train_loss")] == [1, 2, 3, 4, 5]
+
+
+def test_a_learning_curve_is_drawn(grown):
+    picture = matplotlib.image.imread(grown / "plots" / "learning_curve.png")
+    assert picture.shape[1] > 600 and picture[..., :3].std() > 0.05
+
+
+def test_a_run_keeps_the_last_checkpoints_and_the_best_parameters(kept):
+    assert len(list((kept / "checkpoints").iterdir())) == 3
+
+
+@pytest.fixture
+def run_of_one_epoch(world, tmp_path, tmp_path_factory):
+    """A copy, in `run`, for a test to damage."""
+
+    def fill(folder):
+        loop.train(_config(world, folder / "run", epochs=1))
+
+    folder = shared_folder(tmp_path_factory, "run_of_one_epoch", fill)
+    return shutil.copytree(folder / "run", tmp_path / "run")
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_refused(world, run_of_one_epoch):
+    _damage_latest(run_of_one_epoch, "zero bytes")
+    longer = _config(world, run_of_one_epoch, epochs=2)
+    result = run_command("sasnet_jax.train", *_arguments(longer))
+    assert_one_line_mistake(result, "checkpoints", "damaged")
 
 
 def test_a_run_is_saved_inside_an_epoch_too(world, tmp_path, monkeypatch):
     """Every step, where each is a chunk of its own and a checkpoint is always due."""
     run = tmp_path / "run"
-    config = _config(world, run, epochs=1, keep=1000, checkpoint_seconds=0.0)
+    config = _config(world, run, **TINY, epochs=1, keep=1000, checkpoint_seconds=0.0)
     monkeypatch.setattr(loop, "_CHUNK_SECONDS", 0.0)
     loop.train(config)
     steps = -(-world.corpus.rows("train").size // config.batch_size)
@@ -478,17 +524,20 @@ def test_a_run_is_saved_inside_an_epoch_too(world, tmp_path, monkeypatch):
     assert saved >= set(range(1, steps + 1)) and steps > 3
 
 
+RUINED = TINY | {"learning_rate": 1e38, "weight_decay": 1e38}
+
+
 def test_settings_may_be_mended_until_the_first_checkpoint(world, tmp_path):
-    wrong = _config(world, tmp_path / "run", learning_rate=1e38, weight_decay=1e38)
+    wrong = _config(world, tmp_path / "run", **RUINED)
     with pytest.raises(loop.NotTrainable):
         loop.train(wrong)
-    loop.train(dataclasses.replace(wrong, learning_rate=1e-3, weight_decay=0.0, epochs=1))
+    loop.train(_config(world, tmp_path / "run", epochs=1))
     assert Run(tmp_path / "run").config.learning_rate == 1e-3
 
 
 def test_an_update_that_ruins_the_last_step_of_an_epoch_is_noticed(world, tmp_path):
     """The loss is taken before the update, so the evaluation is the first to see it."""
-    config = _config(world, tmp_path / "run", batch_size=1024, learning_rate=1e38)
+    config = _config(world, tmp_path / "run", **RUINED | {"batch_size": 1024})
     assert world.corpus.rows("train").size < config.batch_size
     result = run_command("sasnet_jax.train", *_arguments(config))
     assert result.returncode == 2 and "Traceback" not in result.stderr
@@ -508,9 +557,8 @@ def test_a_corpus_without_validation_reviews_is_refused(world, tmp_path):
 
 
 def test_epochs_may_grow_under_a_constant_rate_only(world, tmp_path):
-    run = tmp_path / "run"
-    loop.train(_config(world, run, epochs=1, schedule="cosine"))
-    longer = _config(world, run, epochs=2, schedule="cosine")
+    run = write_run(world, tmp_path / "run", **SETTINGS, schedule="cosine").folder
+    longer = _config(world, run, epochs=5, schedule="cosine")
     assert_one_line_mistake(run_command("sasnet_jax.train", *_arguments(longer)), "--epochs")
 
 
@@ -529,17 +577,18 @@ def test_a_cosine_rate_falls_to_nothing(world, tmp_path):
 
 def test_the_average_of_the_weights_is_what_predicts(world, tmp_path):
     """Against a loop over the parameters after each step."""
-    config = _config(world, tmp_path / "run", average_decay=0.7)
+    config = _config(world, tmp_path / "run", **FEW_EPOCHS | EVERY_OPTION["all"])
     corpus, data = load_data(config)
-    functions = _build(config, data)
-    rows = jax.device_put(corpus.rows("train"))
-    order = draws.shuffle(rows, np.int32(0), config.batch_size, config.seed)
+    rows = corpus.rows("train")
+    steps = config.epochs * -(-rows.size // config.batch_size)
+    functions = step.build(config, devices.mesh_for(config.batch_size), data.embedding_dim, steps)
+    order = draws.shuffle(jax.device_put(rows), np.int32(0), config.batch_size, config.seed)
     state = functions.init()
     expected = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(state.params)]
     for index in range(6):
         bounds = (np.int32(index), np.int32(index + 1))
         state, _ = functions.train_chunk(state, data, order, *bounds)
-        decay = min(0.7, (1 + index) / (10 + index))
+        decay = min(0.2, (1 + index) / (10 + index))
         params = jax.tree.leaves(jax.device_get(state.params))
         expected = [decay * e + (1 - decay) * p for e, p in zip(expected, params, strict=True)]
     assert state.evaluated is state.average
@@ -548,9 +597,7 @@ def test_the_average_of_the_weights_is_what_predicts(world, tmp_path):
 
 
 def test_five_classes_predict_stars(world, tmp_path):
-    config = _config(world, tmp_path / "run", classes=5, bias_term=True, epochs=2)
-    loop.train(config)
-    found = evaluate.evaluate(Run(tmp_path / "run"))
+    found = evaluate.evaluate(write_run(world, tmp_path / "run", classes=5, bias_term=True))
     table = pl.read_parquet(tmp_path / "run" / "predictions.parquet")
     probability = table.select(f"p_{star}" for star in range(1, 6)).to_numpy()
     corpus = world.corpus
@@ -586,7 +633,7 @@ def test_several_stores_train_as_their_concatenation(world, tmp_path):
     table = np.load(world.store_folder / "mean.npy")
     first = write_store(tmp_path / "first", world.corpus, table[:, :5])
     second = write_store(tmp_path / "second", world.corpus, table[:, 5:])
-    one = _config(world, tmp_path / "one", epochs=2)
+    one = _config(world, tmp_path / "one", **TINY | {"epochs": 2})
     two = dataclasses.replace(one, store=(str(first), str(second)), output=str(tmp_path / "two"))
     for config in (one, two):
         loop.train(config)
@@ -604,7 +651,7 @@ def test_a_float16_table_trains_as_well_as_a_float32_one(world, tmp_path):
     for dtype, seed in ((np.float32, 0), (np.float16, 0), (np.float32, 1)):
         name = f"{np.dtype(dtype)}-{seed}"
         store = write_store(tmp_path / name, world.corpus, table.astype(dtype))
-        config = _config(world, tmp_path / f"run-{name}", epochs=3, seed=seed)
+        config = _config(world, tmp_path / f"run-{name}", **TINY | {"epochs": 3, "seed": seed})
         loop.train(dataclasses.replace(config, store=(str(store),)))
         last = (tmp_path / f"run-{name}" / "metrics.jsonl").read_text().splitlines()[-1]
         losses[name] = json.loads(last)["validation_log_loss"]
@@ -613,31 +660,20 @@ def test_a_float16_table_trains_as_well_as_a_float32_one(world, tmp_path):
 
 
 def test_64_examples_are_learned_by_heart(world, tmp_path):
-    quiet = {"dropout": 0.0, "empty_side": 0.0, "set_size": 90, "batch_size": 64, "width": 32}
-    config = _config(world, tmp_path / "run", **quiet, learning_rate=3e-3)
+    quiet = {"dropout": 0.0, "empty_side": 0.0, "set_size": 12, "batch_size": 64, "width": 16}
+    config = _config(world, tmp_path / "run", **quiet, learning_rate=1e-2, warmup_steps=10)
     corpus, data = load_data(config)
     functions = _build(config, data)
-    rows = corpus.rows("train")[:64]
+    rows = corpus.rows("train")
+    largest = np.maximum(*(context.size[rows] for context in data.contexts))
+    rows = rows[largest <= config.set_size][:64]  # so sets are whole, and always the same
+    assert rows.size == 64
     order = draws.shuffle(jax.device_put(rows), np.int32(0), 64, config.seed)
     state = functions.init()
-    for _ in range(400):
+    for _ in range(100):
         state, _ = functions.train_chunk(state, data, order, np.int32(0), np.int32(1))
     predicted = np.asarray(functions.predict(state.params, data, rows)).argmax(axis=1)
     np.testing.assert_array_equal(predicted, corpus.label[rows])
-
-
-def test_a_learning_curve_is_drawn(world, tmp_path):
-    loop.train(_config(world, tmp_path / "run", epochs=2))
-    picture = matplotlib.image.imread(tmp_path / "run" / "plots" / "learning_curve.png")
-    assert picture.shape[1] > 600 and picture[..., :3].std() > 0.05
-
-
-def test_epochs_may_grow(world, tmp_path):
-    short, long = tmp_path / "short", tmp_path / "long"
-    loop.train(_config(world, short, epochs=2))
-    loop.train(_config(world, short, epochs=5))
-    loop.train(_config(world, long, epochs=5))
-    assert _result(short) == _result(long)
 
 
 def _damage(case, world, run, store):
@@ -708,11 +744,12 @@ def _damage(case, world, run, store):
         ("checkpoint of another shape", ("checkpoint", "does not fit")),
     ],
 )
-def test_a_mistake_is_one_line_and_overwrites_nothing(world, tmp_path, case, mentions):
-    store, run = tmp_path / "store", tmp_path / "run"
+def test_a_mistake_is_one_line_and_overwrites_nothing(
+    world, tmp_path, run_of_one_epoch, case, mentions
+):
+    store, run = tmp_path / "store", run_of_one_epoch
     shutil.copytree(world.store_folder, store)
     base = {**SETTINGS, "epochs": 1, "corpus": str(world.corpus_folder), "store": str(store)}
-    loop.train(TrainConfig(**base | {"store": (str(store),)}, output=str(run)))
     changed = _damage(case, world, run, store)
 
     def contents():
@@ -734,7 +771,7 @@ def test_a_second_writer_is_refused(world, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_step(world, tmp_path):
-    config = _config(world, tmp_path / "run", learning_rate=1e38, weight_decay=1e38)
+    config = _config(world, tmp_path / "run", **RUINED)
     result = run_command("sasnet_jax.train", *_arguments(config))
     assert result.returncode == 2 and "Traceback" not in result.stderr
     last = result.stderr.strip().splitlines()[-1]
@@ -752,19 +789,11 @@ def test_a_store_with_a_value_that_is_not_finite_is_refused(world, tmp_path, spl
     assert_one_line_mistake(result, f"row {row} ")
 
 
-def test_tensorboard_shows_each_epoch_once(world, tmp_path):
-    loop.train(_config(world, tmp_path / "run", epochs=2))
-    loop.train(_config(world, tmp_path / "run", epochs=4))
-    events = EventAccumulator(str(tmp_path / "run"))
-    events.Reload()
-    assert [event.step for event in events.Scalars("train_loss")] == [1, 2, 3, 4]
-
-
 def test_evaluation_leaves_a_checkpoint_in_progress_alone(world, tmp_path):
-    loop.train(_config(world, tmp_path / "run", epochs=1))
+    run = write_run(world, tmp_path / "run")
     in_progress = tmp_path / "run" / "checkpoints" / "99.orbax-checkpoint-tmp"
     in_progress.mkdir()
-    evaluate.evaluate(Run(tmp_path / "run"))
+    evaluate.evaluate(run)
     assert in_progress.is_dir()
 
 
