@@ -108,7 +108,7 @@ def read_manifest(folder: Path) -> Manifest:
       UserError: there is none, or it is damaged, or of another version.
     """
     manifest = read_record(folder / MANIFEST, Manifest, remedy_for(folder))
-    if manifest.hashes is UNSET:
+    if manifest.hashes is UNSET or manifest.sha256 is None:
         _warn_of_no_hashes(folder)
     return manifest
 
