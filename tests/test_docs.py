@@ -16,6 +16,7 @@ from sasnet_jax.embedding_quality.quality_tables import EmbeddingQuality
 from sasnet_jax.evaluate.comparison import Comparison
 from sasnet_jax.files import Record
 from sasnet_jax.leakage import command as leakage
+from sasnet_jax.manifest import Manifest
 from sasnet_jax.model.records import Epoch, Progress, RunRecord
 from sasnet_jax.prepare import command as prepare
 from sasnet_jax.scores.metrics import Scores
@@ -62,6 +63,7 @@ def test_the_readme_and_the_library_page_have_snippets():
 
 STRUCTS = {
     "`corpus.json`": CorpusRecord,
+    "`manifest.json`": Manifest,
     "`truth.json`": Truth,
     "`config.json`": RunRecord,
     "a line of `metrics.jsonl`": Epoch,

@@ -83,17 +83,17 @@ def run(config: BaselinesConfig) -> None:
     )
     complete, begun = output / COMPLETE, output / BEGUN
     files.claim(output, COMPLETE, BEGUN)
-    made = False
+    missing = False
     if begun.exists() or not complete.exists():
         with files.sole_writer(output):
-            if made := not complete.exists():  # else another process was before this one
+            if missing := not complete.exists():  # else another process was before this one
                 _make(output, corpus, stores, wanted, asked)
             _tidy(output, _read(complete, asked))
     baselines = _read(complete, asked)
     for name in baselines.models:
         read_predictions(output, baselines, name, corpus)  # refuses damaged ones
     print(_shown(baselines))
-    if made:
+    if missing:
         print(f"written: {complete}")
     else:
         files.say_complete(output)
@@ -174,19 +174,21 @@ def _read(path: Path, asked: Baselines) -> Baselines:
     Raises:
       UserError: it is damaged, or they were made otherwise.
     """
-    found = files.read_record(path, Baselines)
+    before = files.read_record(path, Baselines)
     may_differ = {"models", "format_version", "sha256"}
     if path.name == COMPLETE:
         may_differ |= {"svm_library", "train_reviews"}
-    before, now = (msgspec.structs.asdict(one) for one in (found, asked))
-    files.refuse_other_settings(path.parent, before, now, may_differ)
-    return found
+    made_with, wanted = msgspec.structs.asdict(before), msgspec.structs.asdict(asked)
+    files.refuse_other_settings(path.parent, made_with, wanted, may_differ)
+    return before
 
 
-def _shown(made: Baselines) -> str:
-    lines = [predictions.table(made.models, made.target_review)]
-    if made.subset:
-        lines.append(f"  on {made.subset:,} reviews, averages over the {made.averages_over}")
-    reads = made.models[ORACLE].chosen["reads"]
+def _shown(baselines: Baselines) -> str:
+    lines = [predictions.table(baselines.models, baselines.target_review)]
+    if baselines.subset:
+        lines.append(
+            f"  on {baselines.subset:,} reviews, averages over the {baselines.averages_over}"
+        )
+    reads = baselines.models[ORACLE].chosen["reads"]
     lines.append(f"  oracle reads {reads}: the ceiling of the leaky protocol, not a baseline")
     return "\n".join(lines)

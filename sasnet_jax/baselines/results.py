@@ -52,12 +52,12 @@ def predictions_of(folder: Path, name: str) -> Path:
     return folder / "predictions" / f"{name}.parquet"
 
 
-def read_predictions(folder: Path, made: Baselines, name: str, corpus: Corpus) -> Predictions:
+def read_predictions(folder: Path, baselines: Baselines, name: str, corpus: Corpus) -> Predictions:
     """The predictions of one baseline.
 
     Raises:
       UserError: they are absent, damaged, or of another model, corpus or split.
     """
     remedy = f"remove {folder} and run {Baselines.made_by} again"
-    sha256 = made.models[name].predictions_sha256
+    sha256 = baselines.models[name].predictions_sha256
     return predictions.read(predictions_of(folder, name), corpus, sha256, remedy)

@@ -68,21 +68,21 @@ def run(config: EvaluateConfig) -> None:
     asked = _same(opened)
     if config.truncate_histories and asked.target_review == "include":
         raise UserError("--truncate_histories: the runs have the target among their histories")
-    made = _baselines(Path(config.baselines), asked) if config.baselines else None
-    described = made.described if made else []
+    baselines = _baselines(Path(config.baselines), asked) if config.baselines else None
+    described = baselines.described if baselines else []
     groups = comparison.groups_of({name: run.decisive() for name, run in opened.items()})
     comparison.refuse_shared_names(groups, described)
-    found = {}
+    evaluations = {}
     for name in config.run:
-        found[name] = evaluate(opened[name], config.truncate_histories)
+        evaluations[name] = evaluate(opened[name], config.truncate_histories)
         print(f"written: {name}/evaluation.json, {name}/predictions.parquet")
     corpus = read_corpus(Path(opened[config.run[0]].config.corpus))
-    runs = {name: opened[name].predictions(corpus, one) for name, one in found.items()}
+    runs = {name: opened[name].predictions(corpus, one) for name, one in evaluations.items()}
     predicted = {}
-    if made:
+    if baselines:
         folder = Path(config.baselines)
         predicted = {
-            one: results.read_predictions(folder, made, one.name, corpus) for one in described
+            one: results.read_predictions(folder, baselines, one.name, corpus) for one in described
         }
     compared = comparison.compare(corpus, groups, runs, predicted, asked.target_review, config.seed)
     models = compared.models
@@ -90,13 +90,13 @@ def run(config: EvaluateConfig) -> None:
     shown = {name: models[name] for name in dict.fromkeys([*first, *models])}
     print(predictions.table(shown, asked.target_review))
     print(predictions.history_table(shown))
-    for name, evaluation in found.items():
+    for name, evaluation in evaluations.items():
         print(f"{name}\n{predictions.confusion(models[name].test.confusion)}")
         if evaluation.truncated_histories:
             print(predictions.truncated_table(evaluation.truncated_histories))
     if spread := comparison.spread_table(compared):
         print(spread)
-    if made:
+    if baselines:
         print(comparison.table(compared))
     if config.output:
         _write(output, compared, corpus, groups, runs)
@@ -155,7 +155,7 @@ def _truncated(
     rows = corpus.rows("test")
     label = np.asarray(data.label)[rows]
     long = np.asarray(data.contexts.user.size)[rows] >= max(_TRUNCATED)
-    found = {}
+    truncated = {}
     for kept in (*_TRUNCATED, None):
         contexts = data.contexts
         if kept is not None:
@@ -168,11 +168,11 @@ def _truncated(
         probability = predict(rows, **changed)
         name = "all" if kept is None else str(kept)
         predictions.write(folder / "truncated" / f"{name}.parquet", corpus, rows, probability)
-        found[name] = Truncated(
+        truncated[name] = Truncated(
             every_user=metrics.brief(label, probability),
             long_histories=metrics.brief(label[long], probability[long]),
         )
-    return found
+    return truncated
 
 
 def _finished(name: str) -> Run:
@@ -208,14 +208,14 @@ def _same(runs: dict[str, Run]) -> _Protocol:
 def _baselines(folder: Path, asked: _Protocol) -> Baselines:
     """The baselines of the same protocol as the runs."""
     path = folder / results.COMPLETE
-    found = files.read_record(path, Baselines)
-    has = _Protocol(found.corpus_sha256, found.target_review, found.classes)
+    baselines = files.read_record(path, Baselines)
+    has = _Protocol(baselines.corpus_sha256, baselines.target_review, baselines.classes)
     for key, value, wanted in zip(
-        (*_Protocol._fields, "subset"), (*has, found.subset), (*asked, 0), strict=True
+        (*_Protocol._fields, "subset"), (*has, baselines.subset), (*asked, 0), strict=True
     ):
         if value != wanted:
             raise UserError(f"{path} has another {key} than the run: they cannot be compared")
-    return found
+    return baselines
 
 
 def _write(

@@ -120,7 +120,7 @@ def run(config: LeakageConfig) -> None:
     protocols = {(name, kind): output / f"{name}_{kind}" for name in readings for kind in _EITHER}
     files.claim(output, "leakage.json", *(folder.name for folder in protocols.values()))
     runs = _runs(config, corpus.sha256)
-    made = {}
+    models = {}
     for (name, target_review), folder in protocols.items():
         print(f"{readings[name].title}, target {target_review}d:")
         baselines.run(
@@ -134,10 +134,10 @@ def run(config: LeakageConfig) -> None:
                 seed=config.seed,
             )
         )
-        made[name, target_review] = files.read_record(folder / COMPLETE, Baselines).models
+        models[name, target_review] = files.read_record(folder / COMPLETE, Baselines).models
     rows = []
     for name in readings:
-        exclude, include = (made[name, target_review] for target_review in _EITHER)
+        exclude, include = (models[name, target_review] for target_review in _EITHER)
         for model, one in include.items():
             both = {"exclude": exclude[model].test.accuracy, "include": one.test.accuracy}
             tuned = one.validation.accuracy

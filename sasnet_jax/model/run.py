@@ -221,14 +221,14 @@ class Run:
         path = self.folder / "evaluation.json"
         if not path.exists():
             return None
-        found = files.read_record(path, Evaluation, self.evaluate_again)
+        recorded = files.read_record(path, Evaluation, self.evaluate_again)
         for name, evaluated, mine in (
-            ("target_review", found.target_review, self.config.target_review),
-            ("corpus_sha256", found.corpus_sha256, self.corpus_sha256),
+            ("target_review", recorded.target_review, self.config.target_review),
+            ("corpus_sha256", recorded.corpus_sha256, self.corpus_sha256),
         ):
             if evaluated != mine:
                 raise UserError(f"{path} is of another {name} than its run: {self.evaluate_again}")
-        return found
+        return recorded
 
 
 def load_run(folder: str | Path) -> Run:

@@ -193,14 +193,20 @@ def _fill(folder: Path, config: PrepareConfig, settings: Future[dict[str, Any]])
     texts_sha256 = corpus.write_reviews(folder / "reviews.parquet", tables["reviews"], texts)
     for name in ("users", "businesses", "categories"):
         tables[name].write_parquet(folder / f"{name}.parquet")
+<<<<<<< HEAD
     made = corpus.read_columns(folder, config.split, texts_sha256)
     write_grouped(made)
+=======
+    pl.concat([scan.rejects, business_rejects]).write_ndjson(folder / "rejects.ndjson")
+    prepared = corpus.read_columns(folder, config.split, texts_sha256)
+    write_grouped(prepared)
+>>>>>>> runs
     record = CorpusRecord(
         program_version=__version__,
         settings=settings.result(),
         formats=dumps.formats,
         texts_sha256=texts_sha256,
-        columns_sha256=made.columns_sha256,
+        columns_sha256=prepared.columns_sha256,
         files_sha256=corpus.hash_files(folder),
         lines=scan.lines,
         rejected=rejects.by_reason,
@@ -213,11 +219,11 @@ def _fill(folder: Path, config: PrepareConfig, settings: Future[dict[str, Any]])
     )
     files.write_record(folder / "corpus.json", record)
     for name in SPLITS:
-        print(f"{name:14}{made.rows(name).size:>12,} reviews")
+        print(f"{name:14}{prepared.rows(name).size:>12,} reviews")
     if config.synthetic:
         path = folder / "synthetic" / "truth.json"
         truth = files.read_record(path, Truth)
-        measured = ceiling.measure(made, config.synthetic, config.seed)
+        measured = ceiling.measure(prepared, config.synthetic, config.seed)
         files.write_record(path, msgspec.structs.replace(truth, **measured))
 
 
@@ -313,11 +319,11 @@ def _check(output: Path, settings: dict[str, Any]) -> None:
     """
     record = files.read_record(output / "corpus.json", CorpusRecord)
     files.refuse_other_settings(output, record.settings, settings)
-    made = corpus.read_corpus(output)
+    prepared = corpus.read_corpus(output)
     for side in SIDES:
-        read_grouped(made, side)
+        read_grouped(prepared, side)
     for name, sha256 in record.files_sha256.items():
-        files.require_file(output / name, made.remedy, sha256)
+        files.require_file(output / name, prepared.remedy, sha256)
 
 
 def _print_rejects(lines: int, by_reason: dict[str, int]) -> None:

@@ -169,24 +169,24 @@ def _of_run(run: Run, corpus: Corpus) -> Model:
 
 
 def _of_baselines(baselines: Output[Baselines], corpus: Corpus) -> list[Model]:
-    made, parts = baselines.record, []
-    if made.subset:
-        parts.append(f"{made.subset:,} reviews, averages over the {made.averages_over}")
-    if made.classes == 5:
+    record, parts = baselines.record, []
+    if record.subset:
+        parts.append(f"{record.subset:,} reviews, averages over the {record.averages_over}")
+    if record.classes == 5:
         parts.append("five classes")
     return [
         Model(
             name=name,
             label=one.label,
             inputs=_INPUTS.get(one.sees, one.sees),
-            target_review=made.target_review,
+            target_review=record.target_review,
             scope=", ".join(parts),
             scores=one,
-            predictions=functools.partial(read_predictions, baselines.folder, made, name, corpus),
-            paper=_papers(one, made.stores.get(one.store or "")),
+            predictions=functools.partial(read_predictions, baselines.folder, record, name, corpus),
+            paper=_papers(one, record.stores.get(one.store or "")),
             baseline=one,
         )
-        for name, one in made.models.items()
+        for name, one in record.models.items()
     ]
 
 

@@ -87,13 +87,13 @@ def _run(folder: str, corpus: Corpus) -> Run:
 def _outputs(
     folders: tuple[str, ...], name: str, kind: type[RecordT], corpus: Corpus
 ) -> tuple[Output[RecordT], ...]:
-    found = []
+    outputs = []
     for folder in folders:
         path = Path(folder) / name
         record: Any = files.read_record(path, kind)
         _refuse_foreign(path, record.corpus_sha256, corpus)
-        found.append(Output(Path(folder), record))
-    return tuple(found)
+        outputs.append(Output(Path(folder), record))
+    return tuple(outputs)
 
 
 def _refuse_foreign(path: Path, corpus_sha256: str, corpus: Corpus) -> None:
