@@ -193,14 +193,8 @@ def _fill(folder: Path, config: PrepareConfig, settings: Future[dict[str, Any]])
     texts_sha256 = corpus.write_reviews(folder / "reviews.parquet", tables["reviews"], texts)
     for name in ("users", "businesses", "categories"):
         tables[name].write_parquet(folder / f"{name}.parquet")
-<<<<<<< HEAD
-    made = corpus.read_columns(folder, config.split, texts_sha256)
-    write_grouped(made)
-=======
-    pl.concat([scan.rejects, business_rejects]).write_ndjson(folder / "rejects.ndjson")
     prepared = corpus.read_columns(folder, config.split, texts_sha256)
     write_grouped(prepared)
->>>>>>> runs
     record = CorpusRecord(
         program_version=__version__,
         settings=settings.result(),
