@@ -20,7 +20,8 @@ import polars as pl
 
 from sasnet_jax.cli import UserError
 
-LONGEST_LINE = 64 << 20  # bytes of a record; also of an archive's directory
+LONGEST_LINE = 64 << 20  # bytes of a record; also of a zip's directory
+_LONGEST_TAR_HEADER = 16 << 10  # in longer ones Python before 3.11.10 and 3.12.6 searches for hours
 TOO_LONG = f"line longer than {LONGEST_LINE >> 20} MB"
 _MOST_LAYERS = 4  # Yelp's zip of a tar, with a gzip on either side
 _ALWAYS_ALLOWED = 1 << 30  # bytes that any file may unpack to
@@ -73,10 +74,12 @@ class Stream(io.BufferedIOBase):
 
     Attributes:
       size: bytes that it has at most.
+      longest_read: bytes that may be asked for at once.
     """
 
     def __init__(self, file: Any, path: Path, size: int, unpacked: bool = True):
         self._file, self._path, self._unpacked, self.size = file, path, unpacked, size
+        self.longest_read = LONGEST_LINE
 
     def readable(self) -> bool:
         """As of every file."""
@@ -96,8 +99,11 @@ class Stream(io.BufferedIOBase):
 
     def read(self, size: int | None = -1) -> bytes:
         """As of every file."""
-        asked = LONGEST_LINE + 1 if size is None or size < 0 else min(size, LONGEST_LINE + 1)
-        return self._checked(self._file.read(asked))
+        most = self.longest_read + 1
+        data = self._checked(self._file.read(most if size is None or size < 0 else min(size, most)))
+        if len(data) == most:
+            raise EOFError(f"a header of more than {self.longest_read:,} bytes")
+        return data
 
     def read1(self, size: int = -1) -> bytes:
         """As of every file."""
@@ -108,8 +114,6 @@ class Stream(io.BufferedIOBase):
         return self._checked(self._file.readline(size))
 
     def _checked(self, data: bytes) -> bytes:
-        if len(data) > LONGEST_LINE:
-            raise EOFError(f"a directory or a header of more than {LONGEST_LINE >> 20} MB")
         if self._unpacked and self._file.tell() > self.size:
             raise unpacks_too_far(self._path)
         return data
@@ -118,13 +122,14 @@ class Stream(io.BufferedIOBase):
         """As of every file; what is unpacked on the way counts."""
         if not self._unpacked:
             return self._file.seek(offset, whence)
+        target = offset + (self.tell() if whence == io.SEEK_CUR else 0)
         if whence == io.SEEK_END:
-            while self.read(_SKIPPED_BYTES):
+            while self.read1(_SKIPPED_BYTES):
                 pass
-        target = offset + (self.tell() if whence else 0)
+            target = offset + self.tell()
         if target < self.tell():
             self._file.seek(0)
-        while (left := target - self.tell()) > 0 and self.read(min(left, _SKIPPED_BYTES)):
+        while (left := target - self.tell()) > 0 and self.read1(min(left, _SKIPPED_BYTES)):
             pass
         return self.tell()
 
@@ -207,6 +212,7 @@ def _zip_member(path: Path, file: Any, wanted: str) -> tuple[Any, int]:
 
 
 def _tar_member(path: Path, file: Any, wanted: str) -> tuple[Any, int]:
+    file.longest_read = _LONGEST_TAR_HEADER
     archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115  its stream is read on
 
     def files() -> Iterator[tuple[str, tarfile.TarInfo]]:
@@ -216,6 +222,7 @@ def _tar_member(path: Path, file: Any, wanted: str) -> tuple[Any, int]:
                 yield member.name, member
 
     chosen = _choose_member(path, files(), wanted)
+    file.longest_read = LONGEST_LINE
     return archive.extractfile(chosen), chosen.size
 
 

@@ -146,9 +146,9 @@ def open_dump(path: Path, wanted: str) -> Dump:
         if text.startswith(b"["):
             raise UserError(f"{path} is one JSON array: write one object a line (NDJSON) instead")
         if b"\n" not in head:
-            head += file.readline(LONGEST_LINE - len(head))
-        if len(head) >= LONGEST_LINE:
-            raise UserError(f"{path}, line 1: {TOO_LONG}: write one record a line")
+            head += file.readline(LONGEST_LINE)
+            if len(head) > LONGEST_LINE:
+                raise UserError(f"{path}, line 1: {TOO_LONG}: write one record a line")
         plain = file is raw
         size = path.stat().st_size if plain else file.size
     if head.startswith(b"PAR1"):
@@ -230,7 +230,7 @@ class _CsvBytes(io.BufferedIOBase):
 
 
 def _csv_reader(lines: Iterable[str], delimiter: str) -> Any:
-    csv.field_size_limit(LONGEST_LINE)
+    csv.field_size_limit(2 * LONGEST_LINE)  # which no record reaches
     return csv.reader(lines, delimiter=delimiter)
 
 

@@ -1,10 +1,14 @@
 """Dumps of reviews written by hand, and what the json and csv modules make of them."""
 
+import contextlib
 import csv
 import io
 import json
 import re
+import subprocess
+import sys
 import tarfile
+import unittest.mock
 import zipfile
 from collections import Counter
 from datetime import datetime
@@ -13,6 +17,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from sasnet_jax import cli
+from sasnet_jax.prepare import command as prepare
 from sasnet_jax.prepare.rejects import Rejects
 from sasnet_jax.prepare.reviews import ReviewDumps
 
@@ -57,6 +63,21 @@ def read(paths: list[Path], columns: dict[str, str] | None = None) -> tuple[list
     none = pl.DataFrame(schema={"review_id": pl.String, "text": pl.String})
     table = scan.reviews.hstack(pl.concat([none, *found.texts(scan.reviews)]))
     return table.select(_FIELDS).rows(), sorted(tuple(reject.values()) for reject in written)
+
+
+def run_prepare(*flags: str) -> subprocess.CompletedProcess:
+    """What the command prints and its exit status, without a process of its own."""
+    streams, code = [io.StringIO(), io.StringIO()], 0
+    with (
+        unittest.mock.patch.object(sys, "argv", ["prepare", *flags]),
+        contextlib.redirect_stdout(streams[0]),
+        contextlib.redirect_stderr(streams[1]),
+    ):
+        try:
+            cli.main(prepare.PrepareConfig, prepare.run, "")
+        except SystemExit as stopped:
+            code = int(stopped.code or 0)
+    return subprocess.CompletedProcess(flags, code, *(text.getvalue() for text in streams))
 
 
 def ndjson(records: list[dict]) -> bytes:

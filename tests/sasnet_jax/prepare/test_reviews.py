@@ -105,6 +105,14 @@ PACKERS = {
     "tar.gz": lambda review, _: gzip.compress(
         tarred({"._review.json": b"", "review.json": review})
     ),
+    "gz in gz": lambda review, _: gzip.compress(gzip.compress(review)),
+    "zip in gz": lambda review, _: gzip.compress(zipped({"x.txt": b"", "review.json": review})),
+    "zip in zip": lambda review, business: zipped(
+        {"all.zip": zipped({"business.json": business, "review.json": review})}
+    ),
+    "zip in tar in gz": lambda review, _: gzip.compress(
+        tarred({"x.txt": b"", "all.ZIP": zipped({"review.json": review})})
+    ),
     "gz in tar": lambda review, _: tarred({"reviews_Books.json.gz": gzip.compress(review)}),
     "Yelp": lambda review, business: zipped(
         {
