@@ -156,7 +156,9 @@ class Local(_Workers[_Process]):
     def __init__(self, loading: Loading, workers: int):
         self._context = multiprocessing.get_context("spawn")
         self._loading = loading
-        self._threads = max(1, len(os.sched_getaffinity(0)) // workers)
+        has_affinity = hasattr(os, "sched_getaffinity")  # macOS has not
+        cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+        self._threads = max(1, cores // workers)
         super().__init__(workers)
 
     def stop(self) -> None:

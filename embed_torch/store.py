@@ -243,8 +243,10 @@ def _allocate(folder: Path, kinds: _Kinds) -> None:
     try:
         for path, (dtype, shape) in zip(paths, kinds.values(), strict=True):
             np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-            with path.open("r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            # macOS has no such call: there, a disk that fills up during the run kills the process.
+            if hasattr(os, "posix_fallocate"):
+                with path.open("r+b") as file:
+                    os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     except OSError as error:
         remove()
         raise UserError(f"{folder} cannot take {needed / 1e9:.2f} GB: {error}") from None

@@ -283,11 +283,13 @@ def _peak(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def _machine(device: torch.device) -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpuinfo = Path("/proc/cpuinfo")  # Linux only
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     cpu = next(names, platform.machine())
     gpu = f", {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
-    cores = len(os.sched_getaffinity(0))
+    has_affinity = hasattr(os, "sched_getaffinity")  # macOS has not
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
     return (
         f"{cores} cores, {cpu}{gpu}, Python {platform.python_version()}, torch {torch.__version__}"
     )

@@ -259,12 +259,14 @@ def _in_turns(sides: dict[str, Callable[[], None]], rounds: int) -> dict[str, fl
 
 def _machine() -> str:
     processor = platform.processor() or platform.machine()
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
+    cpuinfo = Path("/proc/cpuinfo")  # Linux only
+    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else ():
         if line.startswith("model name"):
             processor = line.split(":")[1].strip()
             break
     device = jax.devices()[0]
-    cores = len(os.sched_getaffinity(0))
+    has_affinity = hasattr(os, "sched_getaffinity")  # macOS has not
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
     versions = (
         f"Python {platform.python_version()}, JAX {jax.__version__}, torch {torch.__version__}"
     )
