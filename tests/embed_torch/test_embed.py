@@ -416,7 +416,7 @@ DAMAGES = {
         lambda path: np.save(path, np.load(path).astype("S2")),
         "expected .* of (float16|int32|uint64)",
     ),
-    "a FIFO": (_replace_by_a_fifo, "is no regular file"),
+    "a FIFO": (_replace_by_a_fifo, "is not a regular file"),
     "a nested header": (
         lambda path: path.write_bytes(b"\x93NUMPY\x01\x00\xf4\x01" + b"(" * 500),
         "not a whole NumPy array",

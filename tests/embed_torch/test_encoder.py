@@ -303,7 +303,7 @@ def test_half_a_surrogate_pair_is_named_by_its_place(stores):
         ({"poolings": [["mean"]]}, "Expected `str`, got `array` - at `\\$.poolings"),
         ({"poolings": []}, "length >= 1 - at `\\$.poolings"),
         ({"poolings": ["../mean"]}, "matching regex .* - at `\\$.poolings"),
-        ({"default_pooling": "max"}, "default_pooling is 'max', none of the poolings"),
+        ({"default_pooling": "max"}, "default_pooling is 'max', not among poolings"),
         ({"encoder": 5}, "at `\\$.encoder`"),
         ({"encoder_folder": 5}, "at `\\$.encoder_folder`"),
         ({"instruction": 5}, "at `\\$.instruction`"),

@@ -104,7 +104,7 @@ def test_a_template_that_is_no_regular_file_is_refused(model, tmp_path):
     config = EncoderConfig(
         model=str(model), instruction="Analyze.", template=str(tmp_path / "fifo")
     )
-    with pytest.raises(UserError, match="fifo is no regular file"):
+    with pytest.raises(UserError, match="fifo is not a regular file"):
         Tokenization(find_checkpoint(str(model)), config)
 
 
@@ -114,7 +114,7 @@ def test_a_template_that_is_no_regular_file_is_refused(model, tmp_path):
 def test_a_file_of_a_model_that_is_no_regular_file_is_refused(model, name):
     (model / name).unlink(missing_ok=True)
     os.mkfifo(model / name)
-    with pytest.raises(UserError, match=f"{name} is no regular file: download"):
+    with pytest.raises(UserError, match=f"{name} is not a regular file: download"):
         find_checkpoint(str(model))
 
 
