@@ -212,7 +212,7 @@ def _check_flagfiles(arguments: Sequence[str], above: tuple[Path, ...] = ()) -> 
         if not path.is_file():
             raise UserError(f"--flagfile={path} does not exist, or is not a file")
         if path.stat().st_size > _FLAGFILE_BYTES:
-            raise UserError(f"--flagfile={path} is no flagfile: it has over {_FLAGFILE_BYTES:,} bytes")
+            raise UserError(f"--flagfile={path} is no flagfile: over {_FLAGFILE_BYTES:,} bytes")
         if path.resolve() in above:
             raise UserError(f"--flagfile={path} includes itself: remove its --flagfile line")
         try:

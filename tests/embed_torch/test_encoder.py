@@ -213,7 +213,9 @@ def test_a_store_has_its_own_settings_and_a_model_no_other_model(world, stores):
     for setting in ({"instruction": "Read."}, {"normalize": False}, {"dtype": "float16"}):
         with pytest.raises(UserError, match=f"{next(iter(setting))} cannot be chosen: store"):
             embed_torch.load_encoder(stores("encoder"), **setting)
-    with pytest.raises(UserError, match=r"model=.* is of a store, and .*bert is none"):
+    with pytest.raises(
+        UserError, match=r"model=.* applies only to a store, and .*bert has no manifest"
+    ):
         embed_torch.load_encoder(world / "bert", model=world / "bert")
 
 
