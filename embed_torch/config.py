@@ -14,7 +14,7 @@ class EncoderConfig:
 
     model: str = setting(
         "minilm",
-        help="network: a directory, a hub name, minilm (packaged), or words (hashed words)",
+        help="network: a directory, a hub name, minilm (packaged), or words (hashed)",
         topic="model",
     )
     gptq: Gptq = setting(
@@ -47,7 +47,7 @@ class EncoderConfig:
     )
     poolings: str = setting(
         "",
-        help=f"some of {','.join(pooling.POOLINGS)}; the first is the store's default; "
+        help=f"some of {','.join(pooling.POOLINGS)}, the default first; "
         "empty = the model's own, else mean",
         topic="output",
     )

@@ -128,7 +128,7 @@ def load_dequantized(
     """Loads the base network of a GPTQ checkpoint, its weights computed in float32 on `device`.
 
     Names and shapes are checked before the first weight is read. Weights then go to the device one
-    by one, so that the host's memory holds little more than one of them besides the memory-mapped files:
+    by one, so that the host holds little more than one of them besides the memory-mapped files:
     `model.safetensors`, the shards of an index, or safetensors of any name.
 
     Raises:
@@ -235,9 +235,7 @@ def _open_tensors(folder: Path, prefix: str) -> dict[str, _Tensor]:
         for key in sorted(file.keys()):
             name = key.removeprefix(prefix)
             if name in tensors:
-                raise UserError(
-                    f"{path}: a second file holds {key} too: keep one checkpoint in the folder"
-                )
+                raise UserError(f"{path}: {key} is there twice: keep one checkpoint in the folder")
             if not _NOT_NEEDED.search(key):
                 tensors[name] = file, key
     return tensors

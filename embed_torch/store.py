@@ -132,7 +132,7 @@ class StoreWriter:
             del self._written[window]
 
     def discard_if_empty(self) -> None:
-        """Deletes a store in which nothing is done yet, so that it does not block another command."""
+        """Deletes a store in which nothing is done yet, so that it blocks no other command."""
         if not self.journal.windows:
             for name in (*_SCRATCH, *(f"{array}.npy" for array in self._arrays)):
                 (self._folder / name).unlink(missing_ok=True)
