@@ -252,7 +252,7 @@ def load_encoder(
         encoder = _of_store(folder, str(model), str(template), pooling, common)
     elif model:
         raise UserError(
-            f"model={model} applies only to a store, and {source} has no {MANIFEST}: leave model out"
+            f"model={model} applies only to a store, and {source} has no {MANIFEST}: omit model"
         )
     else:
         chosen: dict[str, Any] = {"store_dtype": "float32", **settings, **common}

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The paper's tables beside ours on one page: the choice of reviews from Yelp, 4-bit Phi-3 embeddings,
+# Puts the paper's tables next to ours on one page: chosen reviews from Yelp, 4-bit Phi-3 embeddings,
 # Tables 1 and 3, Table 2 with the target excluded and included (the paper may have included it), the report.
-# Run the same command again: complete steps are reused, and a stopped one resumes.
+# The same command, run again, reuses complete steps and resumes a stopped step.
 #
 #   scripts/reproduce_paper.sh YELP PHI3 [FOLDER]    YELP: folder with the downloaded Yelp Open Dataset;
 #                                                    PHI3: folder of a 4-bit GPTQ Phi-3-mini; needs a GPU

@@ -1,4 +1,4 @@
-"""What a stranger's model folder may cost before its weights are read."""
+"""Bounds on what a stranger's model folder may cost before its weights are read."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def test_work_that_fills_the_memory_is_given_up(monkeypatch, steps):
 
 
 def test_a_template_without_end_ends_in_one_line(model):
-    """In a process of its own: what is given up runs on until its process ends."""
+    """Runs in a process of its own: abandoned work runs on until its process ends."""
     endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     code = (
         "from embed_torch import cli, limits; from embed_torch.config import EncoderConfig; "

@@ -121,7 +121,7 @@ def _plain_hash(folder) -> str:
 
 
 def test_the_hash_of_weights_covers_what_the_settings_do_not_say(written, edit):
-    """And is what it was before modules were read, wherever they say nothing else."""
+    """It is also what it was before modules were read, unless they say otherwise."""
     plain = {"BGE", "mean", "as written by an old version", "E5", "E5, multilingual", "max"}
     plain |= {"weighted mean", "lowercased", "short"}
     for kind, folder in written.items():

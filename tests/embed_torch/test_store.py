@@ -1,4 +1,4 @@
-"""The store in progress: nothing lost, nothing half written, nothing that it cannot hold."""
+"""The store in progress: nothing is lost, half-written, or beyond its type."""
 
 import hashlib
 import os
