@@ -46,7 +46,7 @@ _QWEN = (
 def write_phi3_tokenizer(
     folder: Path, *, chat_template: str | None = PHI3, bos: bool = True
 ) -> Path:
-    """Writes one like Phi-3's: SentencePiece BPE with byte fallback, every section behind its own "▁"."""
+    """Like Phi-3's: SentencePiece BPE with byte fallback, every section behind its own "▁"."""
     tokenizer = _sentencepiece()
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
@@ -80,7 +80,7 @@ def write_metaspace_tokenizer(
     rstrip: bool = False,
     around: str = "<s> $A",
 ) -> Path:
-    """Writes one like Llama 2's in transformers 5: only the first section gets a "▁".
+    """Like Llama 2's in transformers 5: only the first section gets a "▁".
 
     Args:
       folder: to write.
@@ -104,7 +104,7 @@ def write_metaspace_tokenizer(
 def write_byte_level_tokenizer(
     folder: Path, *, chat_template: str | None = CHATML, bos: bool = False, around: str = ""
 ) -> Path:
-    """Writes one like Qwen's: byte-level BPE without BOS; with `bos`, like Llama 3's, which adds it.
+    """Like Qwen's: byte-level BPE without BOS; with `bos`, like Llama 3's, which adds it.
 
     `around` is what it puts around a text else.
     """
@@ -133,7 +133,7 @@ def write_byte_level_tokenizer(
 
 
 def write_unigram_tokenizer(folder: Path) -> Path:
-    """Writes one like XLM-RoBERTa's, an encoder: its pieces hold `<s>`, so that plain text can spell it."""
+    """Like XLM-RoBERTa's, an encoder: its pieces hold `<s>`, so that plain text can spell it."""
     letters = sorted(
         {letter for review in REVIEWS for letter in review if letter != " "} | {*"</>"}
     )
