@@ -1,4 +1,4 @@
-"""What an embedding run would do and how long it would take, without writing anything."""
+"""Reports what an embedding run would do and how long it would take; writes nothing."""
 
 import itertools
 import shutil
@@ -24,13 +24,13 @@ _PERCENTILES = (5, 25, 50, 75, 95, 99, 100)
 def report(config: EmbedConfig, texts: Texts, encoder: Encoder, manifest: Manifest) -> None:
     """Prints rows, tokens, length percentiles, disk, expected time and the first prompt.
 
-    The time is that of a small sample, measured with the network on its device.
+    The time is extrapolated from a small sample, embedded on the device.
     """
     if not len(texts.reviews):
         raise UserError(f"{config.corpus} has no reviews")
     lengths, uncut = _lengths(texts, encoder)
-    of_lengths = zip(_PERCENTILES, np.percentile(lengths, _PERCENTILES), strict=True)
-    shares = ", ".join(f"{share} % <= {length:.0f}" for share, length in of_lengths)
+    percentiles = zip(_PERCENTILES, np.percentile(lengths, _PERCENTILES), strict=True)
+    shares = ", ".join(f"{share} % <= {length:.0f}" for share, length in percentiles)
     print(f"{lengths.size:,} reviews, {len(texts.categories):,} category names")
     print(f"{lengths.sum():,} tokens; of the reviews, {shares}")
     cut = (uncut > lengths).sum()
@@ -54,7 +54,7 @@ def report(config: EmbedConfig, texts: Texts, encoder: Encoder, manifest: Manife
     sample = np.argsort(lengths, kind="stable")[:: max(1, rows // _SAMPLE)]
     rate = _tokens_per_second(encoder, texts.reviews.gather(sample).to_list())
     duration = ProgressBar.format_interval(left / rate)
-    print(f"{rate:,.0f} tokens/s on a sample of {sample.size}: about {duration} by one worker")
+    print(f"{rate:,.0f} tokens/s on a sample of {sample.size}: about {duration} with one worker")
 
 
 def _lengths(texts: Texts, encoder: Encoder) -> tuple[np.ndarray, np.ndarray]:
@@ -72,7 +72,7 @@ def _lengths(texts: Texts, encoder: Encoder) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _tokens_per_second(encoder: Encoder, texts: list[str]) -> float:
-    """Measured on whole batches of a sample of all lengths."""
+    """Measures the speed on whole batches of a sample."""
     inputs = encoder.review_inputs(list(range(len(texts))), texts)
     whole = encoder.batch(inputs)
     batches = [whole.part(members) for members in encoder.plan(inputs)]

@@ -1,8 +1,8 @@
-"""The embedding run: corpus texts -> tokens -> batches by length -> embeddings -> store.
+"""Embeds a corpus: texts -> tokens -> batches by length -> embeddings -> store.
 
-Reviews are done in windows of some thousands, in row order: while one is embedded, the next is
-tokenised. Which inputs share a batch depends on token counts and flags only, so a run that was
-interrupted, or that has other workers with as many threads, writes the same bytes.
+Reviews are embedded in windows of some thousands, in row order: while one window is embedded, the
+next is tokenized. Which inputs share a batch depends on token counts and flags only, so a run that
+was interrupted, or that has another number of workers with as many threads, writes the same bytes.
 """
 
 import contextlib
@@ -37,15 +37,15 @@ from embed_torch.reuse import Reused
 from embed_torch.store import StoreWriter
 
 _WINDOW_ROWS = 8192
-_FLUSH_SECONDS = 5.0  # the most work that a kill undoes, beside the batches at work
+_FLUSH_SECONDS = 5.0  # most work that a kill undoes, besides the batches in progress
 
 
 def run(config: EmbedConfig) -> None:
-    """Embeds a corpus, or finds that its store is complete.
+    """Embeds a corpus, or verifies that its store is complete.
 
     Raises:
-      UserError: anything about the corpus, the model or the output that the user can mend.
-      Preempted: SIGTERM came, and everything that was finished is saved.
+      UserError: the corpus, the model or the output has a fault that the user can correct.
+      Preempted: SIGTERM arrived, and everything finished is saved.
     """
     with _stopped_by_sigterm():
         _run(config)
@@ -74,7 +74,7 @@ def _run(config: EmbedConfig) -> None:
 
 
 def _describe(encoder: Encoder, texts: corpus.Texts) -> Manifest:
-    """The manifest of the store that an encoder makes of texts, before anything is counted."""
+    """The manifest of the store to write; its counts are still 0."""
     versions = {"python": sys.version.split()[0], "sasnet": __version__}
     versions |= {"torch": str(torch.__version__), "transformers": transformers.__version__}
     return Manifest(
@@ -90,7 +90,7 @@ def _describe(encoder: Encoder, texts: corpus.Texts) -> Manifest:
 
 
 class _Job:
-    """One store from its beginning, or from where its journal ends."""
+    """One run that writes a store, from the beginning or from where its journal ends."""
 
     def __init__(
         self,
@@ -105,17 +105,17 @@ class _Job:
         self._manifest = manifest
         self._batch_tokens = encoder.batch_tokens
         self._reused = Reused(Path(config.reuse), manifest) if config.reuse else None
-        self._left: dict[int, set[str]] = {}  # names of the batches to do, of windows begun
+        self._left: dict[int, set[str]] = {}  # names of batches still to embed, of windows begun
         self._windows_begun = 0
 
     def embed(self) -> None:
-        """Embeds what is left, and completes the store."""
+        """Embeds what is still missing, and completes the store."""
         config, started = self._config, time.monotonic()
         print(f"loading {config.model} ...")
         with open_engine(config.engine, self._encoder.loading, config.workers) as engine:
             self._open_store()
             try:
-                tokens = self._work_off(engine)
+                tokens = self._embed_tasks(engine)
             except UserError:
                 self._writer.flush()
                 self._writer.discard_if_empty()
@@ -145,8 +145,8 @@ class _Job:
             self._rows = reused.copy_rows(self._writer, self._encoder.poolings)
             print(f"{len(texts.reviews) - self._rows.size:,} reviews copied from {config.reuse}")
 
-    def _work_off(self, engine: Engine) -> int:
-        """Has an engine do all tasks; returns how many tokens it did."""
+    def _embed_tasks(self, engine: Engine) -> int:
+        """Embeds all tasks by an engine; returns the number of their tokens."""
         texts = self._rows.size + len(self._texts.categories)
         tokens, in_flight, flushed = 0, 0, time.monotonic()
         with ProgressBar(total=texts, desc="embedding", unit="text", delay=1) as bar:
@@ -174,7 +174,7 @@ class _Job:
                     flushed = time.monotonic()
 
     def _tasks(self, skipped: Callable[[int], Any]) -> Iterator[Task]:
-        """The batches that the journal does not name as done; `skipped` hears of the others."""
+        """Yields the batches that are not done; tells `skipped` how many texts it passes over."""
         journal = self._writer.journal
         for window, inputs in self._windows(skipped):
             self._windows_begun = window + 1
@@ -184,7 +184,7 @@ class _Job:
                 self._writer.tokens_uncut[inputs.rows] = inputs.uncut
             plan = self._encoder.plan(inputs, journal.budget(window, self._batch_tokens))
             batches = {str(number): members for number, members in enumerate(plan)}
-            for name in sorted(journal.split[window], key=len):  # halves after the whole
+            for name in sorted(journal.split[window], key=len):  # a batch before its halves
                 if name not in batches:
                     raise journal.damaged()
                 batches |= packing.halves(name, batches.pop(name))
@@ -197,13 +197,13 @@ class _Job:
                     yield whole.part(name, members)
 
     def _task_of(self, window: int, inputs: Inputs) -> Task:
-        """All inputs of a window."""
+        """A task of all inputs of a window."""
         batch = self._encoder.batch(inputs)
         arrays = (CATEGORIES,) if inputs.of == "category" else batch.poolings
         return Task(window, "", arrays, inputs.rows, batch)
 
     def _windows(self, skipped: Callable[[int], Any]) -> Iterator[tuple[int, Inputs]]:
-        """The windows that are not complete, the last of category names; tokenised ahead."""
+        """Yields the windows that are not complete, tokenized ahead; category names come last."""
         rows = np.array_split(self._rows, range(_WINDOW_ROWS, self._rows.size, _WINDOW_ROWS))
         names = self._texts.categories
         complete = self._writer.journal.complete
@@ -220,7 +220,7 @@ class _Job:
                 else:
                     future = background.submit(self._encoder.category_inputs, names)
                     ahead.append((window, future))
-                # One window stays ahead, as long as there are more to come.
+                # One window stays ahead as long as more are to come.
                 while len(ahead) > 1 or (ahead and not of_reviews):
                     first, inputs = ahead.popleft()
                     yield first, inputs.result()
@@ -243,18 +243,18 @@ class _Job:
             self._writer.journal.note_complete(window)
 
     def _halve(self, task: Task) -> list[Task]:
-        """The two halves of a task that the memory did not hold.
+        """Splits a task that did not fit into memory into halves.
 
         Raises:
-          UserError: it is one text.
+          UserError: the task is a single text.
         """
         if len(task.rows) == 1:
             raise UserError(
                 f"the memory does not hold review {task.rows[0]} of {len(task.batch.ids[0])} "
-                "tokens: --max_tokens, or --dtype=bfloat16"
+                "tokens: cut it by a smaller --max_tokens, or give --dtype=bfloat16"
             )
         journal = self._writer.journal
-        unplanned = max(self._windows_begun, journal.windows)  # by this run, and by any before it
+        unplanned = max(self._windows_begun, journal.windows)  # by this run or an earlier one
         budget = journal.budget(unplanned, self._batch_tokens)
         smaller = max(1, sum(map(len, task.batch.ids)) // 2)
         journal.note_split(
@@ -268,7 +268,7 @@ class _Job:
 
 @contextlib.contextmanager
 def _stopped_by_sigterm() -> Iterator[None]:
-    """Leaves the work at once: what is finished is saved on the way out, the rest is done again."""
+    """Makes SIGTERM raise Preempted: finished work is saved on the way out, the rest is redone."""
 
     def stop(*_: Any) -> None:
         raise Preempted("run the same command to resume")

@@ -1,7 +1,7 @@
-"""The journal of a store in progress: what is on disk already, line by line.
+"""Keeps the journal of a store in progress: what is on disk already, line by line.
 
-The first line holds the settings that the store is made with. A line is added only after what it
-speaks of is on disk. A line torn by a kill is dropped; what it spoke of is done again.
+The first line holds the settings of the store. A line is added only after what it notes is on
+disk. A line torn by a kill is dropped, and what it noted is done again.
 """
 
 import os
@@ -24,21 +24,23 @@ class _Line(msgspec.Struct, omit_defaults=True, frozen=True):
     done: tuple[str, ...] = ()
     complete: bool = False
     split: str | None = None
-    budget: tuple[_Window, int] | None = None  # from a window on, tokens in a batch
+    budget: tuple[_Window, int] | None = (
+        None  # first window, and most tokens in a batch from there on
+    )
 
 
 class Journal:
-    """A journal.
+    """The journal of a store.
 
     Attributes:
       done: names of the batches on disk, by window.
-      complete: windows of which nothing is left to do.
-      split: names of the batches that the memory did not hold and that are done in halves.
-      windows: those up to this one may have been planned; their budget stays.
+      complete: windows with nothing left to do.
+      split: names, by window, of batches that did not fit into memory and are done in halves.
+      windows: number of windows that may have been planned already, and so keep their budget.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]):
-        """Opens the journal of an earlier run, or begins one.
+        """Opens the journal of an earlier run, or begins a new one.
 
         Raises:
           UserError: it belongs to a store with other settings, or is damaged.
@@ -66,11 +68,11 @@ class Journal:
             self._replay(line)
 
     def damaged(self) -> UserError:
-        """What is raised where a line cannot be meant."""
+        """The error for a line that cannot be right."""
         return UserError(f"{self._path} is damaged: {remedy_for(self._path.parent)}")
 
     def budget(self, window: int, at_first: int) -> int:
-        """Tokens in a batch of a window, fewer once the memory did not hold a batch."""
+        """Most tokens in a batch of a window: fewer after a batch did not fit into memory."""
         return next((n for first, n in reversed(self._budgets) if first <= window), at_first)
 
     def note_done(self, window: int, batches: list[str]) -> None:
@@ -93,7 +95,7 @@ class Journal:
         self._replay(line)
 
     def _replay(self, line: _Line) -> None:
-        """What a line means, when it is written and when it is read again."""
+        """Applies a line, when it is written and when it is read again."""
         self.windows = max(self.windows, line.window + 1)
         self.done[line.window].update(line.done)
         if line.complete:

@@ -1,7 +1,7 @@
-"""Bounds what the files of a model can cost before its weights are read.
+"""Bounds the time and memory that the files of a model can take before its weights are read.
 
 A chat template is a program, and a tokenizer's patterns are nearly one: either could run forever,
-or grow a text without end.
+or grow a text endlessly.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from typing import TypeVar
 from embed_torch.cli import UserError
 
 _SECONDS = 60.0
-_BYTES = 2 << 30  # to grow by; one allocation may be twice as large
+_BYTES = 2 << 30  # of growth; a single allocation may be twice as large
 _POLL_SECONDS = 0.05
 _MAPPED, _HELD = 0, 1  # fields of /proc/self/statm, in pages
 
@@ -24,10 +24,10 @@ T = TypeVar("T")
 
 
 def within_limits(what: str, work: Callable[[], T]) -> T:
-    """Does some work, or gives it up: it stays behind in a thread that ends with the process.
+    """Does some work, or abandons it in a thread that ends with the process.
 
     Raises:
-      UserError: `what` takes too long, or too much memory.
+      UserError: the work, named by `what`, takes too long or too much memory.
     """
     result: futures.Future[T] = futures.Future()
 
@@ -53,7 +53,7 @@ def within_limits(what: str, work: Callable[[], T]) -> T:
 
 @contextlib.contextmanager
 def _limited_address_space() -> Iterator[None]:
-    """One huge allocation fails, where otherwise the system might kill the process."""
+    """Makes one huge allocation fail, where otherwise the system might kill the process."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     mapped = _bytes(_MAPPED)
     if soft != resource.RLIM_INFINITY or not mapped:
@@ -67,7 +67,7 @@ def _limited_address_space() -> Iterator[None]:
 
 
 def _bytes(field: int) -> int:
-    """What the process has mapped, or holds in memory; 0 where there is no Linux to tell."""
+    """Bytes that the process has mapped, or holds in memory; 0 on systems without /proc."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[field]) * resource.getpagesize()
     except OSError:

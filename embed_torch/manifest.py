@@ -1,10 +1,10 @@
-"""What a store of embeddings says of itself: its manifest, and the hashes of its arrays.
+"""Reads and writes the manifest of an embedding store, and verifies arrays by its hashes.
 
-In: a store's folder. Out: a `Manifest`, and arrays that are seen to be as they were written, window
-by window of rows. docs/formats.md says what each key means.
+In: a store's folder. Out: a `Manifest`, and arrays verified to be as they were written, one window
+of rows at a time. docs/formats.md says what each key means.
 
-This file stands, byte for byte, in both packages: `embed_torch` writes stores, `sasnet_jax` reads
-them. `tests/test_packages.py` keeps the copies equal.
+This file is byte for byte the same in both packages: `embed_torch` writes stores, `sasnet_jax`
+reads them. `tests/test_packages.py` keeps the copies equal.
 """
 
 import functools
@@ -24,7 +24,7 @@ from .files import Record, file_sha256, read_record, require_file, write_record
 
 MANIFEST = "manifest.json"
 TRUNCATED = "truncated.parquet"
-CATEGORIES, TOKENS, TEXT_HASHES = "categories", "tokens", "text_hashes"  # arrays beside poolings
+CATEGORIES, TOKENS, TEXT_HASHES = "categories", "tokens", "text_hashes"  # not of poolings
 WINDOW_ROWS = 4096  # rows per hash, and rows read at a time
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -33,17 +33,17 @@ Gptq = Literal["dequantize", "packed"]
 PoolOver = Literal["all", "review"]
 Truncate = Literal["head", "tail", "head_tail", "error"]
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
-_Name = Annotated[str, Meta(pattern="^[a-z]+$")]  # of a pooling, and so of a file
+_Name = Annotated[str, Meta(pattern="^[a-z]+$")]  # of a pooling, and so of its file
 _Count = Annotated[int, Meta(ge=0)]
 _Positive = Annotated[int, Meta(ge=1)]
 
-# What embeddings do not depend on: what else is in the store, and where its encoder lies.
+# Keys that embeddings do not depend on: what else the store holds, and where its encoder lies.
 _NOT_SETTINGS = {"format_version", "sha256", "rows", "reused", "truncated", "versions", "hashes"}
 _NOT_SETTINGS |= {"template", "encoder_folder", "encoder_revision"}
 
 
 class Manifest(Record, kw_only=True, frozen=True):
-    """What `manifest.json` says. Keys that apply to some stores only, or came later, are unset."""
+    """The contents of `manifest.json`; keys that only some, or newer, stores have may be unset."""
 
     made_by: ClassVar[str] = "python -m embed_torch"
     version: ClassVar[int] = 1
@@ -76,13 +76,13 @@ class Manifest(Record, kw_only=True, frozen=True):
     hashes: dict[str, list[Sha256]] | UnsetType = UNSET
 
     def __post_init__(self):
-        """Refuses a default that is none of the poolings."""
+        """Refuses a default pooling that the store does not have."""
         if self.default_pooling not in self.poolings:
-            raise ValueError(f"default_pooling is {self.default_pooling!r}, none of the poolings")
+            raise ValueError(f"default_pooling is {self.default_pooling!r}, not among poolings")
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides the embeddings."""
+        """The settings that decide the embeddings."""
         values = msgspec.to_builtins(self)
         return {name: value for name, value in values.items() if name not in _NOT_SETTINGS}
 
@@ -97,15 +97,15 @@ class Manifest(Record, kw_only=True, frozen=True):
 
 
 def remedy_for(folder: Path) -> str:
-    """What to type where a store is damaged."""
+    """What to type if a store is damaged."""
     return f"remove {folder} and run {Manifest.made_by} --output={folder} again"
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a complete store; one line on stderr where it is older than the hashes.
+    """Reads the manifest of a complete store; warns on stderr if the store has no hashes.
 
     Raises:
-      UserError: there is none, or it is damaged, or of another version.
+      UserError: the manifest is absent, damaged, or of another version.
     """
     manifest = read_record(folder / MANIFEST, Manifest, remedy_for(folder))
     if manifest.hashes is UNSET or manifest.sha256 is None:
@@ -116,14 +116,14 @@ def read_manifest(folder: Path) -> Manifest:
 @functools.cache
 def _warn_of_no_hashes(folder: Path) -> None:
     print(
-        f"store {folder} is older than the hashes of arrays, so damage to it cannot be noticed: "
-        f"to have them, {remedy_for(folder)}",
+        f"store {folder} was written before stores had hashes, so damage to it cannot be noticed: "
+        f"to add them, {remedy_for(folder)}",
         file=sys.stderr,
     )
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Writes the manifest of the arrays in `folder`, with their hashes: the store is complete."""
+    """Completes a store: writes the manifest of the arrays in `folder`, with their hashes."""
     hashes = {}
     for name in (*manifest.poolings, CATEGORIES, TOKENS, TEXT_HASHES):
         path = folder / f"{name}.npy"
@@ -136,10 +136,10 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def read_array(folder: Path, manifest: Manifest, name: str) -> np.memmap:
-    """An array of a store, read-only, all of it as it was written.
+    """Opens an array of a store read-only, and verifies all of it.
 
     Raises:
-      UserError: it is not, or holds a value that is not finite.
+      UserError: it is not as it was written, or holds a value that is not finite.
     """
     for _ in read_windows(folder, manifest, name):
         pass
@@ -149,17 +149,18 @@ def read_array(folder: Path, manifest: Manifest, name: str) -> np.memmap:
 def read_windows(
     folder: Path, manifest: Manifest, name: str, windows: Iterable[int] | None = None
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """Windows of an array, by default all, each with its first row and as it was written.
+    """Yields windows of an array, by default all, each with its first row and verified.
 
     Raises:
-      UserError: one is not, or holds a value that is not finite; the message names file and rows.
+      UserError: a window is not as it was written, or holds a value that is not finite; the
+        message names the file and the rows.
     """
     path = folder / f"{name}.npy"
     array = open_array(path, *manifest.kind_of(name))
     hashes = [] if manifest.hashes is UNSET else manifest.hashes.get(path.name, [])
     if manifest.hashes is not UNSET and len(hashes) != -(-len(array) // WINDOW_ROWS):
         raise UserError(
-            f"{path} has {len(array):,} rows, other than were written: {remedy_for(folder)}"
+            f"{path} has {len(array):,} rows, not as many as were written: {remedy_for(folder)}"
         )
     for first, block in _windows(path, array, windows):
         if hashes and _sha256(block) != hashes[first // WINDOW_ROWS]:
@@ -179,16 +180,16 @@ def open_array(path: Path, dtype: str, shape: tuple[int, ...]) -> np.memmap:
     """Maps an array into memory, read-only.
 
     Raises:
-      UserError: it is absent, damaged, or of another type or shape than these, where -1 is any.
+      UserError: it is absent, damaged, or not of this type and shape (-1 allows any size).
     """
     remedy = remedy_for(path.parent)
     require_file(path, remedy)
     try:
         array = np.lib.format.open_memmap(path, mode="r")
-    except Exception:  # each fault of a header has a type of its own
+    except Exception:  # each fault of a header raises another type
         raise UserError(f"{path} is not a whole NumPy array: {remedy}") from None
     sizes = [*itertools.zip_longest(array.shape, shape)]
-    if array.dtype != np.dtype(dtype) or any(size not in (-1, has) for has, size in sizes):
+    if array.dtype != np.dtype(dtype) or any(size not in (-1, actual) for actual, size in sizes):
         raise UserError(
             f"{path} has shape {array.shape} of {array.dtype}, expected {shape} of {dtype}: "
             f"{remedy}"
@@ -210,7 +211,7 @@ def _sha256(block: np.ndarray) -> str:
 
 
 def _is_finite(block: np.ndarray) -> bool:
-    """As `np.isfinite(block).all()`, five times as fast in float16: infinity is the exponent."""
+    """Same as `np.isfinite(block).all()`, five times as fast in float16: compares exponents."""
     if block.dtype.kind != "f":
         return True
     bits = f"u{block.dtype.itemsize}"

@@ -1,4 +1,4 @@
-"""Copies what another store has already: embeddings of the same text by the same encoder."""
+"""Copies embeddings that another store has already: of the same text, by the same encoder."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from embed_torch.manifest import (
 )
 from embed_torch.store import StoreWriter, read_truncated
 
-# What of a store's settings its embeddings do not depend on: the weights have their own hash.
+# Settings of a store that its embeddings do not depend on: the weights have their own hash.
 _MAY_DIFFER = (
     "encoder",
     "texts_sha256",
@@ -32,11 +32,11 @@ class Reused:
     """A complete store of the same encoder.
 
     Attributes:
-      sha256: that of its manifest, by which a journal knows it again.
+      sha256: the hash of its manifest, by which a journal identifies the store.
     """
 
     def __init__(self, folder: Path, manifest: Manifest):
-        """Opens the store in `folder` for one of this manifest.
+        """Opens the store in `folder`, to copy from it into a store with this manifest.
 
         Raises:
           UserError: it is not a complete store, is damaged, or was made with other settings.
@@ -51,12 +51,14 @@ class Reused:
         ]
         other += sorted({*manifest.poolings} - {*self._manifest.poolings})
         if other:
-            raise UserError(f"--reuse={folder} was made with other {', '.join(other)}")
+            raise UserError(
+                f"--reuse={folder} was made with other {', '.join(other)}: leave --reuse out"
+            )
         self._text_hashes = read_array(folder, self._manifest, TEXT_HASHES)
         self.sha256 = file_sha256(folder / MANIFEST)
 
     def look_up(self, text_hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Which rows of `text_hashes` [n, 2] the store has, and where, in the order of its rows."""
+        """The rows of `text_hashes` [n, 2] that the store has, and its rows for them, ascending."""
         wanted = _as_scalars(text_hashes)
         known, row_of = np.unique(_as_scalars(self._text_hashes), return_index=True)
         if not known.size:
@@ -71,7 +73,7 @@ class Reused:
         """Copies the reviews that the store has; returns the rows that are left to embed.
 
         Raises:
-          UserError: they are not as they were written.
+          UserError: a copied row is not as it was written.
         """
         rows, source = self.look_up(writer.text_hashes)
         for name in poolings:

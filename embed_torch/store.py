@@ -1,6 +1,6 @@
 """Writes an embedding store (docs/formats.md) that a kill at any moment leaves resumable.
 
-Embeddings go into memory maps; once they are on disk, the journal says so. A store counts as
+Embeddings go into memory maps; once they are on disk, the journal notes it. A store counts as
 complete only when its manifest is there, and the manifest appears by one rename after everything
 else is on disk.
 """
@@ -36,15 +36,15 @@ from embed_torch.manifest import (
 
 _UNCUT = "tokens_uncut"
 _JOURNAL = "journal.ndjson"
-_SCRATCH = (_JOURNAL, f".{_JOURNAL}.partial", f"{_UNCUT}.npy")  # gone once a store is complete
-# One of these is there from the first array to the last, and so a folder is known as a store.
+_SCRATCH = (_JOURNAL, f".{_JOURNAL}.partial", f"{_UNCUT}.npy")  # deleted once a store is complete
+# At least one of these exists as soon as any array does, and so marks a folder as a store.
 RECORDS = (MANIFEST, _JOURNAL, f"{TEXT_HASHES}.npy")
 
 _Kinds = Mapping[str, tuple[str, tuple[int, ...]]]
 
 
 def kinds_of(manifest: Manifest, categories: int) -> _Kinds:
-    """Type and shape of every array of a store in progress, that of `RECORDS` first."""
+    """Type and shape of every array of a store in progress, the one in `RECORDS` first."""
     kinds = {name: manifest.kind_of(name) for name in (TEXT_HASHES, *manifest.poolings, TOKENS)}
     kinds[_UNCUT] = kinds[TOKENS]
     if categories:
@@ -53,21 +53,21 @@ def kinds_of(manifest: Manifest, categories: int) -> _Kinds:
 
 
 def bytes_needed(kinds: _Kinds) -> int:
-    """Size of arrays on disk."""
+    """Bytes of arrays on disk."""
     return sum(math.prod(shape) * np.dtype(dtype).itemsize for dtype, shape in kinds.values())
 
 
 class StoreWriter:
-    """A store in progress, and its `journal`."""
+    """Writes a store, and its `journal`."""
 
     def __init__(self, folder: Path, manifest: Manifest, categories: int, plan: Mapping[str, Any]):
         """Begins a store, or resumes the one that `folder` holds.
 
         Args:
-          folder: exists, and no other process writes it.
+          folder: an existing folder, which no other process writes.
           manifest: what the store will be.
-          categories: category names.
-          plan: what of its making is no setting: with these, the first line of its journal.
+          categories: the number of category names.
+          plan: what the first line of the journal holds besides the settings: how work is divided.
 
         Raises:
           UserError: the folder holds the beginning of another store, or the disk is too small.
@@ -84,7 +84,7 @@ class StoreWriter:
         self.journal = Journal(folder / _JOURNAL, {**manifest.settings, **plan})
         self._arrays: dict[str, np.memmap] = {}
         for name, path in paths.items():
-            # Opened for writing at once, a file that is too short would be filled up with zeros.
+            # Checked first: opening a file that is too short for writing would pad it with zeros.
             open_array(path, *kinds[name])
             self._arrays[name] = np.lib.format.open_memmap(path, mode="r+")
         self._written: defaultdict[int, list[str]] = defaultdict(list)  # not yet in the journal
@@ -96,7 +96,7 @@ class StoreWriter:
 
     @property
     def tokens_uncut(self) -> np.ndarray:
-        """The same before truncation."""
+        """Tokens of each input before truncation, int32 [rows]."""
         return self._arrays[_UNCUT]
 
     @property
@@ -108,20 +108,22 @@ class StoreWriter:
         """The embeddings of one pooling."""
         return self._arrays[name]
 
-    def write(self, window: int, batch: str, rows: list[int], found: dict[str, np.ndarray]) -> None:
+    def write(
+        self, window: int, batch: str, rows: list[int], embeddings: dict[str, np.ndarray]
+    ) -> None:
         """Stores float32 embeddings [b, dim] by array name at `rows`.
 
         Raises:
           UserError: a value is NaN, infinite, or too large for the store's dtype.
         """
-        for name, embeddings in found.items():
+        for name, values in embeddings.items():
             array = self._arrays[name]
             what = "category" if name == CATEGORIES else f"{name} embedding of review"
-            array[rows] = as_stored(embeddings, str(array.dtype), rows, what)
+            array[rows] = as_stored(values, str(array.dtype), rows, what)
         self._written[window].append(batch)
 
     def flush(self) -> None:
-        """Puts on disk what is written, and then says so in the journal."""
+        """Puts what is written on disk, and then notes it in the journal."""
         if self._written:
             self._sync()
         while self._written:
@@ -130,13 +132,13 @@ class StoreWriter:
             del self._written[window]
 
     def discard_if_empty(self) -> None:
-        """Removes a store with nothing done yet, so that it does not bar the next command."""
+        """Deletes a store in which nothing is done yet, so that it blocks no other command."""
         if not self.journal.windows:
             for name in (*_SCRATCH, *(f"{array}.npy" for array in self._arrays)):
                 (self._folder / name).unlink(missing_ok=True)
 
     def finish(self, reused: int) -> int:
-        """Completes a store with so many copied reviews; returns how many reviews were cut."""
+        """Completes the store, with `reused` copied reviews; returns how many were truncated."""
         cut = np.flatnonzero(self.tokens_uncut > self.tokens)
         columns = {"row": cut.astype(np.int32)}
         columns |= {"tokens_before": self.tokens_uncut[cut], "tokens_after": self.tokens[cut]}
@@ -157,7 +159,7 @@ class StoreWriter:
 
 
 def as_stored(embeddings: np.ndarray, dtype: str, rows: Sequence[int], what: str) -> np.ndarray:
-    """Rounds embeddings [b, e], `what` of which `rows` for a message, to a store's dtype.
+    """Rounds embeddings [b, e] to a store's dtype; a message names `what` and one of `rows`.
 
     Raises:
       UserError: a value is NaN, infinite, or too large.
@@ -169,22 +171,22 @@ def as_stored(embeddings: np.ndarray, dtype: str, rows: Sequence[int], what: str
         value = embeddings[bad[0]][~np.isfinite(stored[bad[0]])][0]
         raise UserError(
             f"the {what} {rows[bad[0]]} holds {value}, which {dtype} cannot store "
-            "(--store_dtype=float32, or --dtype=float32)"
+            "(give --store_dtype=float32, or --dtype=float32)"
         )
     return stored
 
 
 def is_begun(folder: Path) -> bool:
-    """Whether a folder holds a store, finished or interrupted, and is no model's."""
-    has = [(folder / name).is_file() for name in (MANIFEST, _JOURNAL)]
-    return any(has) and not (folder / "config.json").exists()
+    """Whether a folder holds a store, finished or interrupted, and not a model."""
+    records = [(folder / name).is_file() for name in (MANIFEST, _JOURNAL)]
+    return any(records) and not (folder / "config.json").exists()
 
 
 def check(folder: Path, manifest: Manifest) -> None:
-    """Reads the whole of a complete store, each part of which must be as it was written.
+    """Reads and verifies every part of a complete store.
 
     Raises:
-      UserError: one is not, or is absent.
+      UserError: a part is absent, or not as it was written.
     """
     names = [*manifest.poolings, TOKENS, TEXT_HASHES]
     if manifest.category_names_sha256:
@@ -195,7 +197,7 @@ def check(folder: Path, manifest: Manifest) -> None:
 
 
 def read_truncated(folder: Path, manifest: Manifest) -> pl.DataFrame:
-    """`row, tokens_before, tokens_after` of the reviews that were cut.
+    """Reads `row, tokens_before, tokens_after` of the reviews that were truncated.
 
     Raises:
       UserError: the file is absent, or not as it was written.
@@ -226,11 +228,11 @@ def text_hashes(texts: Iterable[str]) -> np.ndarray:
 
 
 def _allocate(folder: Path, kinds: _Kinds) -> None:
-    """Takes the whole space at once: a full disk later would kill the process without a word."""
+    """Reserves all disk space: a disk that filled up later would kill the process silently."""
     paths = [folder / f"{name}.npy" for name in kinds]
 
     def remove() -> None:
-        for path in reversed(paths):  # that of `RECORDS` last
+        for path in reversed(paths):  # the one in `RECORDS` last
             path.unlink(missing_ok=True)
 
     remove()
@@ -238,13 +240,15 @@ def _allocate(folder: Path, kinds: _Kinds) -> None:
     if needed > free:
         raise UserError(
             f"{folder} needs {needed / 1e9:.2f} GB, but its disk has {free / 1e9:.2f} GB free "
-            "(fewer --poolings, or --store_dtype=float16)"
+            "(give fewer --poolings, or --store_dtype=float16)"
         )
     try:
         for path, (dtype, shape) in zip(paths, kinds.values(), strict=True):
             np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-            with path.open("r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            # macOS has no such call: there, a disk that fills up during the run kills the process.
+            if hasattr(os, "posix_fallocate"):
+                with path.open("r+b") as file:
+                    os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     except OSError as error:
         remove()
         raise UserError(f"{folder} cannot take {needed / 1e9:.2f} GB: {error}") from None

@@ -35,7 +35,7 @@ for kind in ${KINDS:-text stars}; do
     run=$work/runs/${kind}_seed$seed
     step "SASNet, $kind, seed $seed" \
       "$python" -m sasnet_jax.train --flagfile="$flagfile" --corpus="$work/corpus" \
-      "${read_by_sasnet[@]}" --target_review=exclude "${flags[@]}" --seed="$seed" --output="$run"
+      "${read_by_sasnet[@]}" --target_review=exclude ${flags[@]+"${flags[@]}"} --seed="$seed" --output="$run"
     runs+=(--run="$run")
   done
   step "SASNet, $kind, against the baselines" \

@@ -13,7 +13,8 @@ python=${PYTHON:-python3}
   exit 2
 }
 stamp=$venv/.installed-$requirements
-wanted=$(cat requirements*.txt pyproject.toml scripts/install.sh | sha256sum)
+sha256() { if command -v sha256sum >/dev/null; then sha256sum; else shasum -a 256; fi; } # macOS: shasum
+wanted=$(cat requirements*.txt pyproject.toml scripts/install.sh | sha256)
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
   exit 0
 fi

@@ -3,7 +3,7 @@
     python scripts/picture_report.py --report=report.html --output=docs/report.png
 
 Needs requirements-dev.txt, and Chromium with its driver. Make the report with --noreview_texts if
-its reviews are not yours to show.
+you may not publish its reviews.
 """
 
 import base64
@@ -27,7 +27,7 @@ _GRAY = (128, 132, 140)
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class PictureConfig:
-    """Settings."""
+    """The settings of the picture."""
 
     report: str = setting("", help="page to take a picture of", topic="files", required=True)
     output: str = setting("", help="PNG to write", topic="files", required=True)

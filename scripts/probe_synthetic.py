@@ -1,11 +1,11 @@
-"""How far simple models get that read the synthetic reviews perfectly.
+"""Measures how far simple models get that read the synthetic reviews perfectly.
 
-Each text states facts (`text.read_facts`): which aspects, how good, what its user cares for. A
+Each text states facts (`text.read_facts`): which aspects, how good, what its user cares about. A
 logistic regression predicts from sums of these over both sides' other reviews, with the penalty
 tuned on validation:
 
 - plain: averages over all reviews of a side, and their products;
-- by hand: praise per mention of an aspect, tastes of length one, stars less what the words explain,
+- by hand: praise per mention of an aspect, tastes of length 1, stars minus what words explain,
   each shrunk, and their products: as close to the inference behind the ceiling (`ceiling.py`) as a
   few lines get.
 
@@ -39,22 +39,24 @@ _TASTE, _QUALITY, _USER, _BUSINESS = 0.4, 0.5, 2.0, 4.0  # shrinkage, in mention
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ProbeConfig:
-    """Settings of the probe."""
+    """The settings of the probe."""
 
-    corpus: str = setting("", help="of `prepare --synthetic`", topic="probe", required=True)
+    corpus: str = setting(
+        "", help="corpus folder of `prepare --synthetic`", topic="probe", required=True
+    )
 
 
 def run(config: ProbeConfig) -> None:
     """Prints both models' accuracy and log-loss."""
     corpus = read_corpus(Path(config.corpus))
     if not (corpus.folder / "synthetic").is_dir():
-        raise UserError(f"--corpus={corpus.folder} is not of `prepare --synthetic=NUMBER`")
+        raise UserError(f"--corpus={corpus.folder} was not written by `prepare --synthetic=NUMBER`")
     facts = _facts(corpus)
     print(f"{'accuracy / log-loss (nats)':28}{'validation':>16}{'test':>16}")
     for name, by_hand in (("plain", False), ("by hand", True)):
         inputs = {split: _features(corpus, facts, corpus.rows(split), by_hand) for split in SPLITS}
-        found = _predict(corpus, inputs)
-        shown = "".join(f"{one['accuracy']:>8.4f} /{one['log_loss']:6.3f}" for one in found)
+        scores = _predict(corpus, inputs)
+        shown = "".join(f"{part['accuracy']:>8.4f} /{part['log_loss']:6.3f}" for part in scores)
         print(f"{name:28}{shown}", flush=True)
 
 
@@ -93,7 +95,7 @@ def _features(
     for context in contexts:
         size = np.asarray(context.size)[rows][:, None].astype(float)
         matrix = averaging_matrix(context, rows)
-        sums.append({name: (matrix @ one) * size for name, one in facts.items()} | {"n": size})
+        sums.append({name: (matrix @ fact) * size for name, fact in facts.items()} | {"n": size})
     user, business = sums
     averages = [
         side[name] / (side["n"] + shrink)
@@ -118,17 +120,17 @@ def _predict(corpus: Corpus, inputs: dict[str, Float[np.ndarray, "_ f"]]) -> lis
     """Metrics on validation and test, with the penalty that is best on validation."""
     scaler = StandardScaler().fit(inputs["train"])
     label = {split: corpus.label[corpus.rows(split)] for split in SPLITS}
-    found = []
+    by_penalty = []
     for penalty in _PENALTIES:
         model = LogisticRegression(C=penalty, max_iter=300)
         model.fit(scaler.transform(inputs["train"]), label["train"])
-        found.append(
+        by_penalty.append(
             [
                 metrics.brief(label[split], model.predict_proba(scaler.transform(inputs[split])))
                 for split in ("validation", "test")
             ]
         )
-    return min(found, key=lambda both: both[0]["log_loss"])
+    return min(by_penalty, key=lambda scores: scores[0]["log_loss"])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From nothing to a trained SASNet and its score, without a GPU, an account or a download besides packages:
 # virtual environment, installation, synthetic reviews, embeddings, baselines, training, evaluation.
-# Writes into work/quickstart (or the given folder); run again, it reuses what is complete.
+# Writes into work/quickstart (or the given folder); a second run reuses what is complete.
 # Usage: scripts/quickstart.sh [FOLDER [REVIEWS]]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -35,7 +35,7 @@ truth = json.load(open(sys.argv[1]))
 print(
     "\nEstimated ceilings: a Bayesian inference that reads the other reviews perfectly expects an accuracy of "
     f"{truth['best_accuracy_knowing_the_other_reviews']:.3f}\non {truth['measured_on_test_reviews']} test "
-    f"reviews (and has {truth['accuracy_of_that_predictor']:.3f} on them); knowing the world itself gives "
+    f"reviews (and scores {truth['accuracy_of_that_predictor']:.3f} on them); knowing the world itself gives "
     f"{truth['best_accuracy_knowing_the_latents']:.3f}."
 )
 END

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Virtual environment, installation, all ordinary tests in two processes; arguments go to pytest (-m stress: the rest).
+# Installs the program, and runs all ordinary tests in two processes; arguments go to pytest (-m stress: the rest).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 scripts/install.sh requirements-dev.txt
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # of each of the two
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # for each of the two processes
 exec "${SASNET_VENV:-.venv}/bin/python" -m pytest -n 2 --dist worksteal "$@"

@@ -1,10 +1,10 @@
-"""Writes a tiny random Phi-3 with a tokenizer of its own: the paper's steps without its weights.
+"""Writes a tiny random Phi-3 with its own tokenizer, to run the paper's steps without its weights.
 
     python scripts/write_tiny_phi3.py FOLDER
     python -m embed_torch --flagfile=configs/embed_phi3_instructed.flags --dtype=float32 \\
         --model=FOLDER --corpus=CORPUS --output=STORE
 
-64 wide, 3 layers, 512 positions: the tests' own. It knows nothing about language.
+It is the tests' own, 64 wide with 3 layers and 512 positions, and knows nothing about language.
 """
 
 import sys

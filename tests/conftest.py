@@ -1,4 +1,4 @@
-"""Small corpora and stores for every test; shape checks on every call of both packages."""
+"""Makes small corpora and stores for every test; checks shapes in every call of both packages."""
 
 import contextlib
 import dataclasses
@@ -15,12 +15,12 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# XLA's old and plain way to compile: the same program in a fifth of the time, slower to run.
-# .ci/run sets XLA_FLAGS to nothing, and so tests what XLA makes for users.
+# XLA's old, plain way to compile takes a fifth of the time; the programs run slower.
+# .ci/run empties XLA_FLAGS, and so tests what XLA compiles for users.
 os.environ.setdefault(
     "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 )
-# Compiled programs, for both workers and the commands that they start, kept for the next tests.
+# Keeps compiled programs for later tests, of both workers and the commands that they start.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "compiled")
 os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(1 << 30)  # a limit, so that JAX locks the cache
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
@@ -47,10 +47,10 @@ from sasnet_jax.prepare import command as prepare  # noqa: E402
 jax.config.update("jax_numpy_rank_promotion", "raise")
 compilation.set_up()  # as a command does, so that the two share programs
 
-# A deadline for what ends by itself, so long that only what hangs reaches it on a busy machine.
+# A deadline so long that, even on a busy machine, only a process that hangs reaches it.
 PATIENCE_SECONDS = 600
 
-# Settings of `train` that take seconds.
+# Settings with which `train` takes seconds.
 SMALL = {
     "set_size": 3,
     "eval_sets": 2,
@@ -60,12 +60,12 @@ SMALL = {
     "batch_size": 64,
     "learning_rate": 1e-3,
 }
-# The network that is quickest to compile, for what does not depend on the network.
+# The network that compiles fastest, for tests that do not depend on the network.
 TINY = SMALL | {"width": 8, "heads": 2, "feed_forward": 8, "encoder": False}
 
 
 def write_store(folder: Path, corpus: Corpus, table: np.ndarray) -> Path:
-    """A complete store of `corpus` holding `table`."""
+    """Writes a complete store of `corpus` holding `table`."""
     folder.mkdir(parents=True)
     np.save(folder / "mean.npy", table)
     manifest = Manifest(
@@ -96,7 +96,7 @@ def write_store(folder: Path, corpus: Corpus, table: np.ndarray) -> Path:
 
 
 def change_store(folder: Path, **changed) -> Path:
-    """Has a store say something else, and know its arrays as they are now."""
+    """Changes a store's manifest, and hashes its arrays as they are now."""
     write_manifest(folder, msgspec.structs.replace(read_manifest(folder), **changed))
     return folder
 
@@ -120,7 +120,7 @@ def edit_reviews(corpus: Path, **columns) -> Path:
 
 
 def run_command(module: str, *arguments: str | Path) -> subprocess.CompletedProcess:
-    """What `python -m module ...` returns and prints, run in this process."""
+    """Runs `python -m module ...` in this process; returns its status and what it prints."""
     printed, mistakes = io.StringIO(), io.StringIO()
     argv, handler = sys.argv, signal.getsignal(signal.SIGTERM)
     sys.argv, returncode = [module, *map(str, arguments)], 0
@@ -150,7 +150,7 @@ def start_process(*arguments: str | Path, **options) -> subprocess.Popen:
 
 
 def assert_one_line_mistake(result: subprocess.CompletedProcess, *mentions: str) -> None:
-    """Exit status 2, one line on stderr that mentions what is wrong, no traceback."""
+    """Asserts exit status 2, one line on stderr that mentions what is wrong, and no traceback."""
     assert result.returncode == 2, result.stderr
     lines = [line for line in result.stderr.splitlines() if line.strip()]
     assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
@@ -171,7 +171,7 @@ class World:
 
 
 def shared_folder(tmp_path_factory, name: str, fill: Callable[[Path], None]) -> Path:
-    """A folder filled once per test run: by the worker that needs it first."""
+    """A folder filled once per test run, by the worker that needs it first."""
     base = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         base = base.parent
@@ -206,7 +206,7 @@ def load_data(config: TrainConfig) -> tuple[Corpus, Data]:
 
 @pytest.fixture
 def opened(monkeypatch) -> list[str]:
-    """The sides of a corpus whose interaction files were opened, each time that they were."""
+    """The sides of a corpus, one entry for each time that their interaction file is opened."""
     sides: list[str] = []
     read = contexts.read_grouped
 
@@ -219,7 +219,7 @@ def opened(monkeypatch) -> list[str]:
 
 
 def reviews_frame(rows: list[tuple[str, str, float, str | None]]) -> pl.DataFrame:
-    """Raw reviews from (user, business, stars, date); the text tells the row."""
+    """Raw reviews from (user, business, stars, date); each text names its row."""
     return pl.DataFrame(
         {
             "review_id": [f"r{i}" for i in range(len(rows))],

@@ -1,4 +1,4 @@
-"""README.md and docs/: what they show as Python runs, and docs/formats.md lists what is written."""
+"""README.md and docs/: the Python that they show runs, and docs/formats.md lists every key."""
 
 import contextlib
 import io
@@ -33,7 +33,7 @@ DOCUMENTS = [
 
 @pytest.fixture(scope="module")
 def quickstart(tmp_path_factory):
-    """The folders of scripts/quickstart.sh, small."""
+    """The folders that scripts/quickstart.sh writes, but small."""
     folder = tmp_path_factory.mktemp("docs")
     work = folder / "work" / "quickstart"
     prepare.run(prepare.PrepareConfig(synthetic=900, output=str(work / "corpus")))
@@ -47,7 +47,7 @@ def quickstart(tmp_path_factory):
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_snippet_runs(document, quickstart, monkeypatch):
-    """Those of one document one after the other, as a reader would type them."""
+    """Runs the snippets of a document one after the other, as a reader would type them."""
     monkeypatch.chdir(quickstart)
     printed = io.StringIO()
     names: dict = {}
@@ -82,12 +82,12 @@ STRUCTS = {
 def _tables() -> dict[str, list[str]]:
     """The keys that docs/formats.md lists, by the heading of their table."""
     text = (ROOT / "docs" / "formats.md").read_text()
-    found = re.findall(r"^\| key of (.*?) \|.*\|\n\|[-|]+\|\n((?:\|.*\n)+)", text, re.MULTILINE)
+    tables = re.findall(r"^\| key of (.*?) \|.*\|\n\|[-|]+\|\n((?:\|.*\n)+)", text, re.MULTILINE)
     return {
         title: [
             key for row in rows.splitlines() for key in re.findall("`(.*?)`", row.split("|")[1])
         ]
-        for title, rows in found
+        for title, rows in tables
     }
 
 
@@ -97,6 +97,6 @@ def test_the_tables_of_keys_are_those_of_the_structs():
 
 @pytest.mark.parametrize("title", STRUCTS)
 def test_a_table_of_keys_lists_every_field_once(title):
-    """`format_version` and `sha256`, which every record has, are said once for all."""
+    """`format_version` and `sha256`, which every record has, are listed once for all."""
     fields = {*STRUCTS[title].__struct_fields__} - {*Record.__struct_fields__}
     assert sorted(_tables()[title]) == sorted(fields)

@@ -36,8 +36,8 @@ CONFIGS = (
 
 
 def _modules(package) -> list[str]:
-    found = pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
-    return [module.name for module in found if not module.name.endswith("__main__")]
+    modules = pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+    return [module.name for module in modules if not module.name.endswith("__main__")]
 
 
 @pytest.mark.parametrize(

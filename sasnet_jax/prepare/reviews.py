@@ -193,7 +193,8 @@ class ReviewDumps:
         if sum(dump.path.stat().st_size for dump in self._dumps) < _WORTH_PROCESSES:
             yield itertools.starmap
             return
-        cores = len(os.sched_getaffinity(0))
+        has_affinity = hasattr(os, "sched_getaffinity")  # macOS has not
+        cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
         with_one_thread: dict[str, Any] = {
             "env": {"POLARS_MAX_THREADS": "1"},
             "initializer": signal.signal,

@@ -290,7 +290,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
 
 
 def _run_with_small_files(flags: list[str]) -> subprocess.CompletedProcess:
-    """The command where no file can grow beyond 2 kB."""
+    """Runs the command where no file can grow beyond 2 kB."""
     command = shlex.join([sys.executable, "-m", "embed_torch", *flags])
     return subprocess.run(
         ["bash", "-c", f"ulimit -f 2; exec {command}"], cwd=ROOT, capture_output=True, text=True
@@ -396,7 +396,7 @@ def _exchange_two_rows(path: Path) -> None:
     np.save(path, array)
 
 
-# What may happen to an array, and what is said of it.
+# What may happen to an array, and what the message says.
 DAMAGES = {
     "absent": (Path.unlink, "does not exist"),
     "cut": (lambda path: path.write_bytes(path.read_bytes()[:-100]), "not a whole NumPy array"),
@@ -416,7 +416,7 @@ DAMAGES = {
         lambda path: np.save(path, np.load(path).astype("S2")),
         "expected .* of (float16|int32|uint64)",
     ),
-    "a FIFO": (_replace_by_a_fifo, "is no regular file"),
+    "a FIFO": (_replace_by_a_fifo, "is not a regular file"),
     "a nested header": (
         lambda path: path.write_bytes(b"\x93NUMPY\x01\x00\xf4\x01" + b"(" * 500),
         "not a whole NumPy array",
@@ -475,7 +475,7 @@ def test_a_store_older_than_hashes_opens_with_one_line(corpus_folder, store, tmp
     (line,) = capsys.readouterr().err.splitlines()
     assert f"{copy} is older" in line and f"remove {copy} and run" in line
     assert opened.identity == open_store(store, corpus).identity
-    # As runs of before have it: every key of the manifest but these.
+    # As earlier versions wrote it: every key of the manifest but these.
     others = {"format_version", "rows", "truncated", "versions", "category_names_sha256"}
     assert opened.identity == {k: v for k, v in old.items() if k not in others} | {
         "pooling": "mean"

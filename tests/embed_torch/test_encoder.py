@@ -66,7 +66,7 @@ def write_store(world: Path, output: Path, **settings) -> Path:
 
 @pytest.fixture(scope="module")
 def stores(world):
-    """Every store of STORES, made when it is first asked for."""
+    """Every store of STORES, written when it is first asked for."""
 
     def store(name: str) -> Path:
         output = world / "stores" / name
@@ -82,7 +82,7 @@ def texts(world) -> list[str]:
 
 @pytest.fixture
 def unchecked():
-    """Types as a user has them, whom no import hook of the tests guards."""
+    """Passes types as a user would, without the checks of the tests' import hook."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
@@ -100,7 +100,7 @@ def units_in_the_last_place(found: np.ndarray, expected: np.ndarray) -> np.ndarr
 
 @pytest.mark.parametrize("name", STORES)
 def test_a_stores_text_encoded_again_gives_its_row(stores, texts, name):
-    """In one call, alone, and in batches of every size, in whatever order."""
+    """Texts are encoded in one call, alone, and in batches of every size and order."""
     store = stores(name)
     encoder = embed_torch.load_encoder(store, device="cpu")
     table = np.load(store / f"{encoder.poolings[0]}.npy")
@@ -172,7 +172,7 @@ def test_another_model_is_refused_by_store_and_name(world, stores, tmp_path, cha
 
 
 def test_stores_of_before_open_and_need_a_template_that_came_from_a_file(world, stores, tmp_path):
-    """Written without any key that came later."""
+    """The manifest lacks every key that was added later."""
     later = ("template", "encoder_folder", "encoder_revision", "prefix", "sha256", "hashes")
     for name in ("words", "encoder", "instructed", "instructed, cut"):
         old = shutil.copytree(stores(name), tmp_path / name)
@@ -213,7 +213,9 @@ def test_a_store_has_its_own_settings_and_a_model_no_other_model(world, stores):
     for setting in ({"instruction": "Read."}, {"normalize": False}, {"dtype": "float16"}):
         with pytest.raises(UserError, match=f"{next(iter(setting))} cannot be chosen: store"):
             embed_torch.load_encoder(stores("encoder"), **setting)
-    with pytest.raises(UserError, match=r"model=.* is of a store, and .*bert is none"):
+    with pytest.raises(
+        UserError, match=r"model=.* applies only to a store, and .*bert has no manifest"
+    ):
         embed_torch.load_encoder(world / "bert", model=world / "bert")
 
 
@@ -303,7 +305,7 @@ def test_half_a_surrogate_pair_is_named_by_its_place(stores):
         ({"poolings": [["mean"]]}, "Expected `str`, got `array` - at `\\$.poolings"),
         ({"poolings": []}, "length >= 1 - at `\\$.poolings"),
         ({"poolings": ["../mean"]}, "matching regex .* - at `\\$.poolings"),
-        ({"default_pooling": "max"}, "default_pooling is 'max', none of the poolings"),
+        ({"default_pooling": "max"}, "default_pooling is 'max', not among poolings"),
         ({"encoder": 5}, "at `\\$.encoder`"),
         ({"encoder_folder": 5}, "at `\\$.encoder_folder`"),
         ({"instruction": 5}, "at `\\$.instruction`"),
@@ -345,7 +347,7 @@ def test_a_store_of_another_version_is_neither_reused_nor_complete(world, stores
 
 
 def test_a_hub_name_is_opened_at_the_commit_it_was_embedded_with(world, tmp_path, monkeypatch):
-    """The hub is a folder here: of each commit, a snapshot."""
+    """A folder stands in for the hub, with a snapshot per commit."""
     asked = []
 
     def download(name, *, revision, allow_patterns):
@@ -377,7 +379,7 @@ def test_an_embedding_too_large_for_the_store_is_refused(world, tmp_path):
 
 @pytest.mark.parametrize("name", ["encoder, review", "encoder, cut", "instructed, review"])
 def test_a_dry_run_times_what_the_run_embeds(world, tmp_path, monkeypatch, name):
-    """The same tokens pooled, the same poolings, normalized alike."""
+    """The same tokens are pooled by the same poolings, and normalized alike."""
     seen: dict[bool, set] = {True: set(), False: set()}
     whole = backbone.Backbone.start
 

@@ -32,7 +32,7 @@ BYTES = ("mean.npy", "attentional.npy", "categories.npy", "tokens.npy", "truncat
 
 @pytest.fixture(scope="module")
 def flags(tmp_path_factory) -> dict[str, str]:
-    """A corpus and a Phi-3 that takes some seconds over it."""
+    """A corpus, and a Phi-3 that takes some seconds to embed it."""
     folder = tmp_path_factory.mktemp("engines")
     prepare.run(prepare.PrepareConfig(synthetic=400, output=str(folder / "corpus")))
     written_checkpoints.write_phi3(folder / "phi3", hidden_size=128, num_hidden_layers=6)
@@ -51,7 +51,7 @@ CONFIG = {"batch_tokens": 2048, "max_tokens": 150}
 
 @pytest.fixture(scope="module")
 def uninterrupted(flags, tmp_path_factory) -> dict[str, bytes]:
-    """The files of a store that one process wrote in one go, with one thread as the workers."""
+    """The files of a store that one process wrote in one go, with one thread, like the workers."""
     output = tmp_path_factory.mktemp("reference") / "store"
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -77,7 +77,7 @@ def _start(flags: dict, output: Path, **more) -> subprocess.Popen:
 
 
 def _journaled(output: Path) -> int:
-    """Lines of the journal, the header among them."""
+    """The number of lines of the journal, including the header."""
     path = output / "journal.ndjson"
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
@@ -88,7 +88,7 @@ def _children(process: subprocess.Popen) -> list[int]:
 
 
 def _cpu_seconds(pid: int) -> float:
-    """What a process has worked: a clock that stands still while others have the CPU."""
+    """The CPU seconds of a process: a clock that stands still while others have the CPU."""
     user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
@@ -219,7 +219,7 @@ def test_more_ray_workers_than_gpus_are_refused(flags, monkeypatch):
 
 
 class _Fragile(engines._Worker):
-    """Dies of a task named "bad", and where it overlaps, already while that waits."""
+    """Dies of a task named "bad"; with overlap, already while that task waits."""
 
     def __init__(self, overlap):
         super().__init__()
@@ -257,7 +257,7 @@ def test_a_task_begun_together_with_one_that_kills_is_not_to_blame():
 
 
 class _RecordedBackbone(backbone.Backbone):
-    """On a GPU, as it says; keeps what was asked of it."""
+    """Claims to be on a GPU, and records what was asked of it."""
 
     device = torch.device("cuda")
 
@@ -394,7 +394,7 @@ def test_a_second_writer_is_refused_and_told_who_holds_the_store(flags, tmp_path
 
 
 def test_a_batch_that_the_memory_does_not_hold_is_halved(flags, tmp_path, monkeypatch):
-    """As if the device held 500 tokens; resumed in the middle, the bytes are the same."""
+    """The device seems to hold 500 tokens; a run resumed in the middle writes the same bytes."""
 
     def start(self, batch):
         if sum(map(len, batch.ids)) > 500:

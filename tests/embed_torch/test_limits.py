@@ -1,4 +1,4 @@
-"""What a stranger's model folder may cost before its weights are read."""
+"""Bounds on what a stranger's model folder may cost before its weights are read."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def test_work_that_fills_the_memory_is_given_up(monkeypatch, steps):
 
 
 def test_a_template_without_end_ends_in_one_line(model):
-    """In a process of its own: what is given up runs on until its process ends."""
+    """Runs in a process of its own: abandoned work runs on until its process ends."""
     endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
     code = (
         "from embed_torch import cli, limits; from embed_torch.config import EncoderConfig; "
@@ -104,7 +104,7 @@ def test_a_template_that_is_no_regular_file_is_refused(model, tmp_path):
     config = EncoderConfig(
         model=str(model), instruction="Analyze.", template=str(tmp_path / "fifo")
     )
-    with pytest.raises(UserError, match="fifo is no regular file"):
+    with pytest.raises(UserError, match="fifo is not a regular file"):
         Tokenization(find_checkpoint(str(model)), config)
 
 
@@ -114,7 +114,7 @@ def test_a_template_that_is_no_regular_file_is_refused(model, tmp_path):
 def test_a_file_of_a_model_that_is_no_regular_file_is_refused(model, name):
     (model / name).unlink(missing_ok=True)
     os.mkfifo(model / name)
-    with pytest.raises(UserError, match=f"{name} is no regular file: download"):
+    with pytest.raises(UserError, match=f"{name} is not a regular file: download"):
         find_checkpoint(str(model))
 
 

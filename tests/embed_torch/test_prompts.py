@@ -1,4 +1,4 @@
-"""The tokens around and of a review, against transformers' own tokenisation of whole chats."""
+"""The tokens around and of a review, against transformers' own tokenization of whole chats."""
 
 import hashlib
 import pickle
@@ -39,7 +39,7 @@ ORDINARY = [
 ]
 BOS_ITSELF = "{{ bos_token }}"
 NO_BOS_INST = INST.replace("bos_token + ", "")
-# Each with its chat template: every way in which a review may stand beside what is around it.
+# Each with its chat template: every way in which a review may join the tokens around it.
 WRITERS = {
     "phi3": write_phi3_tokenizer,
     "phi3 with no BOS": partial(write_phi3_tokenizer, bos=False),
@@ -54,13 +54,13 @@ WRITERS = {
     "Qwen": write_byte_level_tokenizer,
     "Llama 3": partial(write_byte_level_tokenizer, chat_template=BOS_ITSELF + CHATML, bos=True),
 }
-# Whatever a review may spell.
+# Anything that a review may spell.
 CONTROLS = ["<s>", "</s>", "<unk>", *PHI3_CONTROLS, "<|im_start|>", "<|im_end|>", "<tool_call>"]
 CONTROLS += ["[CLS]", "[SEP]", "[PAD]", "[MASK]", "<|begin_of_text|>", "<pad>"]
 
 
 def _seen(prompt, review):
-    """What the model sees of a review, control tokens visible."""
+    """What the model sees of a review, with visible control tokens."""
     ids = prompt.ids(prompt.tokenize([review])[0])
     return prompt.plain.backend.decode(ids, skip_special_tokens=False)
 
@@ -264,8 +264,8 @@ def test_a_prompt_does_not_depend_on_the_day(tmp_path):
     assert _seen(instructed(tokenizer), "Great food").startswith("26 Jul 2024 <|im_start|>system")
 
 
-def test_a_review_that_shares_a_token_with_the_template_is_tokenised_alone(tmp_path):
-    # Of the whole, a byte-level tokenizer makes " food" where the template ends in a space.
+def test_a_review_that_shares_a_token_with_the_template_is_tokenized_alone(tmp_path):
+    # In the whole, a byte-level tokenizer makes " food" where the template ends in a space.
     template = "Read. {{ messages[0]['content'] }} It says: {{ messages[1]['content'] }} !"
     tokenizer = load(write_byte_level_tokenizer(tmp_path, chat_template=template))
     prompt = instructed(tokenizer)

@@ -1,4 +1,4 @@
-"""The store in progress: nothing lost, nothing half written, nothing that it cannot hold."""
+"""The store in progress: nothing is lost, half-written, or beyond its type."""
 
 import hashlib
 import os
@@ -262,7 +262,7 @@ def test_a_fifo_in_a_beginning_is_refused(tmp_path):
         _open(folder)
         (folder / name).unlink()
         os.mkfifo(folder / name)
-        with pytest.raises(UserError, match=f"{name} is no regular file"):
+        with pytest.raises(UserError, match=f"{name} is not a regular file"):
             _open(folder)
 
 

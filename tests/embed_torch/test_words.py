@@ -36,7 +36,7 @@ def test_words_are_not_minilm_to_those_who_reuse_stores():
     words, minilm = checkpoint.find_checkpoint("words"), checkpoint.find_checkpoint("minilm")
     assert words.weights_sha256() != minilm.weights_sha256()
     assert words.dim == 1024 and words.window > minilm.window
-    # Twenty thousand pieces over 1024 places and two signs: nearly as many everywhere.
+    # Twenty thousand pieces over 1024 places and two signs: nearly uniform.
     network = Encoder(EncoderConfig(model="words")).network._network
     counts = np.bincount(network.place.numpy(), minlength=1024)
     expected = network.place.numel() / 1024

@@ -185,7 +185,7 @@ def test_an_edited_record_is_refused(copied, name):
 
 @pytest.mark.parametrize("name", RECORDS)
 def test_a_record_without_a_checksum_is_refused_for_a_value_of_another_type(copied, name):
-    """An earlier version wrote none."""
+    """An earlier version wrote no hashes."""
     path = copied / name
     values = json.loads(path.read_text())
     del values["sha256"]
@@ -233,7 +233,7 @@ def test_other_reviews_are_refused(copied, columns):
 
 
 def test_equal_reviews_of_a_list_have_one_order(copied):
-    """Rows of one entity, split and date that change places are noticed too."""
+    """Rows of one entity, split and date that change places are detected too."""
     path = copied / "corpus" / "interactions" / "business_rows.npy"
     edit_reviews(copied / "corpus", date=pl.lit(None, pl.Datetime("us")))
     corpus = read_corpus(copied / "corpus")
@@ -271,7 +271,7 @@ def test_baselines_find_damaged_predictions_and_what_they_advise_works(copied, m
     assert (output / "baselines.json").read_bytes() == before
 
 
-def test_an_evaluation_mends_predictions_and_itself(copied):
+def test_an_evaluation_repairs_predictions_and_itself(copied):
     run = copied / "run"
     before = {
         name: (run / name).read_bytes() for name in ("evaluation.json", "predictions.parquet")

@@ -1,4 +1,4 @@
-"""Files whole or absent: on failure, on kill, beside a second writer; hashes by the definition."""
+"""Files whole or absent: on failure, on kill, with a second writer; hashes by their definition."""
 
 import hashlib
 import json

@@ -117,7 +117,7 @@ def tarred(members: dict[str, bytes]) -> bytes:
 
 
 def expected(name: str, numbered: list[tuple[int, Row | None]]) -> tuple[list[Row], list[Row]]:
-    """What `read` should give, less the reasons: by a loop over the records of file `name`.
+    """What `read` should give, minus the reasons: by a loop over the records of file `name`.
 
     Args:
       name: the file's.

@@ -53,11 +53,11 @@ def test_majority_is_the_most_frequent_training_class(world, made):
 def _candidate(seed, n=400, width=6):
     """One block of inputs, as `protocol.scaled` makes them, and labels, of each split."""
     rng = np.random.default_rng(seed)
-    centres = rng.normal(size=(3, width))
+    centers = rng.normal(size=(3, width))
     sizes = {"train": n, "validation": 120, "test": 120}
     label = {split: rng.integers(0, 3, size).astype(np.int8) for split, size in sizes.items()}
     inputs = {
-        split: (centres[one] + 1.5 * rng.normal(size=(one.size, width))).astype(np.float32)
+        split: (centers[one] + 1.5 * rng.normal(size=(one.size, width))).astype(np.float32)
         for split, one in label.items()
     }
     return [(1.0, protocol.scaled(inputs))], label
@@ -162,7 +162,7 @@ def test_a_subset_is_learned_from_alone_and_averages_are_over_what_was_asked(wor
 
 
 def _with_noise(world, folder, row):
-    """The world where one review has another text, embedding and stars."""
+    """The world, except that one review has another text, embedding and stars."""
     corpus_folder = shutil.copytree(world.corpus_folder, folder / "corpus")
     label = (world.corpus.label[row] + 1) % 3
     here = pl.int_range(pl.len()) == row

@@ -181,7 +181,7 @@ def test_scores_equal_their_definition():
         ([Measures(1, 0, 0), Measures(0, 1, 1)], "one score"),
     ],
 )
-def test_scores_that_normalisation_does_not_define_are_refused(measures, reason):
+def test_scores_that_normalization_does_not_define_are_refused(measures, reason):
     with pytest.raises(Undefined, match=reason):
         quality.scores(measures)
 
@@ -207,7 +207,7 @@ def test_one_method_has_measures_and_no_score(world, stores, tmp_path, capsys):
 
 
 def test_noise_shows_what_shared_reviews_and_the_z_score_do_by_themselves():
-    """Means of independent noise, less the mean of all, have known covariances."""
+    """Means of independent noise, minus the mean of all, have known covariances."""
     rng = np.random.default_rng(1)
     membership = (rng.random((6, 3000)) < 0.1).astype(np.float64)
     membership[1] = np.maximum(membership[0], membership[1])  # shares many reviews with the first

@@ -106,7 +106,7 @@ def _baseline(name, sees):
 
 
 def test_a_comparison_can_be_recomputed_from_predictions(world):
-    """One model is the other but for five reviews of two users that it gets right."""
+    """One model equals the other, except on five reviews of two users, which it gets right."""
     corpus = world.corpus
     rows = np.concatenate([corpus.rows("validation"), corpus.rows("test")])
     wrong = np.eye(3)[(corpus.label[rows] + 1) % 3] * 0.8 + 0.2 / 3
@@ -183,7 +183,7 @@ def test_evaluate_refuses_a_store_that_changed(world, tmp_path):
 
 
 def _changed(run, folder, **settings):
-    """A copy of a run that says of itself that it was trained otherwise."""
+    """A copy of a run whose record says that it was trained otherwise."""
     shutil.copytree(run, folder)
     edit_json(folder / "config.json", config=Run(folder).record.config | settings)
     return str(folder)

@@ -181,7 +181,7 @@ def test_runs_that_differ_in_more_than_their_seed_are_no_ensemble(world, tmp_pat
 
 
 def test_a_predictor_needs_no_corpus(world, tmp_path):
-    """Not even for the class shares of a bias term; nor the stores."""
+    """Not even for the class shares of a bias term are they read; nor are the stores."""
     run = write_run(world, tmp_path / "run", bias_term=True, match=True, discriminants=4)
     people = _people(world)
     before = run.predictor().score(people, people)
@@ -264,7 +264,7 @@ for misuse in (
 
 
 def test_what_is_meant_otherwise_is_refused(world, tmp_path):
-    """Without the type checks of the tests, as a user runs it."""
+    """Runs without the type checks of the tests, as for a user."""
     run = write_run(world, tmp_path / "run")
     result = subprocess.run(
         [sys.executable, "-c", MISUSES, str(run.folder)],

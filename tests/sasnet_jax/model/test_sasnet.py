@@ -198,8 +198,8 @@ def _linear(part, x):
 
 
 def _norm(part, x):
-    centred = x - x.mean(axis=-1, keepdims=True)
-    scaled = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-6)
+    centered = x - x.mean(axis=-1, keepdims=True)
+    scaled = centered / np.sqrt((centered**2).mean(axis=-1, keepdims=True) + 1e-6)
     return scaled * np.float64(part.scale[...]) + np.float64(part.bias[...])
 
 

@@ -159,7 +159,7 @@ def test_a_reduction_reaches_the_bound_where_cities_overlap():
 
 
 def test_a_reduction_leaves_out_the_business_that_would_go_short():
-    """B has most reviews, but its users are wanted by A too, and C's by nobody."""
+    """B has the most reviews, but A needs its users too, and nobody needs C's."""
     reviewers = {"A": (0, 1), "B": (0, 1, 2), "C": (2, 3)}
     edges = [(user, "ABC".index(name)) for name, users in reviewers.items() for user in users]
     user, business = np.array(edges).T

@@ -48,7 +48,7 @@ _DIM = 8
 
 @dataclass(frozen=True)
 class Made:
-    """A small world whose every text is hostile, and all that the other commands made of it."""
+    """A small world with hostile texts only, and all that the other commands wrote from it."""
 
     folder: Path
 
@@ -130,7 +130,7 @@ def made(world, tmp_path_factory) -> Made:
 
 
 def _write_leakage(folder: Path, corpus_sha256: str) -> None:
-    """What `leakage` would write of the baselines that are there."""
+    """What `leakage` would write about the baselines that exist."""
     exclude, include = (
         files.read_json(folder / f"baselines_{one}" / "baselines.json", "")["models"]
         for one in _PROTOCOLS
@@ -359,7 +359,7 @@ def test_map_is_the_projection_on_the_first_two_principal_components(made):
     assert found.label == tuple(corpus.label)
 
 
-def test_map_colours_a_review_by_the_rarest_of_its_categories(made):
+def test_map_colors_a_review_by_the_rarest_of_its_categories(made):
     corpus = read_corpus(made.folder / "corpus")
     store = open_store(made.folder / "minilm", corpus)
     found = embedding_map.map_of(corpus, [store], 50, 0, None)
@@ -548,7 +548,7 @@ def _click(driver, css: str):
     return element
 
 
-def _colour(driver, css: str, property: str) -> str:
+def _color(driver, css: str, property: str) -> str:
     return driver.find_element("css selector", css).value_of_css_property(property)
 
 
@@ -576,15 +576,15 @@ def test_the_theme_follows_the_system(chromium, page):
         media = {"features": [{"name": "prefers-color-scheme", "value": system}]}
         chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
         _open(chromium, page)
-        backgrounds[system] = _colour(chromium, "body", "background-color")
+        backgrounds[system] = _color(chromium, "body", "background-color")
     assert backgrounds["light"] != backgrounds["dark"]
     assert chromium.get_log("browser") == []
 
 
 @_browser
-def test_the_map_is_coloured_by_class_and_by_category(chromium, page):
-    def colours(toggle: str) -> dict[str, set[str]]:
-        """The colours of the points that have each of the class attribute's words."""
+def test_the_map_is_colored_by_class_and_by_category(chromium, page):
+    def colors(toggle: str) -> dict[str, set[str]]:
+        """The colors of the points that have each of the class attribute's words."""
         _click(chromium, f"label:has(input[value={toggle}])")
         found: dict[str, set[str]] = {}
         for point in chromium.find_elements("css selector", ".map svg circle"):
@@ -594,8 +594,8 @@ def test_the_map_is_coloured_by_class_and_by_category(chromium, page):
 
     _open(chromium, page)
     for toggle, letter in {"category": "k", "class": "c"}.items():
-        found = {word: shown for word, shown in colours(toggle).items() if word[0] == letter}
-        assert all(len(shown) == 1 for shown in found.values())  # one colour each, and another
+        found = {word: shown for word, shown in colors(toggle).items() if word[0] == letter}
+        assert all(len(shown) == 1 for shown in found.values())  # one color each, and another
         assert len(set.union(*found.values())) == len(found) > 1
         assert chromium.find_element("css selector", f".of-{toggle}").is_displayed()
     assert not chromium.find_element("css selector", ".of-category").is_displayed()

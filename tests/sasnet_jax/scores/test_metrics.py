@@ -129,7 +129,7 @@ def test_predictions_are_read_as_they_were_written(world, tmp_path, classes):
 
 
 def test_predictions_that_do_not_fit_on_the_disk_are_one_line(world, tmp_path):
-    """Polars says so in words of its own."""
+    """Polars raises an error of its own."""
     rows = world.corpus.rows("test")
     path = tmp_path / "p.parquet"
     _, hard = before = resource.getrlimit(resource.RLIMIT_FSIZE)

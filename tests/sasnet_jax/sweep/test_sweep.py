@@ -184,7 +184,7 @@ def test_a_sweep_may_grow_and_is_complete_afterwards(world, base, uninterrupted,
 
 @pytest.fixture(scope="module")
 def pruned(world, base, tmp_path_factory):
-    """Six trials of which some learn too slowly, or not at all."""
+    """Six trials, some of which learn too slowly or not at all."""
     output = tmp_path_factory.mktemp("pruned") / "sweep"
     settings = {"vary": ("learning_rate=1e-2|1e-6|1e38",), "trials": 6, "prune_after_trials": 1}
     flags = output.parent / "base.flags"

@@ -116,7 +116,7 @@ def test_a_text_tells_what_was_put_into_it(small_talk):
     taste, experience = draw_tastes(500, rng), rng.normal(size=(500, len(ASPECTS)))
     texts, stars, cuisine = _write(rng, taste, experience, small_talk)
     levels = np.searchsorted(LEVEL_CUTS, experience)
-    favourites = 0
+    favorites = 0
     for row, text in enumerate(texts):
         facts = read_facts(text)
         assert (facts.stars, facts.cuisine) == (stars[row], cuisine[row])
@@ -124,9 +124,9 @@ def test_a_text_tells_what_was_put_into_it(small_talk):
         for aspect, level in facts.mentions:
             assert level == levels[row, aspect]
         if facts.favourite is not None:
-            favourites += 1
+            favorites += 1
             assert facts.favourite == taste[row].argmax()
-    assert 100 < favourites < 200  # 30 %
+    assert 100 < favorites < 200  # 30 %
 
 
 def test_what_a_user_cares_for_is_mentioned_more():
@@ -169,10 +169,10 @@ def test_beliefs_about_businesses_are_right_on_average():
         found = ceiling._infer_business(words, usual, rng)
         errors.append((quality[0] - found.quality) / np.sqrt(found.quality_variance))
         bias_errors.append((business_bias - found.bias) / np.sqrt(found.bias_variance))
-    for standardised in (np.concatenate(errors), np.array(bias_errors)):
+    for standardized in (np.concatenate(errors), np.array(bias_errors)):
         # Mean 0 and variance 1, within four standard errors.
-        assert abs(standardised.mean()) < 4 / np.sqrt(standardised.size)
-        assert abs(standardised.var() - 1) < 4 * np.sqrt(2 / standardised.size)
+        assert abs(standardized.mean()) < 4 / np.sqrt(standardized.size)
+        assert abs(standardized.var() - 1) < 4 * np.sqrt(2 / standardized.size)
 
 
 def test_beliefs_about_users_are_right_on_average():

@@ -514,7 +514,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused(world, run_of_one_ep
 
 
 def test_a_run_is_saved_inside_an_epoch_too(world, tmp_path, monkeypatch):
-    """Every step, where each is a chunk of its own and a checkpoint is always due."""
+    """It is saved at every step if each is a chunk of its own and a checkpoint is always due."""
     run = tmp_path / "run"
     config = _config(world, run, **TINY, epochs=1, keep=1000, checkpoint_seconds=0.0)
     monkeypatch.setattr(loop, "_CHUNK_SECONDS", 0.0)
@@ -576,7 +576,7 @@ def test_a_cosine_rate_falls_to_nothing(world, tmp_path):
 
 
 def test_the_average_of_the_weights_is_what_predicts(world, tmp_path):
-    """Against a loop over the parameters after each step."""
+    """Compared with a loop over the parameters after each step."""
     config = _config(world, tmp_path / "run", **FEW_EPOCHS | EVERY_OPTION["all"])
     corpus, data = load_data(config)
     rows = corpus.rows("train")
@@ -617,7 +617,7 @@ def test_a_class_without_training_reviews_is_refused(world, tmp_path):
 
 
 def test_sets_larger_than_any_list_change_nothing(world, tmp_path):
-    """Whole contexts padded to 90 or to 120: the same predictions."""
+    """Whole contexts padded to 90 or to 120 give the same predictions."""
     found = []
     for size in (90, 120):
         config = _config(world, tmp_path / "run", set_size=size)
@@ -644,7 +644,7 @@ def test_several_stores_train_as_their_concatenation(world, tmp_path):
 
 
 def test_a_float16_table_trains_as_well_as_a_float32_one(world, tmp_path):
-    """To less than the difference between two seeds."""
+    """They agree to less than the difference between two seeds."""
     table = np.load(world.store_folder / "mean.npy").astype(np.float32)
     table += np.random.default_rng(0).normal(scale=1e-5, size=table.shape).astype(np.float32)
     losses = {}
