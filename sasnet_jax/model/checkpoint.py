@@ -152,6 +152,8 @@ class Checkpoints:
                     raise ValueError(f"the sha256 of {name} differs")
         except (UserError, ValueError, KeyError, TypeError, OSError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            if isinstance(error, UserError):
+                reason = reason.rpartition(": ")[0]  # its remedy is for who reads that file alone
             raise UserError(
                 f"checkpoint {self._folder / str(number)} does not fit this run's network or is "
                 f"damaged ({reason})"
