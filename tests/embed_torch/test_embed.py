@@ -473,7 +473,7 @@ def test_a_store_older_than_hashes_opens_with_one_line(corpus_folder, store, tmp
     opened = open_store(copy, corpus)
     open_store(copy, corpus)
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"{copy} is older" in line and f"remove {copy} and run" in line
+    assert f"{copy} was written before" in line and f"remove {copy} and run" in line
     assert opened.identity == open_store(store, corpus).identity
     # As earlier versions wrote it: every key of the manifest but these.
     others = {"format_version", "rows", "truncated", "versions", "category_names_sha256"}
