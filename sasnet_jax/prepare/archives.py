@@ -69,7 +69,7 @@ def unpacks_too_far(path: Path, size: int | None = None) -> UserError:
     )
 
 
-class Stream(io.BufferedIOBase):
+class _Stream(io.BufferedIOBase):
     """A file whose reads are bounded; where it is unpacked, also in their sum.
 
     Attributes:
@@ -82,23 +82,18 @@ class Stream(io.BufferedIOBase):
         self.longest_read = LONGEST_LINE
 
     def readable(self) -> bool:
-        """As of every file."""
         return True
 
     def seekable(self) -> bool:
-        """As of every file."""
         return True
 
     def tell(self) -> int:
-        """As of every file."""
         return self._file.tell()
 
     def peek(self, size: int) -> bytes:
-        """As of a BufferedReader."""
         return self._file.peek(size)
 
     def read(self, size: int | None = -1) -> bytes:
-        """As of every file."""
         most = self.longest_read + 1
         data = self._checked(self._file.read(most if size is None or size < 0 else min(size, most)))
         if len(data) == most:
@@ -106,11 +101,9 @@ class Stream(io.BufferedIOBase):
         return data
 
     def read1(self, size: int = -1) -> bytes:
-        """As of every file."""
         return self._checked(self._file.read1(size))
 
     def readline(self, size: int | None = -1) -> bytes:
-        """As of every file."""
         return self._checked(self._file.readline(size))
 
     def _checked(self, data: bytes) -> bytes:
@@ -119,9 +112,9 @@ class Stream(io.BufferedIOBase):
         return data
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """As of every file; what is unpacked on the way counts."""
         if not self._unpacked:
             return self._file.seek(offset, whence)
+        # What is unpacked on the way counts.
         target = offset + (self.tell() if whence == io.SEEK_CUR else 0)
         if whence == io.SEEK_END:
             while self.read1(_SKIPPED_BYTES):
@@ -159,13 +152,13 @@ def unpacked(path: Path, wanted: str) -> Iterator[tuple[Any, io.BufferedReader]]
         yield file, raw
 
 
-def _unpack(file: Any, path: Path, wanted: str) -> Stream | None:
+def _unpack(file: Any, path: Path, wanted: str) -> _Stream | None:
     """What one layer of packing holds; None where there is none."""
     most_bytes = most_unpacked(path)
     head = file.peek(512)
     if head.startswith(b"\x1f\x8b"):
-        return Stream(gzip.GzipFile(fileobj=file, mode="rb"), path, most_bytes)
-    bounded = file if isinstance(file, Stream) else Stream(file, path, most_bytes, unpacked=False)
+        return _Stream(gzip.GzipFile(fileobj=file, mode="rb"), path, most_bytes)
+    bounded = file if isinstance(file, _Stream) else _Stream(file, path, most_bytes, unpacked=False)
     if head.startswith(b"PK\x03\x04"):
         member, size = _zip_member(path, bounded, wanted)
     elif head[257:262] == b"ustar":
@@ -174,7 +167,7 @@ def _unpack(file: Any, path: Path, wanted: str) -> Stream | None:
         return None
     if size > most_bytes:
         raise unpacks_too_far(path, size)
-    return Stream(member, path, size)
+    return _Stream(member, path, size)
 
 
 # What the readers of packed files and of Parquet raise where the bytes are not what they should be.
@@ -187,6 +180,7 @@ _DAMAGE = (
     zipfile.BadZipFile,
     tarfile.TarError,
     pl.exceptions.PolarsError,
+    pl.exceptions.PanicException,
 )
 
 
@@ -201,8 +195,8 @@ def whole(path: Path) -> Iterator[None]:
 
 def _zip_member(path: Path, file: Any, wanted: str) -> tuple[Any, int]:
     archive = zipfile.ZipFile(file)
-    files = [member for member in archive.infolist() if not member.is_dir()]
-    chosen = _choose_member(path, ((member.filename, member) for member in files), wanted)
+    named = ((member.filename, member) for member in archive.infolist())
+    chosen = _choose_member(path, (pair for pair in named if not pair[0].endswith("/")), wanted)
     if chosen.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise UserError(f"{path} is not packed by the usual method: unpack it and give the file")
     try:

@@ -40,13 +40,12 @@ class Block:
     """Consecutive records of one dump.
 
     Of a plain NDJSON file only the place is given, so that the process that decodes it also reads
-    it: the lines whose first byte is in [start, stop). Otherwise the content itself, and `stop` is
-    a byte (of Parquet: a row) that no later block begins before.
+    it: the lines whose first byte is in [start, stop). Otherwise the content itself.
     """
 
     path: Path
-    start: int
-    stop: int
+    start: int = 0
+    stop: int = 0
     data: bytes | None = None  # whole NDJSON lines
     records: list[Record] | None = None
 
@@ -93,19 +92,14 @@ class Dump:
                 raise UserError(f"{self.path}, line 1: malformed CSV: {error}") from None
         return set().union(*(record_keys(line) for line in lines[:1000]))
 
-    def most_records(self, behind: int, required: Sequence[str]) -> float:
-        """No more records that have the `required` columns can follow than these.
-
-        Args:
-          behind: the `stop` of a block.
-          required: column names.
-        """
+    def most_records(self, required: Sequence[str]) -> float:
+        """An upper bound of the records that have the `required` columns."""
         shortest = 1  # a row
         if self.kind == "csv":
             shortest = 2 * len(required)  # a character and a comma, or the end of the line
         elif self.kind == "ndjson":
             shortest = 2 + sum(len(name) + len('"":1,') for name in required)
-        return max(self.size - behind, 0) / shortest
+        return self.size / shortest
 
     def blocks(self, columns: Sequence[str]) -> Iterator[tuple[Block, int]]:
         """Yields each block, and how many bytes of the file lie behind after it.
@@ -118,8 +112,7 @@ class Dump:
         """
         if self.kind == "parquet":
             with whole(self.path):
-                for block in _parquet_blocks(self.path, columns):
-                    yield block, self.path.stat().st_size * block.stop // self.size
+                yield from _parquet_blocks(self.path, columns)
             return
         with unpacked(self.path, self.wanted) as (file, raw):
             if self.kind == "csv":
@@ -130,7 +123,7 @@ class Dump:
                 blocks = _line_blocks(self.path, file)
             with whole(self.path):
                 for block in blocks:
-                    yield block, block.stop if file is raw else raw.tell()
+                    yield block, block.stop or raw.tell()
 
 
 def open_dump(path: Path, wanted: str) -> Dump:
@@ -199,7 +192,7 @@ def _byte_ranges(path: Path) -> Iterator[Block]:
 def _line_blocks(path: Path, file: Any) -> Iterator[Block]:
     start = 0
     while data := _read_lines(file, BLOCK_BYTES):
-        yield Block(path, start, file.tell(), data=data)
+        yield Block(path, start, data=data)
         start = file.tell()
 
 
@@ -207,7 +200,7 @@ class _CsvBytes(io.BufferedIOBase):
     """The bytes of a CSV file, of which no record may take more than LONGEST_LINE.
 
     Attributes:
-      behind: bytes read, up to `_CSV_AHEAD` more than became records.
+      behind: bytes read, of which the last few are not yet in a record.
       record_start: `behind` when the record began that is being read.
     """
 
@@ -260,7 +253,7 @@ def _csv_blocks(path: Path, file: Any, delimiter: str, columns: Sequence[str]) -
                 records.append((line, {MALFORMED: f"malformed CSV: {error}"}))
             full = len(records) == _BLOCK_RECORDS or counted.behind - start > BLOCK_BYTES
             if records and (full or not more):
-                yield Block(path, start, max(counted.behind - _CSV_AHEAD, 0), records=records)
+                yield Block(path, records=records)
                 start, records = counted.behind, []
 
 
@@ -273,9 +266,9 @@ def _is_unicode(values: Iterable[str]) -> bool:
     return True
 
 
-def _parquet_blocks(path: Path, columns: Sequence[str]) -> Iterator[Block]:
-    start = 0
-    for rows in ParquetRows(path).read(columns, BLOCK_BYTES):
-        records = list(enumerate(rows, start=start + 1))
-        yield Block(path, start, start + len(rows), records=records)
-        start += len(rows)
+def _parquet_blocks(path: Path, columns: Sequence[str]) -> Iterator[tuple[Block, int]]:
+    table, behind = ParquetRows(path), 0
+    for rows in table.read(columns, BLOCK_BYTES):
+        block = Block(path, records=list(enumerate(rows, start=behind + 1)))
+        behind += len(rows)
+        yield block, path.stat().st_size * behind // table.count

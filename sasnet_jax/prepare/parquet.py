@@ -5,8 +5,10 @@ declares is looked at before anything is unpacked; and as a value that stands in
 be that of a million rows, rows are measured before they become Python's.
 """
 
+import contextlib
 import io
 import itertools
+import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -63,7 +65,8 @@ class ParquetRows:
         table, total = self._table.select(list(types)), 0
         sizes = [_bytes_of(pl.col(name), kind) for name, kind in types.items()]
         for first in range(0, self.count, _MOST_ROWS):
-            part = table.slice(first, _MOST_ROWS).collect()
+            with _without_panic_reports():
+                part = table.slice(first, _MOST_ROWS).collect()
             size = part.select(pl.sum_horizontal(sizes)).to_series()
             total += int(size.sum())
             if total > most_unpacked(self._path):
@@ -77,6 +80,19 @@ class ParquetRows:
                 for place in too_long[start:stop].arg_true():
                     rows[place] = {MALFORMED: TOO_LONG}
                 yield rows
+
+
+@contextlib.contextmanager
+def _without_panic_reports() -> Iterator[None]:
+    """Of damaged files polars prints a backtrace besides what it raises."""
+    stderr, nothing = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nothing)
 
 
 def _is_usable(kind: Any) -> bool:
@@ -142,7 +158,6 @@ class _Thrift:
         return value >> 1 ^ -(value & 1)
 
     def struct(self) -> dict[int, Any]:
-        """The next struct."""
         fields, number = {}, 0
         while head := self._byte():
             number = number + (head >> 4) if head >> 4 else self._integer()

@@ -71,8 +71,13 @@ class _Decoded(NamedTuple):
     newlines: int = 0  # by which the lines of NDJSON that follow are moved
 
 
-def _decode(block: Block, kind: type[msgspec.Struct], rejected: Rejected) -> Iterator[_Decoded]:
-    """The records of a block, some at a time; those that are none are added to `rejected`."""
+def _decode(
+    block: Block, kind: type[msgspec.Struct], rejected: Rejected, most_malformed: float
+) -> Iterator[_Decoded]:
+    """The records of a block, some at a time; those that are none are added to `rejected`.
+
+    Beyond `most_malformed`, as the dump will be refused, the rest of the block is left unread.
+    """
     if block.records is not None:
         yield _one_by_one(block.records, functools.partial(_convert, kind=kind), rejected)
         return
@@ -86,6 +91,8 @@ def _decode(block: Block, kind: type[msgspec.Struct], rejected: Rejected) -> Ite
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             filled = ((n, line) for n, line in zip(numbers, lines, strict=True) if line.strip())
             yield _one_by_one(filled, decode, rejected)._replace(newlines=len(lines))
+            if sum(map(len, rejected.values())) > most_malformed:
+                return
 
 
 def _one_by_one(
@@ -134,13 +141,15 @@ def _decoder(kind: type[msgspec.Struct]) -> msgspec.json.Decoder:
     return msgspec.json.Decoder(kind)
 
 
-def scan_block(block: Block, columns: Columns) -> tuple[pl.DataFrame, Rejected, int]:
+def scan_block(
+    block: Block, columns: Columns, most_malformed: float
+) -> tuple[pl.DataFrame, Rejected, int]:
     """The usable reviews of a block (SCANNED), its rejects, and its newlines."""
     parts: list[pl.DataFrame] = []
     rows: dict[str, list[Any]] = {name: [] for name in _WRITTEN}
     rejected = _none_rejected()
     newlines = 0
-    for decoded in _decode(block, _struct(_REVIEW_FIELDS, columns), rejected):
+    for decoded in _decode(block, _struct(_REVIEW_FIELDS, columns), rejected, most_malformed):
         for name, values in _as_written(decoded).items():
             rows[name] += values
         if len(rows["line"]) >= _FRAME_ROWS:
@@ -207,10 +216,12 @@ def read_texts(block: Block, columns: Columns, lines: list[int]) -> pl.DataFrame
     )
 
 
-def read_businesses(block: Block, columns: Columns) -> tuple[pl.DataFrame, Rejected, int]:
+def read_businesses(
+    block: Block, columns: Columns, most_malformed: float
+) -> tuple[pl.DataFrame, Rejected, int]:
     """The businesses of a block (BUSINESSES), its rejects, and its newlines."""
     rows, rejected, newlines = [], _none_rejected(), 0
-    for decoded in _decode(block, _struct(_BUSINESS_FIELDS, columns), rejected):
+    for decoded in _decode(block, _struct(_BUSINESS_FIELDS, columns), rejected, most_malformed):
         for line, business in zip(decoded.lines, decoded.structs, strict=True):
             names = _category_names(business.categories)
             rows.append((line, business.business_id, business.name, business.city, names))

@@ -80,17 +80,22 @@ class ReviewDumps:
         Raises:
           UserError: a file is damaged, or too many of the records are malformed.
         """
+        rejects.expect(
+            sum(
+                dump.most_records([theirs for ours, theirs in columns if ours in _REQUIRED])
+                for dump, columns in zip(self._dumps, self._columns, strict=True)
+            )
+        )
         reviews, lines = [pl.DataFrame(schema=records.SCANNED)], 0
-        most_to_come: list[float] = []  # after each block
         with self._workers() as apply:
-            for index in range(len(self._dumps)):
+            for index, columns in enumerate(self._columns):
                 before = 0
-                tasks = self._scan_tasks(index, most_to_come)
+                blocks = self._blocks(index, "reading")
+                tasks = ((block, columns, rejects.most_malformed) for block in blocks)
                 for usable, rejected, newlines in apply(records.scan_block, tasks):
                     reviews.append(usable)
                     rejects.add(self._names[index], rejected, before)
                     lines += usable.height + sum(map(len, rejected.values()))
-                    rejects.refuse_wrong_format(lines, most_to_come[len(self._dump_of_block)])
                     self._dump_of_block.append(index)
                     self._lines_before_block.append(before)
                     before += newlines
@@ -107,20 +112,6 @@ class ReviewDumps:
             self._reject_repeated(found.filter(repeated), rejects)
             found = found.filter(~repeated)
         return Scan(found.drop("id_hash"), lines)
-
-    def _scan_tasks(self, index: int, most_to_come: list[float]) -> Iterator[tuple[Block, Columns]]:
-        """The blocks of a dump; `most_to_come` gets how many records can follow each, at most."""
-        required = [
-            [theirs for ours, theirs in columns if ours in _REQUIRED] for columns in self._columns
-        ]
-        later = sum(
-            dump.most_records(0, names)
-            for dump, names in zip(self._dumps[index + 1 :], required[index + 1 :], strict=True)
-        )
-        for block in self._blocks(index, "reading"):
-            here = self._dumps[index].most_records(block.stop, required[index])
-            most_to_come.append(here + later)
-            yield block, self._columns[index]
 
     def texts(self, chosen: pl.DataFrame) -> Iterator[pl.DataFrame]:
         """Reads the texts of some reviews.
@@ -220,14 +211,13 @@ def read_businesses(path: Path, rejects: Rejects) -> pl.DataFrame:
     dump = dumps.open_dump(path, "business")
     _, columns = formats.recognise_businesses(dump)
     businesses = [pl.DataFrame(schema=records.BUSINESSES)]
+    rejects.expect(dump.most_records([dict(columns)["business_id"]]))
     before = lines = 0
     for block, _ in dump.blocks([theirs for _, theirs in columns]):
-        found, rejected, newlines = records.read_businesses(block, columns)
+        found, rejected, newlines = records.read_businesses(block, columns, rejects.most_malformed)
         businesses.append(found.with_columns(pl.col("line") + before))
         rejects.add(path.name, rejected, before)
         lines += found.height + sum(map(len, rejected.values()))
-        to_come = dump.most_records(block.stop, [dict(columns)["business_id"]])
-        rejects.refuse_wrong_format(lines, to_come)
         before += newlines
     frame = pl.concat(businesses)
     rejects.refuse_wrong_format(lines)
