@@ -1,4 +1,4 @@
-"""`python -m sasnet_jax.evaluate`: runs on validation and test, beside baselines."""
+"""`python -m sasnet_jax.evaluate`: evaluates runs on validation and test, beside baselines."""
 
 import dataclasses
 from pathlib import Path
@@ -33,7 +33,7 @@ class EvaluateConfig:
     run: tuple[str, ...] = setting(
         (), help="run folder written by train; repeatable", topic="input", required=True
     )
-    baselines: str = setting("", help="output of baselines, to compare with", topic="input")
+    baselines: str = setting("", help="output folder of baselines to compare with", topic="input")
     output: str = setting(
         "", help="folder for comparison.json and the ensembles' predictions", topic="output"
     )
@@ -41,14 +41,14 @@ class EvaluateConfig:
         False, help="also predict from each user's first 0, 1, 2 and 4 reviews", topic="protocol"
     )
     seed: int = setting(
-        0, help="of the bootstrap over users", topic="protocol", minimum=0, below=2**31
+        0, help="seed of the bootstrap over users", topic="protocol", minimum=0, below=2**31
     )
 
     def __post_init__(self):
         """Refuses what cannot be meant."""
         cli.check(self)
         if len({Path(name).resolve() for name in self.run}) < len(self.run):
-            raise UserError("--run: a run is named twice")
+            raise UserError("--run names a run twice: name each run once")
 
 
 class _Protocol(NamedTuple):
@@ -67,7 +67,7 @@ def run(config: EvaluateConfig) -> None:
     opened = {name: _finished(name) for name in config.run}
     asked = _same(opened)
     if config.truncate_histories and asked.target_review == "include":
-        raise UserError("--truncate_histories: the runs have the target among their histories")
+        raise UserError("--truncate_histories needs runs trained with --target_review=exclude")
     baselines = _baselines(Path(config.baselines), asked) if config.baselines else None
     described = baselines.described if baselines else []
     groups = comparison.groups_of({name: run.decisive() for name, run in opened.items()})
@@ -140,7 +140,7 @@ class _RowPredictor:
         self.data = inputs.on_devices(run.config, self.mesh, data)
 
     def __call__(self, rows: Int32[np.ndarray, "n"], **changed: Any) -> Float[np.ndarray, "n c"]:
-        """Probabilities, with some of the data changed."""
+        """Predicts `rows`, with some of the data changed."""
         data = self.data._replace(**devices.place(self.mesh, changed))
         return step.predict(self.functions, self.mesh, self.params, data, rows)
 
@@ -150,7 +150,7 @@ def _truncated(
 ) -> dict[str, Truncated]:
     """Metrics of the test reviews, by how much of the users' histories is seen.
 
-    Of all of them, and of those whose users have histories long enough to be cut every time.
+    The metrics cover all of them, and those whose users' histories are long enough to be cut.
     """
     rows = corpus.rows("test")
     label = np.asarray(data.label)[rows]
@@ -176,12 +176,12 @@ def _truncated(
 
 
 def _finished(name: str) -> Run:
-    """Opens a run; refuses, by a UserError, one whose training is not at its end."""
+    """Opens a run; raises UserError if its training has not ended."""
     run = Run(name)
     if not run.finished:
         raise UserError(
             f"run {run} is unfinished, after {run.epochs} of at most {run.config.epochs} epochs: "
-            "run train again"
+            "run python -m sasnet_jax.train again"
         )
     return run
 
@@ -190,7 +190,7 @@ def _same(runs: dict[str, Run]) -> _Protocol:
     """What all runs have in common, so that they can be compared.
 
     Raises:
-      UserError: they have not.
+      UserError: they differ.
     """
     asked = [
         _Protocol(run.corpus_sha256, run.config.target_review, run.config.classes)
@@ -200,13 +200,13 @@ def _same(runs: dict[str, Run]) -> _Protocol:
         for key, value, first in zip(_Protocol._fields, one, asked[0], strict=True):
             if value != first:
                 raise UserError(
-                    f"run {name} has another {key} than run {next(iter(runs))}: evaluate them apart"
+                    f"runs {name} and {next(iter(runs))} differ in {key}: evaluate them separately"
                 )
     return asked[0]
 
 
 def _baselines(folder: Path, asked: _Protocol) -> Baselines:
-    """The baselines of the same protocol as the runs."""
+    """Reads baselines, which must have the runs' protocol."""
     path = folder / results.COMPLETE
     baselines = files.read_record(path, Baselines)
     has = _Protocol(baselines.corpus_sha256, baselines.target_review, baselines.classes)
@@ -214,7 +214,7 @@ def _baselines(folder: Path, asked: _Protocol) -> Baselines:
         (*_Protocol._fields, "subset"), (*has, baselines.subset), (*asked, 0), strict=True
     ):
         if value != wanted:
-            raise UserError(f"{path} has another {key} than the run: they cannot be compared")
+            raise UserError(f"{path} and the run differ in {key}, so they cannot be compared")
     return baselines
 
 
@@ -225,7 +225,7 @@ def _write(
     groups: list[comparison.Group],
     runs: dict[str, Predictions],
 ) -> None:
-    """The ensembles' predictions, and comparison.json with their hashes."""
+    """Writes the ensembles' predictions, and comparison.json with their hashes."""
     output.mkdir(parents=True, exist_ok=True)
     models = dict(compared.models)
     for group in groups:

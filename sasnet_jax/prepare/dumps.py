@@ -1,8 +1,8 @@
 """Cuts dumps of reviews and of businesses into blocks of whole records.
 
-In: a path to NDJSON or CSV, plain or packed (`archives.py`), or to Parquet. Out: `Block`s of some
-megabytes, in file order, each of which a worker can decode on its own. No more than a few blocks
-are in memory, and no record of more than LONGEST_LINE ever is.
+In: a path to NDJSON or CSV, plain or packed (`archives.py`), or to Parquet. Out: `Block`s of a few
+megabytes, in file order, each of which a worker can decode on its own. Only a few blocks are in
+memory at once, and a record of more than LONGEST_LINE never is.
 """
 
 import csv
@@ -39,9 +39,9 @@ Record = tuple[int, dict[str, Any]]  # the line in its file, from 1, and the val
 class Block:
     """Consecutive records of one dump.
 
-    Of a plain NDJSON file only the place is given, so that the process that decodes it also reads
-    it: the lines whose first byte is in [start, stop). Otherwise the content itself, and `stop` is
-    a byte (of Parquet: a row) that no later block begins before.
+    A block of a plain NDJSON file has only a place, the lines whose first byte is in [start, stop),
+    so that the process that decodes it also reads it. Any other block has the content itself, and no
+    later block begins before the byte (in Parquet: the row) `stop`.
     """
 
     path: Path
@@ -94,7 +94,7 @@ class Dump:
         return set().union(*(record_keys(line) for line in lines[:1000]))
 
     def most_records(self, behind: int, required: Sequence[str]) -> float:
-        """No more records that have the `required` columns can follow than these.
+        """The most records with the `required` columns that can still follow.
 
         Args:
           behind: the `stop` of a block.
@@ -108,10 +108,10 @@ class Dump:
         return max(self.size - behind, 0) / shortest
 
     def blocks(self, columns: Sequence[str]) -> Iterator[tuple[Block, int]]:
-        """Yields each block, and how many bytes of the file lie behind after it.
+        """Yields each block, and the number of bytes of the file read after it.
 
         Args:
-          columns: those wanted, where the file has them; NDJSON lines come whole.
+          columns: the columns to read, if the file has them; NDJSON lines come whole.
 
         Raises:
           UserError: the file is truncated or damaged, or unpacks to more than it can mean.
@@ -144,11 +144,11 @@ def open_dump(path: Path, wanted: str) -> Dump:
         head = file.read(_HEAD_BYTES)
         text = head.removeprefix(_BOM).lstrip()
         if text.startswith(b"["):
-            raise UserError(f"{path} is one JSON array: write one object a line (NDJSON) instead")
+            raise UserError(f"{path} is one JSON array: write one object per line (NDJSON) instead")
         if b"\n" not in head:
             head += file.readline(LONGEST_LINE - len(head))
         if len(head) >= LONGEST_LINE:
-            raise UserError(f"{path}, line 1: {TOO_LONG}: write one record a line")
+            raise UserError(f"{path}, line 1: {TOO_LONG}: write one record per line")
         plain = file is raw
         size = path.stat().st_size if plain else file.size
     if head.startswith(b"PAR1"):
@@ -167,7 +167,7 @@ def open_dump(path: Path, wanted: str) -> Dump:
 
 
 def _read_lines(file: Any, size: int) -> bytes:
-    """Reads so many bytes and on to the end of the line; a line that is too long is replaced."""
+    """Reads `size` bytes and the rest of the line; replaces a line that is too long."""
     data = file.read(size)
     if not data or data.endswith(b"\n"):
         return data
@@ -182,7 +182,7 @@ def _read_lines(file: Any, size: int) -> bytes:
 
 
 def _next_line(file: BinaryIO, start: int, stop: int) -> int:
-    """The first start of a line in [start, stop); `stop` where there is none."""
+    """The first start of a line in [start, stop); `stop` if there is none."""
     if start == 0:
         return 0
     file.seek(start - 1)
@@ -204,11 +204,11 @@ def _line_blocks(path: Path, file: Any) -> Iterator[Block]:
 
 
 class _CsvBytes(io.BufferedIOBase):
-    """The bytes of a CSV file, of which no record may take more than LONGEST_LINE.
+    """The bytes of a CSV file, in which no record may exceed LONGEST_LINE.
 
     Attributes:
       behind: bytes read, up to `_CSV_AHEAD` more than became records.
-      record_start: `behind` when the record began that is being read.
+      record_start: `behind` at the start of the current record.
     """
 
     def __init__(self, file: Any, path: Path):
@@ -224,7 +224,7 @@ class _CsvBytes(io.BufferedIOBase):
         if self.behind - self.record_start > LONGEST_LINE + _CSV_AHEAD:
             raise UserError(
                 f"{self._path}: a record of more than {LONGEST_LINE >> 20} MB begins at byte "
-                f"{self.record_start:,} or a little before: is a quote not closed?"
+                f"{self.record_start:,} or a little before: close its quote, or leave it out"
             )
         return data
 
@@ -265,7 +265,7 @@ def _csv_blocks(path: Path, file: Any, delimiter: str, columns: Sequence[str]) -
 
 
 def _is_unicode(values: Iterable[str]) -> bool:
-    """Whether the bytes were UTF-8: others were decoded to lone surrogates."""
+    """Whether the bytes were UTF-8; any others were decoded to lone surrogates."""
     try:
         "".join(values).encode()
     except UnicodeEncodeError:

@@ -19,9 +19,11 @@ _SHORT_HASH = 8
 class RunsConfig:
     """Settings of `runs`."""
 
-    folder: str = setting("", help="folder to look for runs in", topic="input")
+    folder: str = setting("", help="folder to search for runs", topic="input")
     run: tuple[str, ...] = setting((), help="run folder; repeatable", topic="input")
-    compare: bool = setting(False, help="the settings in which the runs differ", topic="output")
+    compare: bool = setting(
+        False, help="show only the settings in which the runs differ", topic="output"
+    )
 
     def __post_init__(self):
         """Refuses what cannot be meant."""
@@ -31,10 +33,10 @@ class RunsConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Listed:
-    """A folder as it is listed."""
+    """A folder in the list."""
 
     name: str
-    problem: str = ""  # why nothing more is known
+    problem: str = ""  # why it has no columns
     columns: dict[str, Any] = dataclasses.field(default_factory=dict)
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -57,18 +59,18 @@ def run(config: RunsConfig) -> None:
 
 
 def _below(folder: Path) -> list[tuple[str, Path]]:
-    """Names and paths of the runs in `folder`, and of the folders in it that hold none."""
+    """Names and paths of the runs in `folder`, and of its subfolders without runs."""
     if not folder.is_dir():
         raise UserError(f"--folder={folder} is not a folder")
-    found = []
+    folders_with_runs = []
     for name, folders, names in os.walk(folder):
         if "config.json" in names:
-            found.append(Path(name))
+            folders_with_runs.append(Path(name))
             folders.clear()
         folders[:] = [name for name in folders if not name.startswith(".")]
-    if found == [folder]:
+    if folders_with_runs == [folder]:
         return [(folder.resolve().name, folder)]
-    runs = [path.relative_to(folder) for path in found]
+    runs = [path.relative_to(folder) for path in folders_with_runs]
     with_runs = {path.parts[0] for path in runs}
     runs += [
         Path(path.name)
@@ -79,7 +81,7 @@ def _below(folder: Path) -> list[tuple[str, Path]]:
 
 
 def look(name: str, path: Path) -> Listed:
-    """Reads what there is of a run, whatever its state."""
+    """Reads what a run folder holds, in any state."""
     try:
         if not (path / "config.json").is_file():
             raise UserError("holds no run")
@@ -110,7 +112,7 @@ def _columns(one: Run) -> dict[str, Any]:
 
 
 def _settings(one: Run) -> dict[str, Any]:
-    """The settings by flag; corpus and stores by what they are, not by where they lie."""
+    """The settings by flag; the corpus and the stores by their content, not by their path."""
     settings = dataclasses.asdict(one.config)
     del settings["output"]
     stores = [
@@ -126,7 +128,7 @@ def _hash(value: Any) -> str:
 
 
 def _comparison(listed: Sequence[Listed]) -> str:
-    """One line a run: the settings that are not the same in all, and what came of them."""
+    """One line per run: the settings in which the runs differ, and their results."""
     names = dict.fromkeys(name for one in listed for name in one.settings)
     differing = [n for n in names if len({repr(one.settings.get(n)) for one in listed}) > 1]
     rows = [
