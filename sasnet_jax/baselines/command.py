@@ -36,7 +36,7 @@ class BaselinesConfig:
     output: str = setting("", help="folder to write", topic="files", required=True)
     target_review: TargetReview = setting(
         "exclude",
-        help="whether the averages contain the review to predict (leaky)",
+        help="whether averages hold the target (leaky)",
         topic="protocol",
     )
     subset: int = setting(
@@ -47,7 +47,7 @@ class BaselinesConfig:
     )
     averages_over: AveragesOver = setting(
         "corpus",
-        help="average over all reviews, or only over those of the subset",
+        help="average over all reviews, or the subset's",
         topic="protocol",
     )
     classes: int = setting(

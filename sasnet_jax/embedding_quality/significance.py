@@ -1,4 +1,4 @@
-"""Do two methods of embedding differ by more than chance would explain? (paper section 4.1, Table 3)
+"""Do two methods of embedding differ by more than chance? (paper section 4.1, Table 3)
 
 The paper uses the F-test and Fisher's z-test. Both assume that the pairs of categories are
 independent, which they are not: every category is in k - 1 of them. They also assume that the two
@@ -51,8 +51,9 @@ def bootstrap(
 
     All pairs of different categories in a draw count, each as often as it occurs. A category drawn
     m_i times and one drawn m_j times have m_i m_j pairs, so that every average over a draw is a
-    quadratic form in m. The draws are the same for all methods. Draws in
-    which the reference or a method has only one value are left out; a few occur if categories are few.
+    quadratic form in m. The draws are the same for all methods. Draws
+    in which the reference or a method has only one value are left out; they occur if categories are
+    few.
 
     Args:
       predicted: cosines of the categories' mean embeddings, by method.

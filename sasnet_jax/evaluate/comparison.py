@@ -116,7 +116,7 @@ class Group(NamedTuple):
 def groups_of(runs: Mapping[str, Mapping[str, Any]]) -> list[Group]:
     """Groups the runs whose decisive settings are equal.
 
-    The name of a group is the common part of its paths, or the folder's name of a single run; no two
+    The name of a group is the common part of its paths, or a single run's folder name. No two
     groups share a name.
 
     Args:

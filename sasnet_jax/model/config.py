@@ -35,7 +35,7 @@ class TrainConfig:
         "", help="run folder to write; the same command resumes it", topic="data", required=True
     )
     target_review: TargetReview = setting(
-        "exclude", help="whether the sets contain the review to predict", topic="data"
+        "exclude", help="whether the sets hold the review to predict", topic="data"
     )
     fit_on: FitOn = setting("train", help="reviews that the z-score is fitted on", topic="data")
     discriminants: int = setting(

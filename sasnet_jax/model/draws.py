@@ -69,7 +69,7 @@ def draw_training(
 ) -> Draw:
     """Both sides' sets for this step; occasionally a side is emptied, and its counts too.
 
-    The counts are over a random part of the context, and each review of it is kept with a probability
+    The counts are over a random part of the context: each review of it is kept with a probability
     that is itself uniform. Counts over the whole context would leak: a network that recognizes an
     entity by its texts knows its totals, and what is missing from them is the target's label.
     """

@@ -78,9 +78,7 @@ def choose(
     bound = demand.lower_bound
     print(f"  {keep.sum():,} reviews; no choice has fewer than {bound:,}")
     if keep.sum() > bound:
-        print(
-            f"  searching for a smaller choice, for at most about {max(deadline - time.monotonic(), 1):.0f} s"
-        )
+        print(f"  searching for at most about {max(deadline - time.monotonic(), 1):.0f} s more")
         part, exact = np.arange(graph.user.size), graph.user.size <= exact_below
         if not exact:
             wider = _settled(graph, demand, _able(graph, demand), slack=_SLACK)
@@ -117,7 +115,7 @@ def _refuse_infeasible(graph: Graph, demand: Demand) -> None:
 def _choose_from_overlap(
     graph: Graph, demand: Demand, prefer: str, deadline: float
 ) -> Bool[np.ndarray, "e"]:
-    """The best choice for the users and businesses that overlap most, or any if time runs out."""
+    """The best choice for the users and businesses that overlap most, or any out of time."""
     sets = _overlapping(graph, demand)
     part = _reviews_that_matter(graph, sets, demand)
     kept = choose_reviews(_part_of(graph, part), sets, demand, prefer, deadline)
@@ -139,9 +137,9 @@ def _overlapping(graph: Graph, demand: Demand) -> Sets:
     """As many users and businesses as demanded, that can supply each other if possible.
 
     It alternates between the users with most reviews of the chosen businesses and the businesses
-    with most reviews by the chosen users. Starting from all businesses, the first users are the busiest; then
-    both sides settle where users and businesses overlap, which is in cities. Those that
-    would still go short are left out, and others take their place.
+    with most reviews by the chosen users. Starting from all businesses, the first users are the
+    busiest; then both sides settle where users and businesses overlap, which is in cities. Those
+    that would still go short are left out, and others take their place.
     """
     able = _able(graph, demand)
     best, least = None, np.inf
@@ -238,7 +236,7 @@ def _reviews_that_matter(graph: Graph, sets: Sets, demand: Demand) -> Int[np.nda
 class _Ranked(NamedTuple):
     """The place of each review among those of its user and of its business, longest first.
 
-    Reviews that the sets have in common come before others; entities outside the sets have no place.
+    Reviews that the sets have in common come before others; other entities have no place.
     """
 
     common: Bool[np.ndarray, "e"]

@@ -113,12 +113,10 @@ class PrepareConfig:
         extra=True,
         above=0,
     )
-    split: SplitScheme = setting(
-        "by_user", help="what is held out for validation and test", topic="split"
-    )
+    split: SplitScheme = setting("by_user", help="how reviews are held out", topic="split")
     held_out: int = setting(
         3,
-        help="reviews held out per user, for validation and again for test (within_user)",
+        help="reviews held out per user, for validation and for test (within_user)",
         topic="split",
         minimum=1,
     )

@@ -40,8 +40,8 @@ class Block:
     """Consecutive records of one dump.
 
     A block of a plain NDJSON file has only a place, the lines whose first byte is in [start, stop),
-    so that the process that decodes it also reads it. Any other block has the content itself, and no
-    later block begins before the byte (in Parquet: the row) `stop`.
+    so that the process that decodes it also reads it. Any other block has the content itself, and
+    no later block begins before the byte (in Parquet: the row) `stop`.
     """
 
     path: Path

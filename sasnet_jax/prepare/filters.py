@@ -19,7 +19,7 @@ def with_enough_reviews(
       reviews: the frame.
       min_reviews_user: fewest reviews per user.
       min_reviews_business: fewest reviews per business.
-      mode: "once" counts both on `reviews`, as the paper does; "core" repeats until nothing changes.
+      mode: "once" counts both on `reviews` (paper); "core" repeats until nothing changes.
     """
     minima = {"user_id": min_reviews_user, "business_id": min_reviews_business}
     enough = pl.all_horizontal([pl.len().over(key) >= least for key, least in minima.items()])
@@ -31,7 +31,7 @@ def with_enough_reviews(
 
 
 def earliest_of_each_pair(reviews: pl.DataFrame) -> pl.DataFrame:
-    """Keeps the earliest review of each (user, business) pair, by file order if dates tie or are missing."""
+    """Keeps the earliest review of each (user, business) pair; the first one without dates."""
     pair = ["user_id", "business_id"]
     repeated = is_repeated(reviews.select(pair).hash_rows())
     in_question = reviews.select(*pair, "date", pl.int_range(pl.len()).alias("file_order"))

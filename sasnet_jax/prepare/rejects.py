@@ -1,7 +1,7 @@
-"""The records that are left out, and when they are too many.
+"""Records what is left out, and stops when that is too much.
 
-In: the lines of each reason, block by block. Out: rejects.ndjson, written as they come, and their
-counts: the records themselves are never in memory.
+In: the lines of each reason, block by block. Out: rejects.ndjson, written line by line, and their
+counts. The records themselves are never in memory.
 """
 
 import collections
@@ -25,8 +25,8 @@ class Rejects:
     """What is left out of some dumps, and why.
 
     Args:
-      file: where each is written down.
-      max_fraction: of the lines that may be malformed.
+      file: the file that the rejects are written to.
+      max_fraction: largest fraction of malformed lines.
     """
 
     def __init__(self, file: io.BufferedIOBase, max_fraction: float):
@@ -35,11 +35,11 @@ class Rejects:
 
     @property
     def by_reason(self) -> dict[str, int]:
-        """How many there are, the most frequent reason first."""
+        """The number of rejects by reason, the most frequent first."""
         return dict(self._counts.most_common())
 
     def add(self, name: str, rejected: Rejected, lines_before: int = 0) -> None:
-        """Writes down the lines of each reason in the file `name`, in the order of the lines."""
+        """Writes the rejected lines of the file `name` in order, with the reasons."""
         for reason, lines in rejected.items():
             self._counts[reason] += len(lines)
         parts = [
@@ -61,11 +61,11 @@ class Rejects:
             self._first = f"{file}, line {line}: {reason}"
 
     def refuse_wrong_format(self, lines: int, most_to_come: float = 0.0) -> None:
-        """Stops where the malformed lines are too many, even if all that follow were good.
+        """Stops if there are too many malformed lines, even if all that follow were good.
 
         Args:
-          lines: that were read.
-          most_to_come: of those that follow, at most.
+          lines: number of lines read.
+          most_to_come: largest number of lines that can follow.
 
         Raises:
           UserError: as soon as this is certain.

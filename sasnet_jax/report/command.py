@@ -9,7 +9,7 @@ from sasnet_jax.report import page
 from sasnet_jax.report.sources import open_sources
 
 _NAME = "report.html"
-_HEAD_BYTES = 2000  # of an earlier report, within which it says what it is
+_HEAD_BYTES = 2000  # of an earlier report, which name its generator
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +53,7 @@ class ReportConfig:
 
 
 def run(config: ReportConfig) -> None:
-    """Writes the page; an earlier report is replaced, any other file is not."""
+    """Writes the page; replaces an earlier report, but no other file."""
     output = Path(config.output)
     path = output if output.suffix == ".html" else output / _NAME
     _refuse_other_file(path)

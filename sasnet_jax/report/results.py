@@ -18,7 +18,7 @@ from sasnet_jax.scores import metrics, paired
 from sasnet_jax.scores.predictions import LEAKY
 
 _MOST_RUNS = 4  # groups of runs in a picture; the tables hold all
-_LEAST_SURE = 0.2  # the largest of five probabilities is no smaller
+_LEAST_SURE = 0.2  # the smallest value of the largest of five probabilities
 _FEWEST_IN_BIN = 10  # reviews; the accuracy of fewer says nothing
 
 
@@ -41,7 +41,7 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Confusion:
-    """A confusion matrix of the test split; of several seeds their sum."""
+    """A confusion matrix of the test split, summed over seeds."""
 
     name: str
     protocol: str
@@ -64,8 +64,8 @@ def curves(run: Run) -> Curves:
     def drawn(title: str, y_label: str, names: dict[str, str]) -> Chart:
         values = {said: [getattr(epoch, key) for epoch in run.curve] for key, said in names.items()}
         lines = [
-            Series(said, [*zip(epochs, one, strict=True)], colour)
-            for (said, one), colour in zip(values.items(), PALETTE, strict=False)
+            Series(said, [*zip(epochs, one, strict=True)], color)
+            for (said, one), color in zip(values.items(), PALETTE, strict=False)
         ]
         return charts.chart(title, lines, "epoch", y_label, mark=best)
 
@@ -82,7 +82,7 @@ def curves(run: Run) -> Curves:
 
 
 def confusion(group: Group) -> Confusion:
-    """The matrix of a model, rows the true classes."""
+    """The confusion matrix of a group; its rows are the true classes."""
     matrix = np.sum([model.test.confusion for model in group.models], axis=0)
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     return Confusion(
@@ -99,28 +99,29 @@ def confusion(group: Group) -> Confusion:
 def reliability(groups: Sequence[Group], corpus: Corpus) -> Chart | None:
     """How often a model is right, by how sure it is; None without models."""
     lines = []
-    for group, colour in zip(groups, PALETTE, strict=False):
+    for group, color in zip(groups, PALETTE, strict=False):
         bins = np.sum([_bins(model, corpus) for model in group.models], axis=0)
         bins = bins[bins[:, 0] >= _FEWEST_IN_BIN]
         points = [(confidence / n, right / n) for n, confidence, right in bins.tolist()]
         notes = [
-            f"{n:,.0f} reviews, {right / n:.2f} of them right" for n, _, right in bins.tolist()
+            f"{n:,.0f} reviews, {right / n:.2f} of them predicted correctly"
+            for n, _, right in bins.tolist()
         ]
-        lines.append(Series(_legend(group), points, colour, dots=True, notes=notes))
+        lines.append(Series(_legend(group), points, color, dots=True, notes=notes))
     if not lines:
         return None
     diagonal = Series(
-        "as sure as right", [(_LEAST_SURE, _LEAST_SURE), (1, 1)], "muted", dashed=True
+        "confidence equals accuracy", [(_LEAST_SURE, _LEAST_SURE), (1, 1)], "muted", dashed=True
     )
     return charts.chart(
         "Reliability",
         [diagonal, *lines],
         "probability of the predicted class",
-        "share predicted rightly",
+        "share predicted correctly",
         x_range=(_LEAST_SURE, 1),
         y_range=(0, 1),
-        note=f"test split; bins of at least {_FEWEST_IN_BIN} reviews. Under the dashed line a "
-        "model is surer than it is right.",
+        note=f"test split; bins of at least {_FEWEST_IN_BIN} reviews. Below the dashed line, "
+        "a model is overconfident.",
         height=320,
     )
 
@@ -133,7 +134,7 @@ def _bins(model: Model, corpus: Corpus) -> np.ndarray:
 
 
 def histories(groups: Sequence[Group]) -> Chart | None:
-    """Accuracy by the length of the user's history; None where no model recorded it."""
+    """Accuracy by the length of the user's history; None if no model recorded it."""
     known = [group for group in groups if all(m.test.by_history for m in group.models)]
     if not known:
         return None
@@ -142,11 +143,11 @@ def histories(groups: Sequence[Group]) -> Chart | None:
         Series(
             _legend(group),
             [*enumerate(_mean_by_history(group, slices))],
-            colour,
+            color,
             dots=True,
             dashed=group.first.leaky,
         )
-        for group, colour in zip(shown(known), PALETTE, strict=False)
+        for group, color in zip(shown(known), PALETTE, strict=False)
     ]
     return charts.chart(
         "Accuracy by length of history",
@@ -160,24 +161,24 @@ def histories(groups: Sequence[Group]) -> Chart | None:
 
 
 def _mean_by_history(group: Group, slices: Iterable[str]) -> list[float]:
-    """The mean over seeds; NaN of a slice without reviews."""
+    """The mean over seeds; NaN for a slice without reviews."""
     table = [[m.test.by_history[name].accuracy for name in slices] for m in group.models]
     return np.array(table, dtype=np.float64).mean(axis=0).tolist()
 
 
 def cut_histories(groups: Sequence[Group]) -> Chart | None:
-    """Accuracy where only the first reviews of each user are seen; None if not measured."""
+    """Accuracy if only the first reviews of each user are seen; None if not measured."""
     known = [group for group in groups if all(model.truncated for model in group.models)]
     if not known:
         return None
     names = list(known[0].first.truncated)
     lines = []
-    for group, colour in zip(known, PALETTE, strict=False):
+    for group, color in zip(known, PALETTE, strict=False):
         table = [
             [model.truncated[name].every_user.accuracy for name in names] for model in group.models
         ]
         means = np.array(table, dtype=np.float64).mean(axis=0).tolist()
-        lines.append(Series(_legend(group), [*enumerate(means)], colour, dots=True))
+        lines.append(Series(_legend(group), [*enumerate(means)], color, dots=True))
     return charts.chart(
         "Accuracy when histories are cut",
         lines,
@@ -189,7 +190,7 @@ def cut_histories(groups: Sequence[Group]) -> Chart | None:
 
 
 def comparison(found: Comparison) -> Table:
-    """Paired differences to each baseline; of several seeds only their mean and ensemble."""
+    """Paired differences to each baseline; for several seeds, those of mean and ensemble."""
     rows = []
     for one in outside_groups(found):
         low, high = one.interval
@@ -218,7 +219,7 @@ def comparison(found: Comparison) -> Table:
 
 
 def leakage(measured: Sequence[Leakage]) -> list[Bars]:
-    """Models that were tried with and without the target, a picture for each reading."""
+    """Accuracy of models with and without the target, one picture per reading."""
     pictures: dict[str, list[Bar]] = {}
     for found in measured:
         for row in found.accuracy:

@@ -178,7 +178,7 @@ def _per_class(confusion: Int[np.ndarray, "c c"]) -> dict[str, ClassScores]:
 
 
 def _quadratic_kappa(confusion: Int[np.ndarray, "c c"]) -> tuple[float, str]:
-    """1 - disagreement / the disagreement expected of independent marginals, or why it is undefined.
+    """1 - disagreement / the disagreement of independent marginals, or why it is undefined.
 
     Disagreement is the squared distance of the classes in their order.
     """

@@ -1,8 +1,8 @@
 """Does one model predict better than another, beyond chance? (docs/design.md 5)
 
-In: predictions of two or more models for the same reviews. Out: intervals and p-values. Reviews of one
-user are not independent, so the bootstrap draws users, the same ones for all models; McNemar's test
-takes reviews as independent, and so is the more lenient of the two if users have many.
+In: predictions of two or more models for the same reviews. Out: intervals and p-values. Reviews of
+one user are not independent, so the bootstrap draws users, the same ones for all models; McNemar's
+test takes reviews as independent, and so is the more lenient of the two if users have many.
 """
 
 from collections.abc import Sequence

@@ -433,7 +433,7 @@ def _written_corpus(folder: Path, stars: tuple[float, ...], categories: str) -> 
         ("no MiniLM", ("--reference",)),
         ("reference without categories", ("categories.npy", "store")),
         ("names of another width", ("categories.npy", "shape")),
-        ("names of another corpus", ("categories.npy", "other category names")),
+        ("names of another corpus", ("categories.npy", "does not embed the category names")),
         ("constant names", ("categories.npy", "the same")),
         ("names not finite", ("categories.npy", "not finite")),
         ("table of another width", ("mean.npy", "shape")),
@@ -489,7 +489,7 @@ def test_a_mistake_is_one_line(world, stores, tmp_path, case, mentions):
     [
         ("a class is missing", ("no review that is bad",)),
         ("no categories", ("0 categories", "--businesses")),
-        ("store of another corpus", ("embeds other texts",)),
+        ("store of another corpus", ("does not embed the texts",)),
     ],
 )
 def test_a_corpus_that_defines_no_table_is_one_line(world, stores, tmp_path, case, mentions):

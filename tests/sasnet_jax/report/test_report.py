@@ -287,7 +287,11 @@ def test_reliability_is_counted_from_the_predictions(made, page):
     bins = [[] for _ in range(15)]
     for confidence, hit in zip(probability.max(axis=1), right, strict=True):
         bins[min(int(confidence * 15), 14)].append(hit)
-    expected = [f"{len(b)} reviews, {np.mean(b):.2f} of them right" for b in bins if len(b) >= 10]
+    expected = [
+        f"{len(b)} reviews, {np.mean(b):.2f} of them predicted correctly"
+        for b in bins
+        if len(b) >= 10
+    ]
     assert expected
     for note in expected:
         assert f"<title>{note}</title>" in page.read_text()
@@ -359,7 +363,7 @@ def test_map_is_the_projection_on_the_first_two_principal_components(made):
     assert found.label == tuple(corpus.label)
 
 
-def test_map_colours_a_review_by_the_rarest_of_its_categories(made):
+def test_map_colors_a_review_by_the_rarest_of_its_categories(made):
     corpus = read_corpus(made.folder / "corpus")
     store = open_store(made.folder / "minilm", corpus)
     found = embedding_map.map_of(corpus, [store], 50, 0, None)
@@ -398,7 +402,7 @@ def test_an_unfinished_run_is_shown_as_such(made, parsed, tmp_path):
     report.run(made.config(tmp_path / "out", run=(str(begun),)))
     text = _Page((tmp_path / "out" / "report.html").read_text()).text
     assert "begun: epoch 0 of 999" in text
-    assert "No epoch is done yet" in text
+    assert "No epoch is complete yet" in text
 
 
 def test_an_evaluation_of_an_earlier_epoch_is_not_shown(made, tmp_path):
@@ -548,7 +552,7 @@ def _click(driver, css: str):
     return element
 
 
-def _colour(driver, css: str, property: str) -> str:
+def _color(driver, css: str, property: str) -> str:
     return driver.find_element("css selector", css).value_of_css_property(property)
 
 
@@ -576,15 +580,15 @@ def test_the_theme_follows_the_system(chromium, page):
         media = {"features": [{"name": "prefers-color-scheme", "value": system}]}
         chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
         _open(chromium, page)
-        backgrounds[system] = _colour(chromium, "body", "background-color")
+        backgrounds[system] = _color(chromium, "body", "background-color")
     assert backgrounds["light"] != backgrounds["dark"]
     assert chromium.get_log("browser") == []
 
 
 @_browser
-def test_the_map_is_coloured_by_class_and_by_category(chromium, page):
-    def colours(toggle: str) -> dict[str, set[str]]:
-        """The colours of the points that have each of the class attribute's words."""
+def test_the_map_is_colored_by_class_and_by_category(chromium, page):
+    def colors(toggle: str) -> dict[str, set[str]]:
+        """The colors of the points that have each of the class attribute's words."""
         _click(chromium, f"label:has(input[value={toggle}])")
         found: dict[str, set[str]] = {}
         for point in chromium.find_elements("css selector", ".map svg circle"):
@@ -594,8 +598,8 @@ def test_the_map_is_coloured_by_class_and_by_category(chromium, page):
 
     _open(chromium, page)
     for toggle, letter in {"category": "k", "class": "c"}.items():
-        found = {word: shown for word, shown in colours(toggle).items() if word[0] == letter}
-        assert all(len(shown) == 1 for shown in found.values())  # one colour each, and another
+        found = {word: shown for word, shown in colors(toggle).items() if word[0] == letter}
+        assert all(len(shown) == 1 for shown in found.values())  # one color each, and another
         assert len(set.union(*found.values())) == len(found) > 1
         assert chromium.find_element("css selector", f".of-{toggle}").is_displayed()
     assert not chromium.find_element("css selector", ".of-category").is_displayed()
