@@ -131,7 +131,9 @@ def _make(
     models: dict[str, BaselineResult] = {}
     if (output / BEGUN).exists():
         kept = _read(output / BEGUN, asked).models
-        models = {name: one for name, one in kept.items() if _is_written(output, name, one)}
+        models = {
+            name: result for name, result in kept.items() if _is_written(output, name, result)
+        }
 
     def keep(name: str, models: dict[str, BaselineResult]) -> None:
         files.write_record(output / name, msgspec.structs.replace(asked, models=models))
@@ -159,7 +161,8 @@ def _make(
     best = best_oracle(baselines, {name: model.chosen for name, model in models.items()})
     with files.replacing(predictions_of(output, ORACLE)) as file:
         file.write(predictions_of(output, best.name).read_bytes())
-    complete = {one.name: models[one.name] for one in baselines if not one.is_ceiling}
+    honest = [baseline for baseline in baselines if not baseline.is_ceiling]
+    complete = {baseline.name: models[baseline.name] for baseline in honest}
     # The best of those that see the target is the one shown.
     complete[ORACLE] = msgspec.structs.replace(models[best.name], label="oracle")
     keep(COMPLETE, complete)

@@ -56,25 +56,27 @@ def predict_all(
     """
     label = {split: asked.labels(split) for split in asked.rows}
     chosen = dict(done)
-    for _, group in itertools.groupby(baselines, key=lambda one: (one.features, one.store)):
-        left = [one for one in group if one.name not in done]
+    for _, group in itertools.groupby(
+        baselines, key=lambda baseline: (baseline.features, baseline.store)
+    ):
+        left = [baseline for baseline in group if baseline.name not in done]
         if not left:
             continue
         given = _Given(asked, _features(left[0], corpus, stores, asked), chosen)
-        for one in left:
-            options = given.options(one)
+        for baseline in left:
+            options = given.options(baseline)
             candidates = [candidate for candidate, _ in options]
-            fitted = registry.FITS[one.fit](candidates, label, seed, one.name)
+            fitted = registry.FITS[baseline.fit](candidates, label, seed, baseline.name)
             best, choice = options[fitted.candidate]
             parts = [fitted.predict(protocol.joined(best, split)) for split in EVALUATED]
-            chosen[one.name] = fitted.chosen | choice
-            yield Prediction(one, np.concatenate(parts), chosen[one.name])
+            chosen[baseline.name] = fitted.chosen | choice
+            yield Prediction(baseline, np.concatenate(parts), chosen[baseline.name])
 
 
 def best_oracle(baselines: Sequence[Baseline], chosen: Mapping[str, dict[str, Any]]) -> Baseline:
     """The oracle with the best validation accuracy; the earliest one of equals."""
-    oracles = [one for one in baselines if one.is_ceiling]
-    return max(oracles, key=lambda one: chosen[one.name]["tuned_accuracy"])
+    oracles = [baseline for baseline in baselines if baseline.is_ceiling]
+    return max(oracles, key=lambda baseline: chosen[baseline.name]["tuned_accuracy"])
 
 
 def _features(

@@ -103,7 +103,7 @@ def averages(protocol: Protocol, features: Features) -> Inputs:
     """Averages over each side's context, side by side: [n, 2f]. A side without reviews is 0."""
     return {
         split: np.hstack(
-            [_dense(averaging_matrix(one, rows) @ features) for one in protocol.contexts]
+            [_dense(averaging_matrix(context, rows) @ features) for context in protocol.contexts]
         )
         for split, rows in protocol.rows.items()
     }
@@ -130,7 +130,7 @@ def stars(protocol: Protocol, counts: Counts, smoothing: float) -> Inputs:
         inputs[split] = np.asarray(bias_features(counted, protocol.shares(), smoothing), np.float32)
     mean, deviation = inputs["train"].mean(axis=0), inputs["train"].std(axis=0)
     scale = np.where(deviation > 0, deviation, 1).astype(np.float32)
-    return {split: (one - mean) / scale for split, one in inputs.items()}
+    return {split: (columns - mean) / scale for split, columns in inputs.items()}
 
 
 def scaled(inputs: Inputs) -> Inputs:
@@ -141,7 +141,7 @@ def scaled(inputs: Inputs) -> Inputs:
     mean = inputs["train"].mean(axis=0, dtype=np.float64).astype(np.float32)
     total = float(inputs["train"].var(axis=0, dtype=np.float64).sum())
     scale = np.float32(1 / np.sqrt(total)) if total > 0 else np.float32(1)
-    return {split: (one - mean) * scale for split, one in inputs.items()}
+    return {split: (columns - mean) * scale for split, columns in inputs.items()}
 
 
 def joined(candidate: Candidate, split: str) -> Float32[np.ndarray, "n f"]:

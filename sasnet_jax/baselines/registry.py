@@ -137,12 +137,12 @@ def baselines_of(stores: Sequence[str]) -> list[Baseline]:
     baselines = [_baseline(kind, None, None) for kind in KINDS if not _sees_text(kind)]
     baselines += [_baseline(kind, *text) for text in texts for kind in KINDS if _sees_text(kind)]
     first: dict[str, Baseline] = {}
-    for one in baselines:
-        other = first.setdefault(one.name, one)
-        if other is not one:
+    for baseline in baselines:
+        other = first.setdefault(baseline.name, baseline)
+        if other is not baseline:
             raise UserError(
-                f"--store: the baselines {other.label!r} and {one.label!r} would both be called "
-                f"{one.name}: rename the folder of one store"
+                f"--store: the baselines {other.label!r} and {baseline.label!r} would both be "
+                f"called {baseline.name}: rename the folder of one store"
             )
     return baselines
 

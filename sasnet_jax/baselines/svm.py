@@ -52,8 +52,8 @@ class FittedSVM:
         parts = []
         for first in range(0, len(inputs), _ROWS_AT_ONCE):
             some = inputs[first : first + _ROWS_AT_ONCE]
-            both = _squares(some), squares
-            kernel = kernel_matrix(self.kernel, self.gamma, some @ self.support.T, both)
+            both_squares = _squares(some), squares
+            kernel = kernel_matrix(self.kernel, self.gamma, some @ self.support.T, both_squares)
             parts.append(class_scores(self.model, kernel))
         return np.concatenate(parts)
 

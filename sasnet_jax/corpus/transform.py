@@ -76,12 +76,12 @@ class InputTransform(NamedTuple):
     @property
     def dims(self) -> list[int]:
         """The width of each store."""
-        return [one.zscore.mean.size for one in self.stores]
+        return [transform.zscore.mean.size for transform in self.stores]
 
     @property
     def width(self) -> int:
         """The number of dimensions read per review: k of all stores together."""
-        return sum(one.scaling().mean.size for one in self.stores)
+        return sum(transform.scaling().mean.size for transform in self.stores)
 
     def apply(self, vectors: Float[np.ndarray, "n e"]) -> Float32[np.ndarray, "n k"]:
         """Stored vectors of all stores side by side, as the network reads them.
@@ -96,9 +96,9 @@ class InputTransform(NamedTuple):
         """What sets are gathered from: each store's memory map, or its directions in memory."""
         return tuple(
             store.table
-            if one.directions is None
-            else np.concatenate([one.project(block) for block in store.blocks()])
-            for one, store in zip(self.stores, stores, strict=True)
+            if transform.directions is None
+            else np.concatenate([transform.project(block) for block in store.blocks()])
+            for transform, store in zip(self.stores, stores, strict=True)
         )
 
     def to_npz(self) -> bytes:
@@ -106,12 +106,12 @@ class InputTransform(NamedTuple):
         `directions_0`, `directions_1`, ... [e, k] of each store if it has directions.
         """
         arrays: dict[str, Any] = {
-            name: np.concatenate([getattr(one.zscore, name) for one in self.stores])
+            name: np.concatenate([getattr(transform.zscore, name) for transform in self.stores])
             for name in ZScore._fields
         }
-        for number, one in enumerate(self.stores):
-            if one.directions is not None:
-                arrays[f"directions_{number}"] = one.directions
+        for number, transform in enumerate(self.stores):
+            if transform.directions is not None:
+                arrays[f"directions_{number}"] = transform.directions
         file = io.BytesIO()
         np.savez(file, allow_pickle=False, **arrays)
         return file.getvalue()
@@ -146,8 +146,8 @@ class InputTransform(NamedTuple):
         zscores = zip(*(np.split(array, np.cumsum(dims)[:-1]) for array in zscore), strict=True)
         return cls(
             tuple(
-                StoreTransform(ZScore(*one), store_directions)
-                for one, store_directions in zip(zscores, directions, strict=True)
+                StoreTransform(ZScore(*store_zscore), store_directions)
+                for store_zscore, store_directions in zip(zscores, directions, strict=True)
             )
         )
 

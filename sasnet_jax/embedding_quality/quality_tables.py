@@ -103,9 +103,9 @@ class Table(NamedTuple):
     notes: list[str]
 
 
-def render(found: EmbeddingQuality) -> str:
+def render(quality: EmbeddingQuality) -> str:
     """Both tables with their notes, as Markdown."""
-    return "\n".join([*_markdown(table_1(found)), "", *_markdown(table_3(found)), ""])
+    return "\n".join([*_markdown(table_1(quality)), "", *_markdown(table_3(quality)), ""])
 
 
 def table_1(found: EmbeddingQuality) -> Table:
@@ -125,7 +125,9 @@ def table_1(found: EmbeddingQuality) -> Table:
         "control: permuted names": (permuted.mse, permuted.pearson, None),
     }
     for name, spreads in controls.items():
-        mse, pearson, ae = ("{:.3f}±{:.3f}".format(*one) if one else _NONE for one in spreads)
+        mse, pearson, ae = (
+            "{:.3f}±{:.3f}".format(*spread) if spread else _NONE for spread in spreads
+        )
         rows.append([name, mse, pearson, _NONE, ae])
     title = (
         f"Table 1: {found.reviews:,} reviews, {found.categories} categories of at least "
@@ -135,10 +137,10 @@ def table_1(found: EmbeddingQuality) -> Table:
     return _table(title, header, rows, _notes_1(found))
 
 
-def _notes_1(found: EmbeddingQuality) -> list[str]:
-    notes, methods, noise = [], found.methods, found.noise
-    if found.scores_undefined:
-        notes.append(f"No score: {found.scores_undefined}.")
+def _notes_1(quality: EmbeddingQuality) -> list[str]:
+    notes, methods, noise = [], quality.methods, quality.noise
+    if quality.scores_undefined:
+        notes.append(f"No score: {quality.scores_undefined}.")
     if any(row.paper for row in methods.values()):
         notes.append(
             "The paper's numbers are normalized over its own ten methods on its Yelp sample: they "
@@ -146,9 +148,9 @@ def _notes_1(found: EmbeddingQuality) -> list[str]:
         )
     notes.append(
         f"Controls, mean±standard deviation of {noise.seeds} noise embeddings (width "
-        f"{noise.dim}), and of {found.draws:,} permutations of the categories' names under "
-        f"{found.compared}. Categories share reviews ({found.pairs_sharing_reviews:,} of "
-        f"{found.pairs:,} pairs), and the z-score makes the classes' means sum to zero, so "
+        f"{noise.dim}), and of {quality.draws:,} permutations of the categories' names under "
+        f"{quality.compared}. Categories share reviews ({quality.pairs_sharing_reviews:,} of "
+        f"{quality.pairs:,} pairs), and the z-score makes the classes' means sum to zero, so "
         f"noise too reaches r_c {noise.pearson[0]:.2f} and AE_s {noise.ae[0]:.2f}: read every "
         "row against these. p of r_c: the share of permutations that correlate as well."
     )
@@ -157,7 +159,7 @@ def _notes_1(found: EmbeddingQuality) -> list[str]:
     if as_noise:
         named = "every method here" if len(as_noise) == len(methods) else ", ".join(as_noise)
         notes.append(f"No better than noise in r_c, by its mean and two deviations: {named}.")
-    if left_out := found.categories_of_every_review:
+    if left_out := quality.categories_of_every_review:
         notes.append(
             f"Left out: {', '.join(left_out)}; every review has it, so after the z-score its mean "
             "embedding is zero."
@@ -165,13 +167,13 @@ def _notes_1(found: EmbeddingQuality) -> list[str]:
     return notes
 
 
-def table_3(found: EmbeddingQuality) -> Table:
+def table_3(quality: EmbeddingQuality) -> Table:
     """One method against the others: differences, their intervals, and p values."""
-    compared, methods = found.compared, found.methods
+    compared, methods = quality.compared, quality.methods
     header = ["against", "MSE_c difference, 95 %", "p (F-test)", "r_c difference, 95 %"]
     header += ["p (Fisher z)", "paper: p of MSE", "paper: p of r"]
     rows = []
-    for name, row in found.significance.items():
+    for name, row in quality.significance.items():
         printed: Sequence[str] = ()
         if methods[compared].paper == paper.TABLE_3_AGAINST and name in methods:
             printed = paper.TABLE_3.get(methods[name].paper or "", ())
@@ -180,8 +182,8 @@ def table_3(found: EmbeddingQuality) -> Table:
         rows.append([name, mse, _p(row.p_mse), pearson, _p(row.p_pearson), *printed])
     note = (
         f"Differences: the other's minus {compared}'s; their intervals are by bootstrap over the "
-        f"{found.categories} categories ({found.draws:,} draws). The F-test and Fisher's "
-        f"z-test, the paper's, take the {found.pairs:,} pairs of categories as independent. "
+        f"{quality.categories} categories ({quality.draws:,} draws). The F-test and Fisher's "
+        f"z-test, the paper's, take the {quality.pairs:,} pairs of categories as independent. "
         "They are not independent, because each category is in many pairs, and neither are the "
         "methods, which share reviews and reference: trust the intervals."
     )

@@ -77,16 +77,20 @@ def run(config: EvaluateConfig) -> None:
         evaluations[name] = evaluate(opened[name], config.truncate_histories)
         print(f"written: {name}/evaluation.json, {name}/predictions.parquet")
     corpus = read_corpus(Path(opened[config.run[0]].config.corpus))
-    runs = {name: opened[name].predictions(corpus, one) for name, one in evaluations.items()}
+    runs = {
+        name: opened[name].predictions(corpus, evaluation)
+        for name, evaluation in evaluations.items()
+    }
     predicted = {}
     if baselines:
         folder = Path(config.baselines)
         predicted = {
-            one: results.read_predictions(folder, baselines, one.name, corpus) for one in described
+            baseline: results.read_predictions(folder, baselines, baseline.name, corpus)
+            for baseline in described
         }
     compared = comparison.compare(corpus, groups, runs, predicted, asked.target_review, config.seed)
     models = compared.models
-    first = [*(one.name for one in described), *config.run]
+    first = [*(baseline.name for baseline in described), *config.run]
     shown = {name: models[name] for name in dict.fromkeys([*first, *models])}
     print(predictions.table(shown, asked.target_review))
     print(predictions.history_table(shown))
@@ -196,8 +200,8 @@ def _same(runs: dict[str, Run]) -> _Protocol:
         _Protocol(run.corpus_sha256, run.config.target_review, run.config.classes)
         for run in runs.values()
     ]
-    for name, one in zip(runs, asked, strict=True):
-        for key, value, first in zip(_Protocol._fields, one, asked[0], strict=True):
+    for name, protocol in zip(runs, asked, strict=True):
+        for key, value, first in zip(_Protocol._fields, protocol, asked[0], strict=True):
             if value != first:
                 raise UserError(
                     f"runs {name} and {next(iter(runs))} differ in {key}: evaluate them separately"
@@ -230,11 +234,11 @@ def _write(
     models = dict(compared.models)
     for group in groups:
         if len(group.runs) > 1:
-            one = comparison.ensemble(group, runs)
+            predicted = comparison.ensemble(group, runs)
             file = output / "predictions" / f"{group.name.replace('/', '-')}.parquet"
             models[group.ensemble_name] = msgspec.structs.replace(
                 models[group.ensemble_name],
-                predictions_sha256=predictions.write(file, corpus, *one),
+                predictions_sha256=predictions.write(file, corpus, *predicted),
             )
     files.write_record(output / "comparison.json", msgspec.structs.replace(compared, models=models))
     print(f"written: {output}/comparison.json")

@@ -218,55 +218,56 @@ def compare(
     )
 
 
-def outside_groups(found: Comparison) -> list[Difference]:
+def outside_groups(compared: Comparison) -> list[Difference]:
     """The differences of groups, and of runs that are not in a group of several."""
-    groups = (one.runs for one in found.groups.values())
+    groups = (group.runs for group in compared.groups.values())
     inside = {run for runs in groups if len(runs) > 1 for run in runs}
-    return [one for one in found.comparisons if one.model not in inside]
+    return [difference for difference in compared.comparisons if difference.model not in inside]
 
 
-def table(found: Comparison) -> str:
+def table(compared: Comparison) -> str:
     """The comparisons of groups, and of runs outside them, as a table of text."""
-    shown = outside_groups(found)
-    width = max([24, *(len(one.model) + 2 for one in shown)])
-    baseline = max([24, *(len(one.baseline) + 2 for one in shown)])
+    shown = outside_groups(compared)
+    width = max([24, *(len(difference.model) + 2 for difference in shown)])
+    baseline = max([24, *(len(difference.baseline) + 2 for difference in shown)])
     lines = [
-        f"difference in test accuracy, {found.test_reviews:,} reviews of "
-        f"{found.test_users:,} users: 95 % interval over users; McNemar's p, Holm-corrected",
+        f"difference in test accuracy, {compared.test_reviews:,} reviews of "
+        f"{compared.test_users:,} users: 95 % interval over users; McNemar's p, Holm-corrected",
         f"  {'model':<{width}}{'baseline':<{baseline}}{'difference':>10}  {'interval':<18}{'p':>7}",
     ]
-    for one in shown:
-        low, high = one.interval
-        level = "  at least level" if one.at_least_level else ""
+    for difference in shown:
+        low, high = difference.interval
+        level = "  at least level" if difference.at_least_level else ""
         lines.append(
-            f"  {one.model:<{width}}{one.baseline:<{baseline}}{one.difference:>+10.3f}  "
-            f"{f'[{low:+.3f}, {high:+.3f}]':<18}{predictions.number(one.holm_p):>7}{level}"
+            f"  {difference.model:<{width}}{difference.baseline:<{baseline}}"
+            f"{difference.difference:>+10.3f}  "
+            f"{f'[{low:+.3f}, {high:+.3f}]':<18}{predictions.number(difference.holm_p):>7}{level}"
         )
     return "\n".join(lines)
 
 
-def spread_table(found: Comparison) -> str:
+def spread_table(compared: Comparison) -> str:
     """Mean and standard deviation over seeds, of groups of several runs; empty if there is none."""
     lines = []
-    for name, one in found.groups.items():
-        if len(one.runs) > 1:
+    for name, group in compared.groups.items():
+        if len(group.runs) > 1:
             shown = [
                 f"{key.replace('_', ' ')} {numbers.mean:.3f} ± {numbers.spread:.3f}"
-                for key, numbers in one.test.items()
+                for key, numbers in group.test.items()
                 if key in ("accuracy", "macro_f1", "log_loss") and numbers.mean is not None
             ]
-            lines.append(f"{name}, {len(one.runs)} seeds: " + ", ".join(shown))
+            lines.append(f"{name}, {len(group.runs)} seeds: " + ", ".join(shown))
     return "\n".join(lines)
 
 
 def _refuse_others(first: Predictions, models: Mapping[str, Predictions]) -> None:
-    for name, one in models.items():
-        if one.probability.shape[1] != first.probability.shape[1]:
+    for name, predicted in models.items():
+        if predicted.probability.shape[1] != first.probability.shape[1]:
             raise UserError(
-                f"{name} predicts {one.probability.shape[1]} classes, but another model "
+                f"{name} predicts {predicted.probability.shape[1]} classes, but another model "
                 f"{first.probability.shape[1]}: compare models with the same --classes"
             )
-        if not np.array_equal(one.rows, first.rows):
+        if not np.array_equal(predicted.rows, first.rows):
             raise UserError(
                 f"{name} and the first run predict different reviews: was it fitted on a --subset?"
             )
@@ -280,7 +281,7 @@ def _spread(group: Group, models: Mapping[str, Evaluated]) -> GroupScores:
             ("validation", [models[run].validation for run in group.runs]),
             ("test", [models[run].test for run in group.runs]),
         ):
-            values = [getattr(one, name) for one in scores]
+            values = [getattr(score, name) for score in scores]
             defined = None not in values
             spreads[split][name] = Spread(
                 values=values,
@@ -333,10 +334,10 @@ def _tests(
             _difference(name, right[name], baseline, right[baseline], user, seed),
             only_model_right=int((mine & ~other).sum()),
             only_baseline_right=int((other & ~mine).sum()),
-            mcnemar_p=one,
+            mcnemar_p=raw,
             holm_p=corrected,
         )
-        for baseline, other, one, corrected in zip(
+        for baseline, other, raw, corrected in zip(
             baselines, others, p, paired.holm(p), strict=True
         )
     ]

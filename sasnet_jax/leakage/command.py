@@ -143,10 +143,12 @@ def run(config: LeakageConfig) -> None:
     rows = []
     for name in readings:
         exclude, include = (models[name, target_review] for target_review in _EITHER)
-        for model, one in include.items():
-            accuracies = {"exclude": exclude[model].test.accuracy, "include": one.test.accuracy}
-            tuned = one.validation.accuracy
-            rows.append(_row(name, model, accuracies, validation_include=tuned, **one.description))
+        for model, result in include.items():
+            accuracies = {"exclude": exclude[model].test.accuracy, "include": result.test.accuracy}
+            tuned = result.validation.accuracy
+            rows.append(
+                _row(name, model, accuracies, validation_include=tuned, **result.description)
+            )
     rows += [_row("all", name, accuracies) for name, accuracies in runs.items()]
     record = Leakage(
         corpus_sha256=corpus.sha256,
@@ -172,8 +174,10 @@ def table(rows: list[Row], titles: Mapping[str, str]) -> str:
         models.setdefault((row.model, row.is_baseline), {})[row.reading] = row
     for (model, _), cells in models.items():
         shown = [cells.get(name) for name in titles]
-        numbers = [(one.exclude, one.include, one.leak) if one else [None] * 3 for one in shown]
-        text = "".join(f"{predictions.number(one):>12}" for three in numbers for one in three)
+        numbers = [
+            (cell.exclude, cell.include, cell.leak) if cell else [None] * 3 for cell in shown
+        ]
+        text = "".join(f"{predictions.number(cell):>12}" for three in numbers for cell in three)
         lines.append(f"  {model:<{width}}{text}")
     return "\n".join(lines)
 

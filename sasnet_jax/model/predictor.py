@@ -159,14 +159,16 @@ class Predictor:
     def _sets(self, drawn: Sequence[_Drawn]) -> ReviewSet:
         """The sets [r, m, s] that each run draws."""
         every = []
-        of = [one.members for one in drawn]
-        count = np.array([len(one.vectors) for one in of], np.int32)
+        members = [one.members for one in drawn]
+        count = np.array([len(one.vectors) for one in members], np.int32)
         number = np.array([one.number for one in drawn], np.int32)
-        digest = np.stack([one.digest for one in of])
+        digest = np.stack([one.digest for one in members])
         for stream, transform in zip(self._streams, self._transforms, strict=True):
             drawn_sets = sets.draw(stream, digest, count, number, self._set_size)
             positions, mask = jax.device_get(drawn_sets)
-            chosen = [(one, row[real]) for one, row, real in zip(of, positions, mask, strict=True)]
+            chosen = [
+                (one, row[real]) for one, row, real in zip(members, positions, mask, strict=True)
+            ]
             read = transform.apply(np.concatenate([one.vectors[rows] for one, rows in chosen]))
             embeddings = np.zeros((*mask.shape, read.shape[1]), np.float32)
             embeddings[mask] = read

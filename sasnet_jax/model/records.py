@@ -161,7 +161,9 @@ def read_curve(run: Path, saved: Progress | None) -> list[Epoch]:
         curve = [msgspec.json.decode(line, type=Epoch) for line in lines]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}): {remedy}") from None
-    if any(one.epoch != number or one.best_epoch > number for number, one in enumerate(curve, 1)):
+    if any(
+        epoch.epoch != number or epoch.best_epoch > number for number, epoch in enumerate(curve, 1)
+    ):
         raise UserError(f"{path} is damaged (its epochs are out of order): {remedy}")
     if saved and len(curve) < saved.epochs_evaluated:
         raise UserError(f"{path} has fewer epochs than the newest checkpoint: {remedy}")

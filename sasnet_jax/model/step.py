@@ -207,8 +207,8 @@ def _with_table_on_host(config: TrainConfig, mesh: Mesh, steps: _Steps) -> Funct
 
     @jax.jit
     def probability(params, data, draw, values):
-        found = steps.probability(params, data, draw, values)
-        return devices.constrain(mesh, found, devices.EVERYWHERE)
+        drawn = steps.probability(params, data, draw, values)
+        return devices.constrain(mesh, drawn, devices.EVERYWHERE)
 
     def read(tables: tuple[np.ndarray, ...], draw: Draw) -> Values:
         rows = jax.device_get(draw.rows)
@@ -236,11 +236,11 @@ def _with_table_on_host(config: TrainConfig, mesh: Mesh, steps: _Steps) -> Funct
             draw = draw_evaluation(on_device, targets, devices.place(mesh, np.int32(number)))
             return draw, read(data.tables, draw)
 
-        found = [
+        by_draw = [
             jax.device_get(probability(params, on_device, draw, values))
             for draw, values in _ahead(prepare, range(config.eval_sets))
         ]
-        return np.mean(found, axis=0)
+        return np.mean(by_draw, axis=0)
 
     return Functions(_init(mesh, steps), train_chunk, predict)
 

@@ -223,10 +223,10 @@ def read_businesses(path: Path, rejects: Rejects) -> pl.DataFrame:
     businesses = [pl.DataFrame(schema=records.BUSINESSES)]
     before = lines = 0
     for block, _ in dump.blocks([theirs for _, theirs in columns]):
-        found, rejected, newlines = records.read_businesses(block, columns)
-        businesses.append(found.with_columns(pl.col("line") + before))
+        usable, rejected, newlines = records.read_businesses(block, columns)
+        businesses.append(usable.with_columns(pl.col("line") + before))
         rejects.add(path.name, rejected, before)
-        lines += found.height + sum(map(len, rejected.values()))
+        lines += usable.height + sum(map(len, rejected.values()))
         to_come = dump.most_records(block.stop, [dict(columns)["business_id"]])
         rejects.refuse_wrong_format(lines, to_come)
         before += newlines

@@ -131,11 +131,11 @@ def chart(
       height: height in pixels.
     """
     finite = [
-        dataclasses.replace(one, points=[p for p in one.points if np.isfinite(p).all()])
-        for one in series
+        dataclasses.replace(line, points=[p for p in line.points if np.isfinite(p).all()])
+        for line in series
     ]
-    xs = [x for one in finite for x, _ in one.points]
-    ys = [y for one in finite for _, y in one.points]
+    xs = [x for line in finite for x, _ in line.points]
+    ys = [y for line in finite for _, y in line.points]
     if x_names:
         x_range = x_range or (-0.3, len(x_names) - 0.7)
     x_low, x_high = x_range or _range(xs)
@@ -156,8 +156,8 @@ def chart(
         tuple((x_pixel(x), name) for x, name in ticks),
         tuple((y_pixel(y), name) for y, name in _ticks(y_low, y_high)),
         tuple(
-            dataclasses.replace(one, points=[(x_pixel(x), y_pixel(y)) for x, y in one.points])
-            for one in finite
+            dataclasses.replace(line, points=[(x_pixel(x), y_pixel(y)) for x, y in line.points])
+            for line in finite
         ),
         note,
         None if mark is None else x_pixel(mark),

@@ -52,11 +52,18 @@ class Map:
     @property
     def readable(self) -> list[dict[str, str]]:
         """What is shown for a point under the pointer."""
-        names = [self.categories[one] for one in self.category] or [""] * len(self.reviews)
+        names = [self.categories[category] for category in self.category] or [""] * len(
+            self.reviews
+        )
         return [
-            {"stars": one.stars, "label": one.label, "split": one.split, "text": one.text}
+            {
+                "stars": review.stars,
+                "label": review.label,
+                "split": review.split,
+                "text": review.text,
+            }
             | {"category": name}
-            for one, name in zip(self.reviews, names, strict=bool(self.reviews))
+            for review, name in zip(self.reviews, names, strict=bool(self.reviews))
         ]
 
 

@@ -128,7 +128,7 @@ def groups_of(sources: Sources) -> list[Group]:
 
 
 def best_baseline(groups: Sequence[Group], inputs: str = "") -> Group | None:
-    """The most accurate baseline that does not read the target, of all or of those with `inputs`."""
+    """The most accurate baseline that does not read the target; with `inputs`, of those only."""
     honest = (g for g in groups if not g.first.is_run and not _reads_target(g))
     return next((g for g in honest if inputs in ("", g.first.inputs)), None)
 
@@ -178,16 +178,16 @@ def _of_baselines(baselines: Output[Baselines], corpus: Corpus) -> list[Model]:
     return [
         Model(
             name=name,
-            label=one.label,
-            inputs=_INPUTS.get(one.sees, one.sees),
+            label=baseline.label,
+            inputs=_INPUTS.get(baseline.sees, baseline.sees),
             target_review=record.target_review,
             scope=", ".join(parts),
-            scores=one,
+            scores=baseline,
             predictions=functools.partial(read_predictions, baselines.folder, record, name, corpus),
-            paper=_papers(one, record.stores.get(one.store or "")),
-            baseline=one,
+            paper=_papers(baseline, record.stores.get(baseline.store or "")),
+            baseline=baseline,
         )
-        for name, one in record.models.items()
+        for name, baseline in record.models.items()
     ]
 
 

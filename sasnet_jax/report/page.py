@@ -77,16 +77,16 @@ def _contents(sources: Sources, sample: int, seed: int, show_texts: bool) -> dic
         "reliability": results.reliability(shown, corpus),
         "histories": results.histories(groups),
         "cut_histories": results.cut_histories(groups),
-        "comparisons": [results.comparison(one.record) for one in sources.comparisons],
-        "leakage": results.leakage([one.record for one in sources.leakage]),
-        "leak_sentences": [one.record.sentence for one in sources.leakage],
+        "comparisons": [results.comparison(output.record) for output in sources.comparisons],
+        "leakage": results.leakage([output.record for output in sources.leakage]),
+        "leak_sentences": [output.record.sentence for output in sources.leakage],
         "map": embedding_map.map_of(
             corpus, sources.stores, sample, seed, texts if show_texts else None
         ),
         "map_size": (embedding_map.WIDTH, embedding_map.HEIGHT),
         "qualities": [
-            (quality_tables.table_1(one.record), quality_tables.table_3(one.record))
-            for one in sources.quality
+            (quality_tables.table_1(output.record), quality_tables.table_3(output.record))
+            for output in sources.quality
         ],
         "facts": provenance.facts(sources),
     }
@@ -114,8 +114,8 @@ def _headlines(sources: Sources, groups: list[Group]) -> list[tuple[str, str]]:
         f"best baseline{given}": models.best_baseline(groups, inputs),
         f"SASNet{given}": run,
     }
-    for said, group in chosen.items():
+    for description, group in chosen.items():
         if group:
-            name = "" if group.first.name == said else f": {group.name}"
-            headlines.append((group.value("accuracy"), f"test accuracy, {said}{name}"))
+            name = "" if group.first.name == description else f": {group.name}"
+            headlines.append((group.value("accuracy"), f"test accuracy, {description}{name}"))
     return headlines

@@ -56,8 +56,8 @@ def _of_corpus(sources: Sources) -> Facts:
     settings = dict(record.settings)
     inputs = settings.pop("inputs", None) or []
     read = {
-        f"{one['role']} {one['name']}": f"{one['bytes']:,} bytes, sha256 {one['sha256']}"
-        for one in inputs
+        f"{file['role']} {file['name']}": f"{file['bytes']:,} bytes, sha256 {file['sha256']}"
+        for file in inputs
     }
     return _facts(
         f"corpus {sources.corpus.folder.resolve().name}",
@@ -101,7 +101,7 @@ def _facts(title: str, values: dict[str, Any]) -> Facts:
 
 def _said(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{name}: {_said(one)}" for name, one in value.items()) or "none"
+        return ", ".join(f"{name}: {_said(item)}" for name, item in value.items()) or "none"
     if isinstance(value, (list, tuple)):
         return ", ".join(map(_said, value))
     return str(value)

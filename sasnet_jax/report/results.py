@@ -62,10 +62,10 @@ def curves(run: Run) -> Curves:
     best = run.best.epoch if run.best else None
 
     def drawn(title: str, y_label: str, names: dict[str, str]) -> Chart:
-        values = {said: [getattr(epoch, key) for epoch in run.curve] for key, said in names.items()}
+        values = {name: [getattr(epoch, key) for epoch in run.curve] for key, name in names.items()}
         lines = [
-            Series(said, [*zip(epochs, one, strict=True)], color)
-            for (said, one), color in zip(values.items(), PALETTE, strict=False)
+            Series(name, [*zip(epochs, by_epoch, strict=True)], color)
+            for (name, by_epoch), color in zip(values.items(), PALETTE, strict=False)
         ]
         return charts.chart(title, lines, "epoch", y_label, mark=best)
 
@@ -75,10 +75,10 @@ def curves(run: Run) -> Curves:
         drawn("Loss", "nats", losses),
         drawn("On validation", "share", rates),
     )
-    said = [LEAKY] if run.config.target_review == "include" else []
-    said += [run.state]
-    said += [f"best epoch {best:,} of {epochs[-1]:,}"] if run.curve else []
-    return Curves(run.name, "; ".join(said), pictures if run.curve else ())
+    notes = [LEAKY] if run.config.target_review == "include" else []
+    notes += [run.state]
+    notes += [f"best epoch {best:,} of {epochs[-1]:,}"] if run.curve else []
+    return Curves(run.name, "; ".join(notes), pictures if run.curve else ())
 
 
 def confusion(group: Group) -> Confusion:
@@ -156,7 +156,7 @@ def histories(groups: Sequence[Group]) -> Chart | None:
         "accuracy",
         x_names=list(slices),
         note="test split; 0 is a cold start. Reviews: "
-        + ", ".join(f"{one.reviews:,} with {name}" for name, one in slices.items()),
+        + ", ".join(f"{scores.reviews:,} with {name}" for name, scores in slices.items()),
     )
 
 
@@ -189,29 +189,29 @@ def cut_histories(groups: Sequence[Group]) -> Chart | None:
     )
 
 
-def comparison(found: Comparison) -> Table:
+def comparison(compared: Comparison) -> Table:
     """Paired differences to each baseline; for several seeds, those of mean and ensemble."""
     rows = []
-    for one in outside_groups(found):
-        low, high = one.interval
-        baseline = found.models[one.baseline]
-        label = baseline.label if isinstance(baseline, ComparedBaseline) else one.baseline
+    for difference in outside_groups(compared):
+        low, high = difference.interval
+        baseline = compared.models[difference.baseline]
+        label = baseline.label if isinstance(baseline, ComparedBaseline) else difference.baseline
         rows.append(
             [
-                f"{Path(one.model).name} against {label}",
-                f"{one.difference:+.3f}",
+                f"{Path(difference.model).name} against {label}",
+                f"{difference.difference:+.3f}",
                 f"[{low:+.3f}, {high:+.3f}]",
-                "–" if one.holm_p is None else f"{one.holm_p:.2g}",
-                "yes" if one.at_least_level else "no",
+                "–" if difference.holm_p is None else f"{difference.holm_p:.2g}",
+                "yes" if difference.at_least_level else "no",
             ]
         )
-    protocol = LEAKY if found.target_review == "include" else models.EXCLUDED
+    protocol = LEAKY if compared.target_review == "include" else models.EXCLUDED
     return Table(
         f"Difference in test accuracy, {protocol}",
         ["model against baseline", "difference", "95 % interval", "p", "at least level"],
         rows,
         [
-            f"{found.test_reviews:,} reviews of {found.test_users:,} users. The intervals "
+            f"{compared.test_reviews:,} reviews of {compared.test_users:,} users. The intervals "
             "are by bootstrap over users; p is McNemar's, Holm-corrected over the baselines. At "
             f"least level: the interval lies above -{paired.MARGIN}."
         ],
@@ -221,12 +221,12 @@ def comparison(found: Comparison) -> Table:
 def leakage(measured: Sequence[Leakage]) -> list[Bars]:
     """Accuracy of models with and without the target, one picture per reading."""
     pictures: dict[str, list[Bar]] = {}
-    for found in measured:
-        for row in found.accuracy:
+    for record in measured:
+        for row in record.accuracy:
             if row.exclude is not None and row.include is not None and row.reads_context:
                 leak = f"{row.include:.3f} ({row.include - row.exclude:+.3f})"
                 name = f"{row.label or row.model}, {models.EXCLUDED}"
-                pictures.setdefault(found.readings[row.reading], []).extend(
+                pictures.setdefault(record.readings[row.reading], []).extend(
                     [
                         Bar(name, row.exclude, f"{row.exclude:.3f}"),
                         Bar(LEAKY, row.include, leak, "leaky", leaky=True),

@@ -73,11 +73,11 @@ def summarize(label: Int8[np.ndarray, "n"], probability: Float[np.ndarray, "n c"
     confusion = pairs.reshape(classes, classes)
     per_class = _per_class(confusion)
     support, f1, recall = (
-        np.array([getattr(one, name) or 0.0 for one in per_class.values()])
+        np.array([getattr(score, name) or 0.0 for score in per_class.values()])
         for name in ("support", "f1", "recall")
     )
     absent = " and ".join(
-        f"no review is {name}" for name, one in per_class.items() if not one.support
+        f"no review is {name}" for name, score in per_class.items() if not score.support
     )
     kappa, no_kappa = _quadratic_kappa(confusion)
     values: dict[str, tuple[float, str]] = {

@@ -144,9 +144,9 @@ def summarize(
     scores = {}
     for split in EVALUATED:
         here = corpus.split[rows] == split
-        one = label[rows[here]], probability[here]
-        by_history = metrics.by_history(*one, history[rows[here]])
-        scores[split] = msgspec.structs.replace(metrics.summarize(*one), by_history=by_history)
+        labeled = label[rows[here]], probability[here]
+        by_history = metrics.by_history(*labeled, history[rows[here]])
+        scores[split] = msgspec.structs.replace(metrics.summarize(*labeled), by_history=by_history)
     return SplitScores(**scores)
 
 
@@ -160,7 +160,7 @@ def table(models: Mapping[str, Evaluated], target_review: str) -> str:
     for name, splits in models.items():
         test = splits.test
         shown = [number(value) for value in (test.accuracy, test.macro_f1, test.log_loss)]
-        lines.append(f"  {name:<{width}}" + "".join(f"{one:>10}" for one in shown))
+        lines.append(f"  {name:<{width}}" + "".join(f"{cell:>10}" for cell in shown))
     return "\n".join(lines)
 
 
@@ -179,16 +179,16 @@ def history_table(models: Mapping[str, Evaluated]) -> str:
     return "\n".join(lines)
 
 
-def truncated_table(found: Mapping[str, Truncated]) -> str:
+def truncated_table(truncated: Mapping[str, Truncated]) -> str:
     """Formats test accuracy and log-loss by how much of the users' histories was seen."""
     lines = ["test reviews predicted from the user's first reviews only"]
     for title, slices in (
-        ("every user", {kept: one.every_user for kept, one in found.items()}),
-        ("long histories", {kept: one.long_histories for kept, one in found.items()}),
+        ("every user", {kept: scores.every_user for kept, scores in truncated.items()}),
+        ("long histories", {kept: scores.long_histories for kept, scores in truncated.items()}),
     ):
         lines.append(f"  {title}, {slices['all'].reviews:,} reviews")
-        accuracy = [f"{kept}: {number(one.accuracy)}" for kept, one in slices.items()]
-        log_loss = [f"{kept}: {number(one.log_loss)}" for kept, one in slices.items()]
+        accuracy = [f"{kept}: {number(scores.accuracy)}" for kept, scores in slices.items()]
+        log_loss = [f"{kept}: {number(scores.log_loss)}" for kept, scores in slices.items()]
         lines += [f"    {'accuracy':<10}" + "  ".join(accuracy)]
         lines += [f"    {'log-loss':<10}" + "  ".join(log_loss)]
     return "\n".join(lines)

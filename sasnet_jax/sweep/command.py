@@ -221,7 +221,7 @@ def _train(folder: Path, base: TrainConfig, trial: optuna.Trial) -> float | None
 def _is_saved(folder: Path) -> bool:
     """Whether the last epoch of a run is in a checkpoint, so that it may have been the end."""
     last = Run(folder).curve[-1:] if (folder / "config.json").exists() else []
-    return any((folder / f"checkpoints/{one.step + one.epoch}").exists() for one in last)
+    return any((folder / f"checkpoints/{epoch.step + epoch.epoch}").exists() for epoch in last)
 
 
 def _name(trial: FrozenTrial) -> str:

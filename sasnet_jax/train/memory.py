@@ -15,7 +15,7 @@ def with_less(config: TrainConfig, data: Data) -> str:
     size, sets = config.batch_size, config.set_size
     batch = f"a smaller --batch_size than {size} or --set_size than {sets}"
     batch_bytes = 2 * size * sets * data.embedding_dim * 4
-    table_bytes = sum(one.nbytes for one in data.tables)
+    table_bytes = sum(table_of_store.nbytes for table_of_store in data.tables)
     helps = (batch, table) if batch_bytes > table_bytes else (table, batch)
     return f"use {', or '.join(filter(None, helps))}"
 
