@@ -170,7 +170,8 @@ class TrainConfig:
             raise UserError(f"--width={self.width} is not a multiple of --heads={self.heads}")
         if not 0 <= self.process < self.processes:
             raise UserError(
-                f"--process={self.process} must be from 0 to {self.processes - 1} (--processes)"
+                f"--process={self.process} is not from 0 to {self.processes - 1}, as --processes="
+                f"{self.processes} requires"
             )
         if self.processes > 1 and not self.coordinator:
             raise UserError(

@@ -113,7 +113,7 @@ class PrepareConfig:
         extra=True,
         above=0,
     )
-    split: SplitScheme = setting("by_user", help="how reviews are held out", topic="split")
+    split: SplitScheme = setting("by_user", help="what to hold out", topic="split")
     held_out: int = setting(
         3,
         help="reviews held out per user, for validation and for test (within_user)",
