@@ -35,27 +35,37 @@ class BaselinesConfig:
     store: tuple[str, ...] = setting((), help="embedding store; repeatable", topic="files")
     output: str = setting("", help="folder to write", topic="files", required=True)
     target_review: TargetReview = setting(
-        "exclude", help="the review to predict in the averages (leaky) or not", topic="protocol"
+        "exclude",
+        help="whether averages hold the target (leaky)",
+        topic="protocol",
     )
     subset: int = setting(
         0,
-        help="reviews drawn to learn from and predict (paper: 4000); 0 = all",
+        help="number of reviews to learn from and predict (paper: 4000); 0 = all",
         topic="protocol",
         minimum=0,
     )
     averages_over: AveragesOver = setting(
-        "corpus", help="averages over all reviews, or those of the subset", topic="protocol"
+        "corpus",
+        help="average over all reviews, or the subset's",
+        topic="protocol",
     )
-    classes: int = setting(3, help="3, or 5 for the stars (half ones round up)", topic="protocol")
+    classes: int = setting(
+        3, help="3 (bad, good, excellent) or 5 (stars; half stars round up)", topic="protocol"
+    )
     seed: int = setting(
-        0, help="of the subset and of the rows to tune on", topic="protocol", minimum=0, below=2**31
+        0,
+        help="seed of the subset and of the rows to tune on",
+        topic="protocol",
+        minimum=0,
+        below=2**31,
     )
 
     def __post_init__(self):
         """Refuses what cannot be meant."""
         cli.check(self)
         if self.averages_over == "subset" and not self.subset:
-            raise UserError("--averages_over=subset needs --subset")
+            raise UserError("--averages_over=subset needs --subset=NUMBER")
         if self.classes not in CLASS_NAMES:
             raise UserError(f"--classes={self.classes} is neither 3 nor 5")
 
@@ -63,7 +73,7 @@ class BaselinesConfig:
 def run(config: BaselinesConfig) -> None:
     """Writes baselines.json and predictions/<model>.parquet, or finds them there.
 
-    A run that was stopped goes on with the same command: each model is kept once it is fitted.
+    The same command resumes a run that was stopped: each model is kept once it is fitted.
     """
     corpus = read_corpus(Path(config.corpus))
     stores = [open_store(Path(name), corpus) for name in config.store]
@@ -79,19 +89,19 @@ def run(config: BaselinesConfig) -> None:
         classes=config.classes,
         seed=config.seed,
         svm_library=svm.LIBRARY,
-        train_reviews=0,  # known once the protocol is
+        train_reviews=0,  # filled in once the protocol is known
     )
     complete, begun = output / COMPLETE, output / BEGUN
     files.claim(output, COMPLETE, BEGUN)
     missing = False
     if begun.exists() or not complete.exists():
         with files.sole_writer(output):
-            if missing := not complete.exists():  # else another process was before this one
+            if missing := not complete.exists():  # otherwise another process wrote it first
                 _make(output, corpus, stores, wanted, asked)
             _tidy(output, _read(complete, asked))
     baselines = _read(complete, asked)
     for name in baselines.models:
-        read_predictions(output, baselines, name, corpus)  # refuses damaged ones
+        read_predictions(output, baselines, name, corpus)  # refuses damaged files
     print(_shown(baselines))
     if missing:
         print(f"written: {complete}")
@@ -106,7 +116,7 @@ def _make(
     baselines: Sequence[Baseline],
     asked: Baselines,
 ) -> None:
-    """Fits what is not there yet, and writes baselines.json."""
+    """Fits the baselines that are missing, and writes baselines.json."""
     fitted_on = protocol.protocol_of(
         corpus,
         asked.target_review,
@@ -121,7 +131,9 @@ def _make(
     models: dict[str, BaselineResult] = {}
     if (output / BEGUN).exists():
         kept = _read(output / BEGUN, asked).models
-        models = {name: one for name, one in kept.items() if _is_written(output, name, one)}
+        models = {
+            name: result for name, result in kept.items() if _is_written(output, name, result)
+        }
 
     def keep(name: str, models: dict[str, BaselineResult]) -> None:
         files.write_record(output / name, msgspec.structs.replace(asked, models=models))
@@ -149,14 +161,15 @@ def _make(
     best = best_oracle(baselines, {name: model.chosen for name, model in models.items()})
     with files.replacing(predictions_of(output, ORACLE)) as file:
         file.write(predictions_of(output, best.name).read_bytes())
-    complete = {one.name: models[one.name] for one in baselines if not one.is_ceiling}
-    # The one that is shown, of those that see the target.
+    honest = [baseline for baseline in baselines if not baseline.is_ceiling]
+    complete = {baseline.name: models[baseline.name] for baseline in honest}
+    # The best of those that see the target is the one shown.
     complete[ORACLE] = msgspec.structs.replace(models[best.name], label="oracle")
     keep(COMPLETE, complete)
 
 
 def _tidy(output: Path, baselines: Baselines) -> None:
-    """Removes what was needed only until all was complete."""
+    """Removes what was needed only while baselines were missing."""
     for path in (output / "predictions").glob("*.parquet"):
         if path.stem not in baselines.models:
             path.unlink()
@@ -169,10 +182,10 @@ def _is_written(output: Path, name: str, model: BaselineResult) -> bool:
 
 
 def _read(path: Path, asked: Baselines) -> Baselines:
-    """A baselines.json, or one that was begun.
+    """Reads baselines.json or begun.json.
 
     Raises:
-      UserError: it is damaged, or they were made otherwise.
+      UserError: it is damaged, or was written with other settings.
     """
     before = files.read_record(path, Baselines)
     may_differ = {"models", "format_version", "sha256"}

@@ -1,7 +1,7 @@
 """The registry of baselines: what each one is (paper section 2.5, docs/design.md 5).
 
 A baseline is a value: its name, what it sees, what stands for the texts that it reads, and how it
-is fitted. The value is written with the results, so nobody ever looks into a name.
+is fitted. The value is written with the results, so nothing ever parses a name.
 
 To add a baseline, add a line to `KINDS`, and one to `FITS` if it is fitted in a new way. It is then
 fitted, saved, compared and shown like the others.
@@ -27,16 +27,16 @@ Labels: TypeAlias = dict[str, Int8[np.ndarray, "_"]]  # the labels of each split
 
 MAJORITY = "majority"
 BIAS = "bias"
-ORACLE = "oracle"  # the best of those that see the target: a ceiling, never to be compared with
+ORACLE = "oracle"  # the best baseline that sees the target: a ceiling, not a baseline
 
 
 class Description(msgspec.Struct, kw_only=True, frozen=True):
-    """What a baseline is, as it is written beside its results."""
+    """What a baseline is, as written with its results."""
 
-    label: str  # what a person calls it
+    label: str  # its name in tables
     sees: Sees
-    features: TextFeatures | None  # what stands for a text; None where it sees no text
-    store: str | None  # whose embeddings, by the folder's name; None for other features
+    features: TextFeatures | None  # what represents a text; None if it sees no text
+    store: str | None  # folder name of the store it reads; None for other features
     fit: str  # of FITS
 
     @property
@@ -124,27 +124,27 @@ KINDS: tuple[Kind, ...] = (
 
 
 def baselines_of(stores: Sequence[str]) -> list[Baseline]:
-    """Every baseline, in the order of tables: those without texts, of TF-IDF, then of each store.
+    """Every baseline, in the order of tables: first without texts, then TF-IDF, then each store.
 
     Args:
       stores: the names of the stores' folders.
 
     Raises:
-      UserError: two would have one name.
+      UserError: two baselines would have the same name.
     """
     texts: list[tuple[TextFeatures, str | None]] = [("tfidf", None)]
     texts += [("embeddings", store) for store in stores]
-    found = [_baseline(kind, None, None) for kind in KINDS if not _sees_text(kind)]
-    found += [_baseline(kind, *text) for text in texts for kind in KINDS if _sees_text(kind)]
+    baselines = [_baseline(kind, None, None) for kind in KINDS if not _sees_text(kind)]
+    baselines += [_baseline(kind, *text) for text in texts for kind in KINDS if _sees_text(kind)]
     first: dict[str, Baseline] = {}
-    for one in found:
-        other = first.setdefault(one.name, one)
-        if other is not one:
+    for baseline in baselines:
+        other = first.setdefault(baseline.name, baseline)
+        if other is not baseline:
             raise UserError(
-                f"--store: the baselines {other.label!r} and {one.label!r} would both be called "
-                f"{one.name}: rename the folder of a store"
+                f"--store: the baselines {other.label!r} and {baseline.label!r} would both be "
+                f"called {baseline.name}: rename the folder of one store"
             )
-    return found
+    return baselines
 
 
 def _baseline(kind: Kind, features: TextFeatures | None, store: str | None) -> Baseline:

@@ -13,7 +13,7 @@ from sasnet_jax.scores.metrics import Scores
 from sasnet_jax.scores.predictions import Predictions
 
 COMPLETE = "baselines.json"
-BEGUN = "begun.json"  # what is to become of it, until it is complete
+BEGUN = "begun.json"  # the unfinished baselines.json
 
 
 class BaselineResult(Description, kw_only=True, frozen=True):
@@ -43,17 +43,17 @@ class Baselines(files.Record, kw_only=True, frozen=True):
 
     @property
     def described(self) -> list[Baseline]:
-        """What they are."""
+        """The baselines, without their results."""
         return [Baseline(name=name, **model.description) for name, model in self.models.items()]
 
 
 def predictions_of(folder: Path, name: str) -> Path:
-    """Where the output of `baselines` has the predictions of one of them."""
+    """The path of one baseline's predictions in the output of `baselines`."""
     return folder / "predictions" / f"{name}.parquet"
 
 
 def read_predictions(folder: Path, baselines: Baselines, name: str, corpus: Corpus) -> Predictions:
-    """The predictions of one baseline.
+    """Reads the predictions of one baseline.
 
     Raises:
       UserError: they are absent, damaged, or of another model, corpus or split.

@@ -23,7 +23,7 @@ class Categories:
 
     @property
     def sha256(self) -> str:
-        """Over the names and their reviews."""
+        """The SHA-256 over the names and their reviews."""
         digest = hashlib.sha256(repr(self.names).encode())
         for array in (self.membership.indptr, self.membership.indices):
             digest.update(array.astype(np.int64).tobytes())

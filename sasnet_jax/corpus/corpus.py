@@ -101,7 +101,7 @@ class Corpus:
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Names texts, pairs, stars, dates and split: what a run's results depend on."""
+        """Identifies texts, pairs, stars, dates and split: what a run's results depend on."""
         digest = hashlib.sha256((self.texts_sha256 + self.split_scheme).encode())
         for column in (self.user, self.business, self.stars, self.date, self.split):
             digest.update(column.tobytes())
@@ -109,7 +109,7 @@ class Corpus:
 
     @property
     def columns_sha256(self) -> str:
-        """Names every column of `reviews.parquet` that is read, but for the texts."""
+        """Identifies every column of `reviews.parquet` that is read, except the texts."""
         return hashlib.sha256(self.sha256.encode() + self.label.tobytes()).hexdigest()
 
     @property
@@ -129,13 +129,15 @@ class Corpus:
         """The review texts, str [reviews].
 
         Raises:
-          UserError: they are not the texts that the corpus was hashed with.
+          UserError: the texts do not have the hash in corpus.json.
         """
         path = self.folder / "reviews.parquet"
-        found = _read_parquet(path, ["text"])["text"]
-        if texts_sha256(found) != self.texts_sha256:
-            raise UserError(f"{path} has other texts than it was written with: {self.remedy}")
-        return found
+        texts = _read_parquet(path, ["text"])["text"]
+        if texts_sha256(texts) != self.texts_sha256:
+            raise UserError(
+                f"{path} has changed: its texts are not those that were written: {self.remedy}"
+            )
+        return texts
 
     def table(self, name: str) -> pl.DataFrame:
         """`users`, `businesses` or `categories`.
@@ -170,7 +172,7 @@ def tables_of(
     """The tables of a corpus by file name; `reviews` is still without `review_id` and `text`.
 
     Args:
-      reviews: `user_id, business_id, stars, date`, those of the corpus in their order.
+      reviews: `user_id, business_id, stars, date` of the corpus, in its order.
       split: of SPLITS [reviews].
       businesses: `business_id, name, city, categories`, or None.
     """
@@ -204,12 +206,12 @@ def write_reviews(path: Path, table: pl.DataFrame, texts: Iterable[pl.DataFrame]
 
     def write_parts() -> Iterator[str]:
         first = 0
-        for index, found in enumerate(texts):
-            rows = table.slice(first, found.height)
-            first += found.height
-            part = pl.concat([found, rows], how="horizontal").select(_REVIEW_COLUMNS)
+        for index, frame in enumerate(texts):
+            rows = table.slice(first, frame.height)
+            first += frame.height
+            part = pl.concat([frame, rows], how="horizontal").select(_REVIEW_COLUMNS)
             part.write_parquet(parts / f"{index:06}.parquet", compression="lz4")
-            yield from found["text"]
+            yield from frame["text"]
 
     digest = texts_sha256(write_parts())
     written = sorted(parts.iterdir())
@@ -222,12 +224,12 @@ def write_reviews(path: Path, table: pl.DataFrame, texts: Iterable[pl.DataFrame]
 def histogram(entity: pl.Series) -> dict[str, int]:
     """Entities by their number of reviews, in the bins "1", "2-4", ..., "100+"."""
     counts = entity.value_counts()["count"].to_numpy()
-    found = np.histogram(counts, bins=[*_COUNT_BINS, np.inf])[0]
+    reviews_per_bin = np.histogram(counts, bins=[*_COUNT_BINS, np.inf])[0]
     names = ["1"]
     for low, high in zip(_COUNT_BINS[1:-1], _COUNT_BINS[2:], strict=True):
         names.append(f"{low}-{high - 1}")
     names.append(f"{_COUNT_BINS[-1]}+")
-    return dict(zip(names, found.tolist(), strict=True))
+    return dict(zip(names, reviews_per_bin.tolist(), strict=True))
 
 
 def read_corpus(folder: Path) -> Corpus:
@@ -240,12 +242,14 @@ def read_corpus(folder: Path) -> Corpus:
     corpus = read_columns(folder, record.split_scheme, record.texts_sha256)
     if record.columns_sha256 not in (None, corpus.columns_sha256):
         path = folder / "reviews.parquet"
-        raise UserError(f"{path} has other rows than it was written with: {corpus.remedy}")
+        raise UserError(
+            f"{path} has changed: its rows are not those that were written: {corpus.remedy}"
+        )
     return dataclasses.replace(corpus, files_sha256=record.files_sha256)
 
 
 def read_columns(folder: Path, split_scheme: str, texts_sha256: str) -> Corpus:
-    """Reads `reviews.parquet`, whatever corpus.json says of it.
+    """Reads `reviews.parquet`, whatever corpus.json says about it.
 
     Raises:
       UserError: it is unreadable, or breaks the contract.
@@ -256,7 +260,7 @@ def read_columns(folder: Path, split_scheme: str, texts_sha256: str) -> Corpus:
         raise UserError(f"{path} repeats a (user, business) pair: {_remedy(folder)}")
     known = table["label"].is_in(range(len(CLASSES))) & table["split"].is_in(SPLITS)
     if table.drop("date").null_count().sum_horizontal().item() or not known.all():
-        raise UserError(f"{path} holds a value that no corpus has: {_remedy(folder)}")
+        raise UserError(f"{path} holds an invalid value: {_remedy(folder)}")
     arrays: dict[str, Any] = {
         name: table[name].to_numpy().copy() for name in ("user", "business", "stars", "label")
     }
@@ -317,7 +321,7 @@ def _describe(names: pl.DataFrame, businesses: pl.DataFrame | None) -> pl.DataFr
 
 
 def _categories(reviews: pl.DataFrame, businesses: pl.DataFrame) -> pl.DataFrame:
-    """Category names and how many reviews speak of each, most reviewed first."""
+    """Category names and the number of reviews of each, most reviewed first."""
     return (
         reviews.select("business")
         .join(businesses.select("business", "categories"), on="business")

@@ -57,26 +57,26 @@ class Store:
         return settings | {"reused": self.manifest.reused, "pooling": self.pooling}
 
     def blocks(self) -> Iterator[Float[np.ndarray, "n e"]]:
-        """The table from its first row to its last, some thousand rows at a time."""
+        """The table from its first row to its last, a few thousand rows at a time."""
         return (self.table[first : first + CHUNK] for first in range(0, len(self.table), CHUNK))
 
     def category_embeddings(self, categories: list[str]) -> Float[np.ndarray, "categories e"]:
-        """What the encoder makes of the names of `categories.parquet`, all of them in its order.
+        """The encoder's embeddings of the names in `categories.parquet`, all of them in its order.
 
         Raises:
-          UserError: the store has not embedded them, or others.
+          UserError: the store has not embedded these names.
         """
         path = self.folder / "categories.npy"
         if not path.is_file():
             raise UserError(
-                f"store {self.folder} has no categories.npy: its corpus had no categories "
-                "(prepare with --businesses), so embed again"
+                f"store {self.folder} has no categories.npy, because its corpus had no categories: "
+                "prepare the corpus with --businesses, and embed it again"
             )
         embeddings = read_array(self.folder, self.manifest, CATEGORIES)
         named = self.manifest.category_names_sha256 or texts_sha256(categories)
         if len(embeddings) != len(categories) or named != texts_sha256(categories):
             raise UserError(
-                f"{path} embeds other category names than the corpus has: {remedy_for(self.folder)}"
+                f"{path} does not embed the category names of the corpus: {remedy_for(self.folder)}"
             )
         return embeddings
 
@@ -90,7 +90,7 @@ def open_store(folder: Path, corpus: Corpus, pooling: str = "") -> Store:
       pooling: which array; empty for the store's default.
 
     Raises:
-      UserError: it is incomplete, of another version or corpus, corrupt, or lacks the pooling.
+      UserError: it is incomplete, corrupt, of another version or corpus, or lacks the pooling.
     """
     manifest = _manifest_of(folder, corpus)
     pooling = pooling or manifest.default_pooling
@@ -121,8 +121,8 @@ def _manifest_of(folder: Path, corpus: Corpus) -> Manifest:
     manifest = read_manifest(folder)
     if manifest.texts_sha256 != corpus.texts_sha256 or manifest.rows != corpus.user.size:
         raise UserError(
-            f"store {folder} embeds other texts than corpus {corpus.folder}: its texts_sha256 is "
-            f"{manifest.texts_sha256[:12]}, the corpus has {corpus.texts_sha256[:12]}; "
+            f"store {folder} does not embed the texts of corpus {corpus.folder}: its texts_sha256 "
+            f"is {manifest.texts_sha256[:12]}, that of the corpus is {corpus.texts_sha256[:12]}; "
             f"run {manifest.made_by} --corpus={corpus.folder}"
         )
     return manifest
@@ -136,8 +136,8 @@ def fit_zscore(table: Float[np.ndarray, "reviews e"], rows: Int32[np.ndarray, "n
 def zscore_of(blocks: Iterable[Float[np.ndarray, "n e"]]) -> ZScore:
     """Mean and standard deviation over blocks of rows, in float64.
 
-    They are merged by Chan, Golub and LeVeque (1979), which does not cancel as sums of squares
-    would.
+    The blocks are merged as in Chan, Golub and LeVeque (1979), which does not cancel as sums of
+    squares would.
     """
     total, mean, squares = 0, np.zeros(1), np.zeros(1)
     for block in blocks:

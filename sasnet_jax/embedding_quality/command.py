@@ -22,27 +22,29 @@ class EmbeddingQualityConfig:
 
     corpus: str = setting("", help="corpus folder", topic="files", required=True)
     store: tuple[str, ...] = setting(
-        (), help="embedding store, all its poolings; repeatable", topic="files", required=True
+        (), help="embedding store; repeatable", topic="files", required=True
     )
     reference: str = setting(
-        "", help="store whose category names are the truth; empty = MiniLM's", topic="files"
+        "", help="store whose category names are the reference; empty = MiniLM's", topic="files"
     )
     output: str = setting("", help="folder to write", topic="files", required=True)
     pooling: tuple[str, ...] = setting(
-        (), help="only this one of each store; repeatable", topic="methods"
+        (), help="pooling to compare; repeatable; empty = all of each store", topic="methods"
     )
     against: str = setting(
         "", help="STORE/POOLING that Table 3 compares; empty = best score", topic="methods"
     )
-    min_reviews: int = setting(5, help="reviews that a category needs", topic="methods", minimum=1)
+    min_reviews: int = setting(
+        5, help="fewest reviews of a category that is compared", topic="methods", minimum=1
+    )
     draws: int = setting(
         1000,
-        help="of categories (bootstrap), and permutations of their names",
+        help="bootstrap resamples of categories, and permutations of their names",
         topic="methods",
         minimum=100,
     )
     seed: int = setting(
-        0, help="of noise, permutations and bootstrap", topic="methods", minimum=0, below=2**31
+        0, help="seed of noise, permutations and bootstrap", topic="methods", minimum=0, below=2**31
     )
 
     def __post_init__(self):
@@ -97,7 +99,7 @@ def _open(config: EmbeddingQualityConfig, corpus: Corpus) -> dict[str, Store]:
         for store in open_poolings(Path(folder), corpus, config.pooling):
             name = f"{store.name}/{store.pooling}"
             if name in opened:
-                raise UserError(f"--store: two folders are called {store.name}")
+                raise UserError(f"--store: two folders are called {store.name}: rename one")
             opened[name] = store
     return opened
 
@@ -108,4 +110,6 @@ def _reference(config: EmbeddingQualityConfig, corpus: Corpus, stores: dict[str,
     for store in stores.values():
         if paper.is_minilm(store.identity):
             return store
-    raise UserError("no --store is of MiniLM: give one by --reference, for the category names")
+    raise UserError(
+        "no --store is of MiniLM, whose category names are the reference: give --reference=STORE"
+    )

@@ -1,4 +1,4 @@
-"""`python -m sasnet_jax.evaluate`: runs on validation and test, beside baselines."""
+"""`python -m sasnet_jax.evaluate`: evaluates runs on validation and test, beside baselines."""
 
 import dataclasses
 from pathlib import Path
@@ -33,7 +33,7 @@ class EvaluateConfig:
     run: tuple[str, ...] = setting(
         (), help="run folder written by train; repeatable", topic="input", required=True
     )
-    baselines: str = setting("", help="output of baselines, to compare with", topic="input")
+    baselines: str = setting("", help="output folder of baselines to compare with", topic="input")
     output: str = setting(
         "", help="folder for comparison.json and the ensembles' predictions", topic="output"
     )
@@ -41,14 +41,14 @@ class EvaluateConfig:
         False, help="also predict from each user's first 0, 1, 2 and 4 reviews", topic="protocol"
     )
     seed: int = setting(
-        0, help="of the bootstrap over users", topic="protocol", minimum=0, below=2**31
+        0, help="seed of the bootstrap over users", topic="protocol", minimum=0, below=2**31
     )
 
     def __post_init__(self):
         """Refuses what cannot be meant."""
         cli.check(self)
         if len({Path(name).resolve() for name in self.run}) < len(self.run):
-            raise UserError("--run: a run is named twice")
+            raise UserError("--run names a run twice: name each run once")
 
 
 class _Protocol(NamedTuple):
@@ -67,7 +67,7 @@ def run(config: EvaluateConfig) -> None:
     opened = {name: _finished(name) for name in config.run}
     asked = _same(opened)
     if config.truncate_histories and asked.target_review == "include":
-        raise UserError("--truncate_histories: the runs have the target among their histories")
+        raise UserError("--truncate_histories needs runs trained with --target_review=exclude")
     baselines = _baselines(Path(config.baselines), asked) if config.baselines else None
     described = baselines.described if baselines else []
     groups = comparison.groups_of({name: run.decisive() for name, run in opened.items()})
@@ -77,16 +77,20 @@ def run(config: EvaluateConfig) -> None:
         evaluations[name] = evaluate(opened[name], config.truncate_histories)
         print(f"written: {name}/evaluation.json, {name}/predictions.parquet")
     corpus = read_corpus(Path(opened[config.run[0]].config.corpus))
-    runs = {name: opened[name].predictions(corpus, one) for name, one in evaluations.items()}
+    runs = {
+        name: opened[name].predictions(corpus, evaluation)
+        for name, evaluation in evaluations.items()
+    }
     predicted = {}
     if baselines:
         folder = Path(config.baselines)
         predicted = {
-            one: results.read_predictions(folder, baselines, one.name, corpus) for one in described
+            baseline: results.read_predictions(folder, baselines, baseline.name, corpus)
+            for baseline in described
         }
     compared = comparison.compare(corpus, groups, runs, predicted, asked.target_review, config.seed)
     models = compared.models
-    first = [*(one.name for one in described), *config.run]
+    first = [*(baseline.name for baseline in described), *config.run]
     shown = {name: models[name] for name in dict.fromkeys([*first, *models])}
     print(predictions.table(shown, asked.target_review))
     print(predictions.history_table(shown))
@@ -140,7 +144,7 @@ class _RowPredictor:
         self.data = inputs.on_devices(run.config, self.mesh, data)
 
     def __call__(self, rows: Int32[np.ndarray, "n"], **changed: Any) -> Float[np.ndarray, "n c"]:
-        """Probabilities, with some of the data changed."""
+        """Predicts `rows`, with some of the data changed."""
         data = self.data._replace(**devices.place(self.mesh, changed))
         return step.predict(self.functions, self.mesh, self.params, data, rows)
 
@@ -150,7 +154,7 @@ def _truncated(
 ) -> dict[str, Truncated]:
     """Metrics of the test reviews, by how much of the users' histories is seen.
 
-    Of all of them, and of those whose users have histories long enough to be cut every time.
+    The metrics cover all of them, and those whose users' histories are long enough to be cut.
     """
     rows = corpus.rows("test")
     label = np.asarray(data.label)[rows]
@@ -176,12 +180,12 @@ def _truncated(
 
 
 def _finished(name: str) -> Run:
-    """Opens a run; refuses, by a UserError, one whose training is not at its end."""
+    """Opens a run; raises UserError if its training has not ended."""
     run = Run(name)
     if not run.finished:
         raise UserError(
             f"run {run} is unfinished, after {run.epochs} of at most {run.config.epochs} epochs: "
-            "run train again"
+            "run python -m sasnet_jax.train again"
         )
     return run
 
@@ -190,23 +194,23 @@ def _same(runs: dict[str, Run]) -> _Protocol:
     """What all runs have in common, so that they can be compared.
 
     Raises:
-      UserError: they have not.
+      UserError: they differ.
     """
     asked = [
         _Protocol(run.corpus_sha256, run.config.target_review, run.config.classes)
         for run in runs.values()
     ]
-    for name, one in zip(runs, asked, strict=True):
-        for key, value, first in zip(_Protocol._fields, one, asked[0], strict=True):
+    for name, protocol in zip(runs, asked, strict=True):
+        for key, value, first in zip(_Protocol._fields, protocol, asked[0], strict=True):
             if value != first:
                 raise UserError(
-                    f"run {name} has another {key} than run {next(iter(runs))}: evaluate them apart"
+                    f"runs {name} and {next(iter(runs))} differ in {key}: evaluate them separately"
                 )
     return asked[0]
 
 
 def _baselines(folder: Path, asked: _Protocol) -> Baselines:
-    """The baselines of the same protocol as the runs."""
+    """Reads baselines, which must have the runs' protocol."""
     path = folder / results.COMPLETE
     baselines = files.read_record(path, Baselines)
     has = _Protocol(baselines.corpus_sha256, baselines.target_review, baselines.classes)
@@ -214,7 +218,7 @@ def _baselines(folder: Path, asked: _Protocol) -> Baselines:
         (*_Protocol._fields, "subset"), (*has, baselines.subset), (*asked, 0), strict=True
     ):
         if value != wanted:
-            raise UserError(f"{path} has another {key} than the run: they cannot be compared")
+            raise UserError(f"{path} and the run differ in {key}, so they cannot be compared")
     return baselines
 
 
@@ -225,16 +229,16 @@ def _write(
     groups: list[comparison.Group],
     runs: dict[str, Predictions],
 ) -> None:
-    """The ensembles' predictions, and comparison.json with their hashes."""
+    """Writes the ensembles' predictions, and comparison.json with their hashes."""
     output.mkdir(parents=True, exist_ok=True)
     models = dict(compared.models)
     for group in groups:
         if len(group.runs) > 1:
-            one = comparison.ensemble(group, runs)
+            predicted = comparison.ensemble(group, runs)
             file = output / "predictions" / f"{group.name.replace('/', '-')}.parquet"
             models[group.ensemble_name] = msgspec.structs.replace(
                 models[group.ensemble_name],
-                predictions_sha256=predictions.write(file, corpus, *one),
+                predictions_sha256=predictions.write(file, corpus, *predicted),
             )
     files.write_record(output / "comparison.json", msgspec.structs.replace(compared, models=models))
     print(f"written: {output}/comparison.json")

@@ -1,4 +1,4 @@
-"""Runs beside baselines, with what chance would do (docs/design.md 5).
+"""Compares runs with baselines, and their differences with chance (docs/design.md 5).
 
 In: predictions of runs and of baselines on the same test reviews. Out: comparison.json
 (docs/formats.md): mean and spread over seeds, an ensemble of them, intervals, paired tests.
@@ -37,11 +37,11 @@ class Spread(msgspec.Struct, kw_only=True, frozen=True):
 
     values: list[float | None]
     mean: float | None
-    spread: float | None  # standard deviation, of n - 1; None of one run
+    spread: float | None  # sample standard deviation; None for a single run
 
 
 class GroupScores(msgspec.Struct, kw_only=True, frozen=True):
-    """Runs that differ in their seed only; of each split the metrics by name."""
+    """Runs that differ only in their seed; each split's metrics by name."""
 
     runs: list[str]
     validation: dict[str, Spread]
@@ -71,14 +71,14 @@ class ComparedBaseline(Description, kw_only=True, frozen=True, tag="baseline", t
 
 
 class Difference(msgspec.Struct, kw_only=True, frozen=True):
-    """What a model's test accuracy is above a baseline's."""
+    """A model's test accuracy minus a baseline's."""
 
     model: str
     baseline: str
     difference: float
     interval: Interval
     at_least_level: bool
-    only_model_right: Count | None = None  # these of one model, not of a mean over seeds
+    only_model_right: Count | None = None  # for one model, not for a mean over seeds
     only_baseline_right: Count | None = None
     mcnemar_p: Probability | None = None
     holm_p: Probability | None = None
@@ -102,24 +102,25 @@ class Comparison(files.Record, kw_only=True, frozen=True):
 
 
 class Group(NamedTuple):
-    """Runs that differ in little, under a name."""
+    """Runs that differ only in their seed, under one name."""
 
     name: str
     runs: tuple[str, ...]
 
     @property
     def ensemble_name(self) -> str:
-        """What the mean of its runs' probabilities is called."""
+        """The name of the mean of its runs' probabilities."""
         return f"{self.name} ensemble"
 
 
 def groups_of(runs: Mapping[str, Mapping[str, Any]]) -> list[Group]:
-    """Groups the runs that do not differ in what their results hang on.
+    """Groups the runs whose decisive settings are equal.
 
-    A name is what the paths have in common; of one run, its folder's name; all are different.
+    The name of a group is the common part of its paths, or a single run's folder name. No two
+    groups share a name.
 
     Args:
-      runs: what each hangs on (`Run.decisive`), by its path.
+      runs: what decides each run's results (`Run.decisive`), by its path.
     """
     members: dict[str, list[str]] = {}
     for run, decisive in runs.items():
@@ -143,7 +144,7 @@ def ensemble(group: Group, runs: Mapping[str, Predictions]) -> Predictions:
 
 
 def refuse_shared_names(groups: Sequence[Group], baselines: Iterable[Baseline]) -> None:
-    """Refuses a baseline that is called as a run, or as an ensemble of them."""
+    """Refuses a baseline that shares its name with a run or an ensemble."""
     taken = {name for group in groups for name in (*group.runs, group.ensemble_name)}
     for baseline in baselines:
         if baseline.name in taken:
@@ -160,10 +161,10 @@ def compare(
     target_review: TargetReview,
     seed: int,
 ) -> Comparison:
-    """What comparison.json is to hold.
+    """Builds the content of comparison.json.
 
     Raises:
-      UserError: they do not predict the same reviews into the same classes.
+      UserError: the models differ in reviews or in classes.
     """
     first = runs[groups[0].runs[0]]
     ensembles = {
@@ -217,80 +218,81 @@ def compare(
     )
 
 
-def outside_groups(found: Comparison) -> list[Difference]:
-    """The differences of groups, and of runs that are not one of several seeds."""
-    groups = (one.runs for one in found.groups.values())
+def outside_groups(compared: Comparison) -> list[Difference]:
+    """The differences of groups, and of runs that are not in a group of several."""
+    groups = (group.runs for group in compared.groups.values())
     inside = {run for runs in groups if len(runs) > 1 for run in runs}
-    return [one for one in found.comparisons if one.model not in inside]
+    return [difference for difference in compared.comparisons if difference.model not in inside]
 
 
-def table(found: Comparison) -> str:
-    """The comparisons of groups, and of runs without one, in words."""
-    shown = outside_groups(found)
-    width = max([24, *(len(one.model) + 2 for one in shown)])
-    baseline = max([24, *(len(one.baseline) + 2 for one in shown)])
+def table(compared: Comparison) -> str:
+    """The comparisons of groups, and of runs outside them, as a table of text."""
+    shown = outside_groups(compared)
+    width = max([24, *(len(difference.model) + 2 for difference in shown)])
+    baseline = max([24, *(len(difference.baseline) + 2 for difference in shown)])
     lines = [
-        f"difference in test accuracy, {found.test_reviews:,} reviews of "
-        f"{found.test_users:,} users: 95 % interval over users; McNemar's p, Holm-corrected",
+        f"difference in test accuracy, {compared.test_reviews:,} reviews of "
+        f"{compared.test_users:,} users: 95 % interval over users; McNemar's p, Holm-corrected",
         f"  {'model':<{width}}{'baseline':<{baseline}}{'difference':>10}  {'interval':<18}{'p':>7}",
     ]
-    for one in shown:
-        low, high = one.interval
-        level = "  at least level" if one.at_least_level else ""
+    for difference in shown:
+        low, high = difference.interval
+        level = "  at least level" if difference.at_least_level else ""
         lines.append(
-            f"  {one.model:<{width}}{one.baseline:<{baseline}}{one.difference:>+10.3f}  "
-            f"{f'[{low:+.3f}, {high:+.3f}]':<18}{predictions.number(one.holm_p):>7}{level}"
+            f"  {difference.model:<{width}}{difference.baseline:<{baseline}}"
+            f"{difference.difference:>+10.3f}  "
+            f"{f'[{low:+.3f}, {high:+.3f}]':<18}{predictions.number(difference.holm_p):>7}{level}"
         )
     return "\n".join(lines)
 
 
-def spread_table(found: Comparison) -> str:
-    """Mean and standard deviation over seeds, of groups of several runs; empty without one."""
+def spread_table(compared: Comparison) -> str:
+    """Mean and standard deviation over seeds, of groups of several runs; empty if there is none."""
     lines = []
-    for name, one in found.groups.items():
-        if len(one.runs) > 1:
+    for name, group in compared.groups.items():
+        if len(group.runs) > 1:
             shown = [
                 f"{key.replace('_', ' ')} {numbers.mean:.3f} ± {numbers.spread:.3f}"
-                for key, numbers in one.test.items()
+                for key, numbers in group.test.items()
                 if key in ("accuracy", "macro_f1", "log_loss") and numbers.mean is not None
             ]
-            lines.append(f"{name}, {len(one.runs)} seeds: " + ", ".join(shown))
+            lines.append(f"{name}, {len(group.runs)} seeds: " + ", ".join(shown))
     return "\n".join(lines)
 
 
 def _refuse_others(first: Predictions, models: Mapping[str, Predictions]) -> None:
-    for name, one in models.items():
-        if one.probability.shape[1] != first.probability.shape[1]:
+    for name, predicted in models.items():
+        if predicted.probability.shape[1] != first.probability.shape[1]:
             raise UserError(
-                f"{name} predicts {one.probability.shape[1]} classes, another model "
-                f"{first.probability.shape[1]}: compare those of one --classes"
+                f"{name} predicts {predicted.probability.shape[1]} classes, but another model "
+                f"{first.probability.shape[1]}: compare models with the same --classes"
             )
-        if not np.array_equal(one.rows, first.rows):
+        if not np.array_equal(predicted.rows, first.rows):
             raise UserError(
-                f"{name} predicts other reviews than the first run: made on a --subset?"
+                f"{name} and the first run predict different reviews: was it fitted on a --subset?"
             )
 
 
 def _spread(group: Group, models: Mapping[str, Evaluated]) -> GroupScores:
-    """By split and metric: the values, their mean and standard deviation (of n - 1)."""
-    found: dict[str, dict[str, Spread]] = {"validation": {}, "test": {}}
+    """By split and metric: the values, their mean and their sample standard deviation."""
+    spreads: dict[str, dict[str, Spread]] = {"validation": {}, "test": {}}
     for name in _MEASURED:
         for split, scores in (
             ("validation", [models[run].validation for run in group.runs]),
             ("test", [models[run].test for run in group.runs]),
         ):
-            values = [getattr(one, name) for one in scores]
+            values = [getattr(score, name) for score in scores]
             defined = None not in values
-            found[split][name] = Spread(
+            spreads[split][name] = Spread(
                 values=values,
                 mean=float(np.mean(values)) if defined else None,
                 spread=float(np.std(values, ddof=1)) if defined and len(values) > 1 else None,
             )
-    return GroupScores(runs=list(group.runs), **found)
+    return GroupScores(runs=list(group.runs), **spreads)
 
 
 def _right(statistics: Float64[np.ndarray, "n c_c_and_1"]) -> Float64[np.ndarray, "n"]:
-    """1 for each review that is predicted rightly."""
+    """1 for each review that is predicted correctly."""
     classes = int(np.sqrt(statistics.shape[1] - 1))
     return statistics[:, : -1 : classes + 1].sum(axis=1)
 
@@ -323,7 +325,7 @@ def _tests(
     user: np.ndarray,
     seed: int,
 ) -> list[Difference]:
-    """One model against every baseline: Holm's correction is over these."""
+    """Compares one model with every baseline; Holm's correction covers these comparisons."""
     mine = right[name] > 0
     others = [right[baseline] > 0 for baseline in baselines]
     p = [paired.mcnemar(mine, other) for other in others]
@@ -332,10 +334,10 @@ def _tests(
             _difference(name, right[name], baseline, right[baseline], user, seed),
             only_model_right=int((mine & ~other).sum()),
             only_baseline_right=int((other & ~mine).sum()),
-            mcnemar_p=one,
+            mcnemar_p=raw,
             holm_p=corrected,
         )
-        for baseline, other, one, corrected in zip(
+        for baseline, other, raw, corrected in zip(
             baselines, others, p, paired.holm(p), strict=True
         )
     ]

@@ -1,7 +1,8 @@
-"""`python -m sasnet_jax.leakage`: what a model gains by reading the review it is to predict.
+"""`python -m sasnet_jax.leakage`: what a model gains by reading the review that it predicts.
 
 The paper does not say that this review is left out of the averages (docs/design.md 5). Every
-baseline is made with it out and in, over the paper's subset in both readings and over all reviews.
+baseline is fitted without it and with it, over the paper's subset in both readings and over all
+reviews.
 """
 
 import dataclasses
@@ -34,18 +35,22 @@ class LeakageConfig:
 
     corpus: str = setting("", help="corpus folder", topic="files", required=True)
     store: tuple[str, ...] = setting((), help="embedding store; repeatable", topic="files")
-    run: tuple[str, ...] = setting((), help="run that was evaluated; repeatable", topic="files")
+    run: tuple[str, ...] = setting((), help="evaluated run folder; repeatable", topic="files")
     output: str = setting(
-        "", help="folder to write; the same command goes on", topic="files", required=True
+        "", help="folder to write; the same command resumes it", topic="files", required=True
     )
     subset: int = setting(
         4000,
-        help="reviews of the paper's subset; 0 = over all reviews only",
+        help="number of reviews in the paper's subset; 0 = all reviews only",
         topic="protocol",
         minimum=0,
     )
     seed: int = setting(
-        0, help="of the subset and of the rows to tune on", topic="protocol", minimum=0, below=2**31
+        0,
+        help="seed of the subset and of the rows to tune on",
+        topic="protocol",
+        minimum=0,
+        below=2**31,
     )
 
     def __post_init__(self):
@@ -54,13 +59,13 @@ class LeakageConfig:
 
 
 class Row(msgspec.Struct, kw_only=True, frozen=True):
-    """Test accuracy of a model with the target left out and in; of a baseline also what it is."""
+    """A model's test accuracy with the target excluded and included; a baseline's description."""
 
     reading: str
     model: str
     exclude: float | None
     include: float | None
-    leak: float | None  # the difference
+    leak: float | None  # include - exclude
     validation_include: float | None = None
     label: str | None = None
     sees: Sees | None = None
@@ -75,7 +80,7 @@ class Row(msgspec.Struct, kw_only=True, frozen=True):
 
     @property
     def is_baseline(self) -> bool:
-        """Whether it is none of a run."""
+        """Whether it is a baseline's row, not a run's."""
         return self.sees is not None
 
     @property
@@ -138,11 +143,13 @@ def run(config: LeakageConfig) -> None:
     rows = []
     for name in readings:
         exclude, include = (models[name, target_review] for target_review in _EITHER)
-        for model, one in include.items():
-            both = {"exclude": exclude[model].test.accuracy, "include": one.test.accuracy}
-            tuned = one.validation.accuracy
-            rows.append(_row(name, model, both, validation_include=tuned, **one.description))
-    rows += [_row("all", name, both) for name, both in runs.items()]
+        for model, result in include.items():
+            accuracies = {"exclude": exclude[model].test.accuracy, "include": result.test.accuracy}
+            tuned = result.validation.accuracy
+            rows.append(
+                _row(name, model, accuracies, validation_include=tuned, **result.description)
+            )
+    rows += [_row("all", name, accuracies) for name, accuracies in runs.items()]
     record = Leakage(
         corpus_sha256=corpus.sha256,
         subset=config.subset,
@@ -167,16 +174,19 @@ def table(rows: list[Row], titles: Mapping[str, str]) -> str:
         models.setdefault((row.model, row.is_baseline), {})[row.reading] = row
     for (model, _), cells in models.items():
         shown = [cells.get(name) for name in titles]
-        numbers = [(one.exclude, one.include, one.leak) if one else [None] * 3 for one in shown]
-        text = "".join(f"{predictions.number(one):>12}" for three in numbers for one in three)
+        numbers = [
+            (cell.exclude, cell.include, cell.leak) if cell else [None] * 3 for cell in shown
+        ]
+        text = "".join(f"{predictions.number(cell):>12}" for three in numbers for cell in three)
         lines.append(f"  {model:<{width}}{text}")
     return "\n".join(lines)
 
 
 def explained(rows: list[Row]) -> str:
-    """What the leak explains here, of the best baseline of text alone, as the paper's are.
+    """Says what the leak explains of the best baseline that reads only text, as the paper's do.
 
-    The best on validation, with the target included. (With stars beside, the leak is the label.)
+    The best baseline is chosen on validation, with the target included. (With stars too, the leak
+    is the label itself.)
     """
     every = {row.model: row for row in rows if row.reading == "all" and row.is_baseline}
     text = [row for row in every.values() if row.sees == "text"]
@@ -200,22 +210,22 @@ def _row(reading: str, model: str, accuracy: Mapping[Any, float | None], **other
 
 
 def _runs(config: LeakageConfig, corpus_sha256: str) -> dict[str, dict[str, float | None]]:
-    """Mean test accuracy of runs alike but for seed and target_review, by name and target_review.
+    """Mean test accuracy of runs that differ only in seed and target_review, by name and protocol.
 
     Raises:
-      UserError: a run is of another corpus or classes, or was not evaluated.
+      UserError: a run has another corpus or other classes, or was not evaluated.
     """
     runs = {name: Run(name) for name in config.run}
     accuracy: dict[str, Any] = {}
     for name, run in runs.items():
         if run.corpus_sha256 != corpus_sha256:
-            raise UserError(f"run {name} is of another corpus than {config.corpus}")
+            raise UserError(f"run {name} was not trained on corpus {config.corpus}: leave it out")
         if run.config.classes != 3:
-            raise UserError(f"run {name} predicts other classes than the paper's three")
+            raise UserError(f"run {name} does not predict the paper's three classes: leave it out")
         if run.evaluation is None:
             raise UserError(
                 f"run {name} has no evaluation of its best epoch: "
-                f"python -m sasnet_jax.evaluate --run={name}"
+                f"run python -m sasnet_jax.evaluate --run={name}"
             )
         accuracy[name] = run.evaluation.test.accuracy
     rows: dict[str, dict[str, float | None]] = {}

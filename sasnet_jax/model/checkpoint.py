@@ -2,8 +2,8 @@
 
 A checkpoint holds the training state, the best parameters so far, and the progress (`records.py`),
 which names both by their hashes. Orbax writes each into a temporary folder and renames it, so a
-checkpoint is whole or absent; one that was damaged afterwards is set aside when a run is resumed,
-and the one before it is taken.
+checkpoint is whole or absent. A checkpoint that is damaged afterwards is set aside when the run is
+resumed, and the run resumes from the one before it.
 """
 
 import functools
@@ -24,19 +24,19 @@ from sasnet_jax.cli import UserError
 from sasnet_jax.model import devices, records
 from sasnet_jax.model.records import TRAIN, Progress
 
-_OVERHEAD = 1 << 20  # bytes of a checkpoint that are no array, at most
+_OVERHEAD = 1 << 20  # most bytes of a checkpoint that hold no array
 
 
 class Checkpoints:
     """The checkpoints of one run folder."""
 
     def __init__(self, run: Path, *, keep: int = 1, read_only: bool = False):
-        """Opens them: to write, keeping the last `keep`, or to read beside a writer."""
+        """Opens them to write, keeping the last `keep`, or to read while another process writes."""
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # errors are raised too
         _hide_closed_loops()
         self._run, self._folder = run, run / "checkpoints"
         if read_only and not self._folder.is_dir():
-            raise UserError(f"{self._folder} does not exist: run train again")
+            raise UserError(f"{self._folder} does not exist: run {TRAIN} again")
         self._options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, cleanup_tmp_directories=not read_only, read_only=read_only
         )
@@ -61,7 +61,7 @@ class Checkpoints:
             if needed + _OVERHEAD > free:  # said now, not in the middle of the next epoch
                 raise UserError(
                     f"{self._folder} cannot be written: a checkpoint takes {needed / 1e6:,.1f} MB, "
-                    f"and {free / 1e6:,.1f} MB are free"
+                    f"but only {free / 1e6:,.1f} MB are free"
                 )
             self._manager.save(
                 step + reached.epochs_evaluated,
@@ -86,8 +86,8 @@ class Checkpoints:
             except UserError as error:
                 if number == numbers[-1]:
                     remedy = f"remove {self._run} and run {TRAIN} again"
-                    raise UserError(f"{error}, and none before is whole: {remedy}") from None
-                print(f"{error}: resuming from the one before", file=sys.stderr)
+                    raise UserError(f"{error}, and no earlier one is whole: {remedy}") from None
+                print(f"{error}: resuming from the one before it", file=sys.stderr)
                 damaged.append(number)
                 continue
             self._set_aside(damaged)
@@ -106,7 +106,7 @@ class Checkpoints:
         try:
             return self._restore(numbers[0], {"best": best})[0]["best"]
         except UserError as error:
-            remedy = f"run {TRAIN} again, which resumes from the checkpoint before"
+            remedy = f"run {TRAIN} again, which resumes from the checkpoint before it"
             raise UserError(f"{error}: {remedy}") from None
 
     def close(self) -> None:
@@ -142,7 +142,7 @@ class Checkpoints:
         try:
             for path in (self._folder / str(number)).rglob("*"):
                 if not path.is_dir():
-                    files.require_file(path, "remove it")  # Orbax would wait for a pipe for ever
+                    files.require_file(path, "remove it")  # Orbax would wait for a pipe forever
             reached = records.read_progress(self._run, number)
             wanted = {name: ocp.args.StandardRestore(tree) for name, tree in trees.items()}
             arrays = self._manager.restore(number, args=ocp.args.Composite(**wanted))
@@ -163,18 +163,18 @@ class Checkpoints:
 
 @functools.cache
 def _hide_closed_loops() -> None:
-    """Keeps from the screen what TensorStore says of each file after the first that failed."""
-    otherwise = sys.unraisablehook
+    """Hides the messages that TensorStore prints for every file after the first that failed."""
+    default_hook = sys.unraisablehook
 
     def show(unraisable: Any) -> None:
         if str(unraisable.exc_value) != "Event loop is closed":
-            otherwise(unraisable)
+            default_hook(unraisable)
 
     sys.unraisablehook = show
 
 
 def _sha256(tree: Any) -> str:
-    """Over the bytes of every array, with its place and shape."""
+    """The SHA-256 over the bytes of every array, its place and its shape."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = np.asarray(leaf)
@@ -184,12 +184,12 @@ def _sha256(tree: Any) -> str:
     return digest.hexdigest()
 
 
-def _refuse_other_shapes(found: Any, wanted: Any) -> None:
-    """Raises ValueError: Orbax restores arrays of other shapes without a word."""
+def _refuse_other_shapes(restored: Any, wanted: Any) -> None:
+    """Raises ValueError, because Orbax restores arrays of other shapes without a word."""
 
     def compare(path: Any, have: Any, want: Any) -> None:
         if np.shape(have) != np.shape(want):
             name = jax.tree_util.keystr(path, simple=True, separator="/")
             raise ValueError(f"{name} has shape {np.shape(have)}, expected {np.shape(want)}")
 
-    jax.tree_util.tree_map_with_path(compare, found, wanted)
+    jax.tree_util.tree_map_with_path(compare, restored, wanted)

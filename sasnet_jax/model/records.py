@@ -1,7 +1,8 @@
-"""What `train` writes of a run beside arrays, and what reads it, without JAX (docs/formats.md).
+"""The records of a run beside its arrays, and what reads them (docs/formats.md).
 
-config.json names its inputs and zscore.npz by their hashes. The newest checkpoint holds the epochs
-that are over, so a metrics.jsonl that says anything else is noticed, and can be written again.
+No function here needs JAX. config.json names its inputs and zscore.npz by their hashes. The newest
+checkpoint holds the epochs that are over, so a metrics.jsonl that disagrees is noticed, and can be
+written again.
 """
 
 import dataclasses
@@ -40,16 +41,18 @@ class RunRecord(files.Record, kw_only=True, frozen=True):
             raise ValueError("a store has no dim")
 
     def settings(self, folder: Path) -> TrainConfig:
-        """The settings; those that it is too old to know are what they stood for.
+        """The settings; those newer than the record take their defaults.
 
         Raises:
-          UserError: it has others.
+          UserError: the record has settings that this version does not know.
         """
         try:
             return TrainConfig(**self.config | {"store": tuple(self.config["store"])})
         except (TypeError, KeyError) as error:
             path = folder / "config.json"
-            raise UserError(f"{path} was written by another version ({error})") from None
+            raise UserError(
+                f"{path} was written by another version ({error}): train again into a new folder"
+            ) from None
 
     def bound_to(self, folder: Path) -> dict[str, Any]:
         """Its settings by flag, the corpus and the stores."""
@@ -84,12 +87,12 @@ class Epoch(msgspec.Struct, kw_only=True, frozen=True):
 
     @property
     def line(self) -> bytes:
-        """As metrics.jsonl has it."""
+        """The record as one line of metrics.jsonl."""
         return json.dumps(msgspec.to_builtins(self)).encode() + b"\n"
 
 
 class Progress(files.Record, kw_only=True, frozen=True):
-    """What a checkpoint says beside its arrays."""
+    """What a checkpoint says besides its arrays."""
 
     made_by = TRAIN
     version = 0
@@ -142,13 +145,13 @@ def read_curve(run: Path, saved: Progress | None) -> list[Epoch]:
 
     Args:
       run: the folder.
-      saved: what its newest checkpoint says, or said before.
+      saved: the progress in its newest checkpoint, or in an earlier one.
 
     Raises:
-      UserError: it is damaged, or has other epochs than the checkpoint.
+      UserError: it is damaged, or its epochs differ from the checkpoint's.
     """
     path = run / "metrics.jsonl"
-    again = f"run {TRAIN} again, which writes it anew"
+    again = f"run {TRAIN} again, which rewrites it"
     remedy = again if saved and saved.curve is not None else f"remove {run} and run {TRAIN} again"
     if not path.exists() and not path.is_symlink():
         lines = []
@@ -158,10 +161,12 @@ def read_curve(run: Path, saved: Progress | None) -> list[Epoch]:
         curve = [msgspec.json.decode(line, type=Epoch) for line in lines]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}): {remedy}") from None
-    if any(one.epoch != number or one.best_epoch > number for number, one in enumerate(curve, 1)):
+    if any(
+        epoch.epoch != number or epoch.best_epoch > number for number, epoch in enumerate(curve, 1)
+    ):
         raise UserError(f"{path} is damaged (its epochs are out of order): {remedy}")
     if saved and len(curve) < saved.epochs_evaluated:
         raise UserError(f"{path} has fewer epochs than the newest checkpoint: {remedy}")
     if saved and saved.curve not in (None, curve[: saved.epochs_evaluated]):
-        raise UserError(f"{path} has other epochs than the newest checkpoint: {remedy}")
+        raise UserError(f"{path} does not have the epochs of the newest checkpoint: {remedy}")
     return curve

@@ -1,4 +1,4 @@
-"""A run folder, opened to read: what was trained on what, how far, how well (docs/formats.md).
+"""A run folder, opened to read: its inputs, its settings, and its results (docs/formats.md).
 
 What needs JAX is imported where it is used, so that listing runs does not wait for it.
 """
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from sasnet_jax.model.predictor import Predictor
     from sasnet_jax.model.sets import Context, StoredReviews
 
-_SAME_LOSS = 1e-3  # relative; devices and batches round otherwise
+_SAME_LOSS = 1e-3  # relative; devices and batch sizes round differently
 
 
 class Run:
-    """A run, whatever its state.
+    """A run in any state.
 
     Attributes:
       folder: where it lies.
@@ -58,17 +58,17 @@ class Run:
 
     @property
     def corpus_sha256(self) -> str:
-        """Of the corpus that it was trained on."""
+        """The SHA-256 of the corpus that it was trained on."""
         return self.record.corpus_sha256
 
     @property
     def best_sha256(self) -> str | None:
-        """Of the best parameters; None of a run that is too old to say, or has none yet."""
+        """The SHA-256 of the best parameters; None if there are none, or the run is too old."""
         return self._saved.best_sha256 if self._saved else None
 
     @property
     def epochs(self) -> int:
-        """How many are over."""
+        """The number of epochs that are over."""
         return self.curve[-1].epoch if self.curve else 0
 
     @property
@@ -83,7 +83,7 @@ class Run:
 
     @property
     def evaluation(self) -> Evaluation | None:
-        """evaluation.json; None where there is none, or it is not of the best epoch any more.
+        """evaluation.json; None if there is none, or if training has found a better epoch since.
 
         Raises:
           UserError: it is damaged, or of another run.
@@ -92,7 +92,7 @@ class Run:
 
     @property
     def evaluation_is_stale(self) -> bool:
-        """Whether training went on after the evaluation and found a better epoch."""
+        """Whether training resumed after the evaluation and found a better epoch."""
         if self._recorded is None:
             return False
         if self._recorded.best_sha256 not in (None, self.best_sha256):
@@ -107,7 +107,7 @@ class Run:
         return f"run {Evaluation.made_by} --run={self}"
 
     def predictions(self, corpus: Corpus, evaluation: Evaluation) -> Predictions:
-        """What it predicted when it was evaluated.
+        """Reads what the run predicted when it was evaluated.
 
         Raises:
           UserError: predictions.parquet is absent, damaged, or of another run, corpus or split.
@@ -117,14 +117,14 @@ class Run:
 
     @property
     def state(self) -> str:
-        """How far it is, in words; "finished" where nothing is left to do."""
+        """Its progress in words; "finished" if nothing is left to do."""
         state = "finished" if self.finished else f"epoch {self.epochs:,} of {self.config.epochs:,}"
         if self.evaluation_is_stale:
             return f"{state}, evaluate again"
         return f"{state}, not evaluated" if self.finished and not self._recorded else state
 
     def decisive(self, free: tuple[str, ...] = ("seed",)) -> dict[str, Any]:
-        """What its results hang on, but for the `free` settings."""
+        """The settings and inputs that decide its results, except the `free` settings."""
         others = {f"--{name}" for name in (*RESUMABLE, *free)}
         return {k: v for k, v in self.record.bound_to(self.folder).items() if k not in others}
 
@@ -188,8 +188,8 @@ class Run:
         """The reviews of every business of its corpus, as the run reads them.
 
         Args:
-          context: "all" shows every review, "train" those only that the run was trained on: what
-            an evaluation may see.
+          context: "all" shows every review, "train" only those that the run was trained on, as an
+            evaluation sees them.
 
         Raises:
           UserError: the corpus or a store is gone, or is not what the run was trained on.
@@ -227,7 +227,7 @@ class Run:
             ("corpus_sha256", recorded.corpus_sha256, self.corpus_sha256),
         ):
             if evaluated != mine:
-                raise UserError(f"{path} is of another {name} than its run: {self.evaluate_again}")
+                raise UserError(f"{path} differs from its run in {name}: {self.evaluate_again}")
         return recorded
 
 

@@ -1,8 +1,8 @@
-"""Opens files as people download them: plain, or in gzip, zip or tar, one inside the other.
+"""Opens files as people download them: plain, or packed in gzip, zip or tar, also nested.
 
 In: a path. Out: the unpacked stream of the member that is wanted. Nothing is unpacked onto the
-disk, and whatever the bytes are, memory stays bounded: no read is longer than LONGEST_LINE, and a
-file that unpacks to more than text can is refused.
+disk, and memory stays bounded for any bytes: no read is longer than LONGEST_LINE, and a file that
+unpacks to more than text can is refused.
 """
 
 import contextlib
@@ -26,13 +26,13 @@ TOO_LONG = f"line longer than {LONGEST_LINE >> 20} MB"
 _MOST_LAYERS = 4  # Yelp's zip of a tar, with a gzip on either side
 _ALWAYS_ALLOWED = 1 << 30  # bytes that any file may unpack to
 _HIGHEST_RATIO = 100  # beyond that; texts pack to a third or a tenth, generated ones to a thirtieth
-_SKIPPED_BYTES = 1 << 20  # that are unpacked together to get past them
+_SKIPPED_BYTES = 1 << 20  # unpacked at once to skip them
 _DATA_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv")
 _PACKED_SUFFIXES = (".gz", ".tgz", ".tar", ".zip")
 
 
 def shown(text: str, length: int = 60) -> str:
-    """A string out of data as messages may show it: short and without control characters."""
+    """A string from data, made fit for a message: short, and without control characters."""
     cut = text if len(text) <= length else text[:length] + "..."
     return "".join(letter if letter.isprintable() else "?" for letter in cut)
 
@@ -47,7 +47,7 @@ def require_regular_file(path: Path) -> None:
         reason = "does not exist" if absent else f"cannot be opened: {cause}"
         raise UserError(f"{path} {reason} (--reviews, --businesses)") from None
     if stat.S_ISDIR(mode):
-        raise UserError(f"{path} is a folder: give the file in it (--reviews, --businesses)")
+        raise UserError(f"{path} is a folder: give a file in it (--reviews, --businesses)")
     if not stat.S_ISREG(mode):
         raise UserError(
             f"{path} is a pipe, a socket or a device, and a dump is read twice: "
@@ -61,11 +61,11 @@ def most_unpacked(path: Path) -> int:
 
 
 def unpacks_too_far(path: Path, size: int | None = None) -> UserError:
-    """What to say of a file that unpacks to `size` bytes, or is not yet at its end."""
+    """The error for a file that unpacks to `size` bytes, or to more than it may."""
     known = f"more than {most_unpacked(path):,}" if size is None else f"{size:,}"
     return UserError(
         f"{path} has {path.stat().st_size:,} bytes and unpacks to {known}, which no text does: if "
-        "it is what you mean, unpack it (Parquet: write it as NDJSON) and give that file"
+        "that is intended, unpack it (Parquet: write it as NDJSON) and give that file"
     )
 
 
@@ -129,7 +129,7 @@ class _Stream(io.BufferedIOBase):
 
 @contextlib.contextmanager
 def unpacked(path: Path, wanted: str) -> Iterator[tuple[Any, io.BufferedReader]]:
-    """Yields the unpacked stream, and the raw file, which is the same where nothing is packed.
+    """Yields the unpacked stream, and the raw file, which is the same if nothing is packed.
 
     Args:
       path: a regular file.
@@ -170,12 +170,12 @@ def _unpack(file: Any, path: Path, wanted: str) -> _Stream | None:
     return _Stream(member, path, size)
 
 
-# What the readers of packed files and of Parquet raise where the bytes are not what they should be.
+# What the readers of packed files and of Parquet raise on damaged bytes.
 _DAMAGE = (
     EOFError,
     OSError,  # also of gzip
     ValueError,  # also of a name in a zip that is not Unicode
-    RuntimeError,  # of a zip version, and of headers that go on and on
+    RuntimeError,  # of a zip version, and of endless headers
     zlib.error,
     zipfile.BadZipFile,
     tarfile.TarError,
@@ -198,7 +198,7 @@ def _zip_member(path: Path, file: Any, wanted: str) -> tuple[Any, int]:
     named = ((member.filename, member) for member in archive.infolist())
     chosen = _choose_member(path, (pair for pair in named if not pair[0].endswith("/")), wanted)
     if chosen.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise UserError(f"{path} is not packed by the usual method: unpack it and give the file")
+        raise UserError(f"{path} is packed by an unusual method: unpack it and give the file")
     try:
         return archive.open(chosen), chosen.file_size
     except RuntimeError as error:  # encrypted
@@ -221,7 +221,7 @@ def _tar_member(path: Path, file: Any, wanted: str) -> tuple[Any, int]:
 
 
 def _choose_member(path: Path, members: Iterable[tuple[str, Any]], wanted: str) -> Any:
-    """The first that is called as wanted, or else the first that is itself packed."""
+    """The first member with the wanted name, or else the first that is itself packed."""
     packed: Any = None
     names: list[str] = []
     for name, member in members:

@@ -40,75 +40,92 @@ class PrepareConfig:
     )
     businesses: str = setting("", help="dump of businesses, or the same archive", topic="input")
     synthetic: int = setting(
-        0, help="number of reviews to generate instead of reading any", topic="input", minimum=0
+        0, help="generate this many reviews instead of reading any", topic="input", minimum=0
     )
     max_reject_fraction: float = setting(
         0.01,
-        help="fraction of malformed lines that is tolerated",
+        help="largest tolerated fraction of malformed lines",
         topic="input",
         minimum=0,
         maximum=1,
     )
-    user_column: str = setting("", help="name of the user id", topic="unknown formats")
-    business_column: str = setting("", help="name of the business id", topic="unknown formats")
+    user_column: str = setting("", help="column of the user id", topic="unknown formats")
+    business_column: str = setting("", help="column of the business id", topic="unknown formats")
     stars_column: str = setting(
-        "", help="name of the stars (0 < stars <= 5)", topic="unknown formats"
+        "", help="column of the stars (0 < stars <= 5)", topic="unknown formats"
     )
-    text_column: str = setting("", help="name of the text", topic="unknown formats")
-    date_column: str = setting("", help="name of the date (ISO, or epoch)", topic="unknown formats")
-    review_id_column: str = setting("", help="name of the review id", topic="unknown formats")
+    text_column: str = setting("", help="column of the text", topic="unknown formats")
+    date_column: str = setting(
+        "", help="column of the date (ISO 8601 or epoch)", topic="unknown formats"
+    )
+    review_id_column: str = setting("", help="column of the review id", topic="unknown formats")
     output: str = setting("", help="corpus folder to write", topic="output", required=True)
-    min_reviews_user: int = setting(1, help="reviews a user must have", topic="choosing", minimum=1)
+    min_reviews_user: int = setting(1, help="fewest reviews per user", topic="choosing", minimum=1)
     min_reviews_business: int = setting(
-        1, help="reviews a business must have", topic="choosing", minimum=1
+        1, help="fewest reviews per business", topic="choosing", minimum=1
     )
     filter: FilterMode = setting(
-        "once", help="count on the raw reviews (paper), or to a fixed point", topic="choosing"
+        "once", help="apply the minima once (paper), or until nothing changes", topic="choosing"
     )
     choose_users: int = setting(
         0,
-        help="keep the fewest reviews that give so many users enough",
+        help="keep the fewest reviews that give this many users enough",
         topic="choosing",
         minimum=0,
     )
     choose_businesses: int = setting(
         0,
-        help="keep the fewest reviews that give so many businesses enough",
+        help="keep the fewest reviews that give this many businesses enough",
         topic="choosing",
         minimum=0,
     )
     reviews_per_chosen_user: int = setting(
-        10, help="reviews that are enough for a user", topic="choosing", extra=True, minimum=1
+        10,
+        help="number of reviews that is enough for a user",
+        topic="choosing",
+        extra=True,
+        minimum=1,
     )
     reviews_per_chosen_business: int = setting(
-        20, help="reviews that are enough for a business", topic="choosing", extra=True, minimum=1
+        20,
+        help="number of reviews that is enough for a business",
+        topic="choosing",
+        extra=True,
+        minimum=1,
     )
     prefer: Literal["longer", "any"] = setting(
-        "longer", help="among equally many reviews", topic="choosing", extra=True
+        "longer",
+        help="which reviews to keep among equally small choices",
+        topic="choosing",
+        extra=True,
     )
     exact_below: int = setting(
         5000,
-        help="reviews up to which the optimum is sought outright",
+        help="solve the full problem outright up to this many reviews",
         topic="choosing",
         extra=True,
         minimum=0,
     )
     choose_seconds: float = setting(
         300.0,
-        help="seconds after which the best choice found is taken",
+        help="seconds of search, after which the best choice so far is taken",
         topic="choosing",
         extra=True,
         above=0,
     )
-    split: SplitScheme = setting("by_user", help="what is held out", topic="split")
+    split: SplitScheme = setting("by_user", help="what to hold out", topic="split")
     held_out: int = setting(
         3,
-        help="reviews of a user for validation, and for test (within_user)",
+        help="reviews held out per user, for validation and for test (within_user)",
         topic="split",
         minimum=1,
     )
     seed: int = setting(
-        0, help="of the split and of the synthetic reviews", topic="split", minimum=0, below=2**31
+        0,
+        help="seed of the split and of the synthetic reviews",
+        topic="split",
+        minimum=0,
+        below=2**31,
     )
 
     def __post_init__(self):
@@ -125,7 +142,7 @@ class PrepareConfig:
 
 
 def run(config: PrepareConfig) -> None:
-    """Writes the corpus, or finds the same one already there."""
+    """Writes the corpus, or checks the same one if it exists."""
     output = Path(config.output)
     inputs = [("reviews", Path(name)) for name in config.reviews]
     inputs += [("businesses", Path(config.businesses))] if config.businesses else []
@@ -136,7 +153,7 @@ def run(config: PrepareConfig) -> None:
         files.say_complete(output)
         return
     versions = _versions(inputs)
-    with ThreadPoolExecutor(1) as background:  # hashing is as long as reading
+    with ThreadPoolExecutor(1) as background:  # hashing takes as long as reading
         settings = background.submit(_settings, config, inputs, show_progress=False)
         with files.naming(output), files.new_folder(output) as folder:
             _fill(folder, config, settings)
@@ -147,7 +164,7 @@ def run(config: PrepareConfig) -> None:
 
 
 def _versions(inputs: list[tuple[str, Path]]) -> dict[Path, tuple[int, int, int]]:
-    """What another version of an input would have otherwise."""
+    """What tells one version of an input from another."""
     stats = {path: path.stat() for _, path in inputs}
     return {path: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()}
 
@@ -155,7 +172,7 @@ def _versions(inputs: list[tuple[str, Path]]) -> dict[Path, tuple[int, int, int]
 def _settings(
     config: PrepareConfig, inputs: list[tuple[str, Path]], show_progress: bool
 ) -> dict[str, Any]:
-    """What a corpus is made of and how; wherever the files lie."""
+    """The inputs and settings of a corpus, without their paths."""
     described = [
         {
             "role": role,
@@ -172,7 +189,7 @@ def _settings(
 
 
 def _fill(folder: Path, config: PrepareConfig, settings: Future[dict[str, Any]]) -> None:
-    """Raw reviews -> filters -> one review a pair -> choice -> split -> files."""
+    """Raw reviews -> filters -> one review per pair -> choice -> split -> files."""
     review_paths, business_path = _sources(folder, config)
     dumps = ReviewDumps(review_paths, _columns(config))
     for path, name in zip(review_paths, dumps.formats, strict=True):
@@ -222,7 +239,7 @@ def _fill(folder: Path, config: PrepareConfig, settings: Future[dict[str, Any]])
 
 
 def _sources(folder: Path, config: PrepareConfig) -> tuple[list[Path], Path | None]:
-    """The dumps of reviews and of businesses, generated first if so asked."""
+    """The dumps of reviews and of businesses, generated first if --synthetic asks for it."""
     if not config.synthetic:
         business_path = Path(config.businesses) if config.businesses else None
         return [Path(name) for name in config.reviews], business_path
@@ -253,7 +270,7 @@ def _filter(
 
 
 def _columns(config: PrepareConfig) -> dict[str, str]:
-    """What the dumps call our fields, where it was said."""
+    """The dumps' names of our fields, as far as flags give them."""
     named = {
         "user_id": config.user_column,
         "business_id": config.business_column,
@@ -266,7 +283,7 @@ def _columns(config: PrepareConfig) -> dict[str, str]:
 
 
 def _choose(kept: pl.DataFrame, config: PrepareConfig) -> tuple[pl.DataFrame, Choice | None]:
-    """The reviews that the linear programme keeps, and its report; all of them where not asked."""
+    """The reviews that the linear program keeps, and its report; all of them without a demand."""
     if not config.choose_users:
         return kept, None
     print(f"choosing reviews, for at most {config.choose_seconds:g} s of search ...")
@@ -291,7 +308,7 @@ def _choose(kept: pl.DataFrame, config: PrepareConfig) -> tuple[pl.DataFrame, Ch
 
 
 def _count(step: str, reviews: pl.DataFrame, of_yelp: bool) -> Step:
-    """What is left after a step, printed and for corpus.json."""
+    """Counts what is left after a step, and prints it."""
     counts = {
         "reviews": reviews.height,
         "users": reviews["user_id"].n_unique(),
@@ -306,10 +323,10 @@ def _count(step: str, reviews: pl.DataFrame, of_yelp: bool) -> Step:
 
 
 def _check(output: Path, settings: dict[str, Any]) -> None:
-    """Checks the corpus that is there already.
+    """Checks an existing corpus.
 
     Raises:
-      UserError: it was made with other settings, or was damaged since.
+      UserError: it was written with other settings, or was damaged since.
     """
     record = files.read_record(output / "corpus.json", CorpusRecord)
     files.refuse_other_settings(output, record.settings, settings)

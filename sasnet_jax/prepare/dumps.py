@@ -1,8 +1,8 @@
 """Cuts dumps of reviews and of businesses into blocks of whole records.
 
-In: a path to NDJSON or CSV, plain or packed (`archives.py`), or to Parquet. Out: `Block`s of some
-megabytes, in file order, each of which a worker can decode on its own. No more than a few blocks
-are in memory, and no record of more than LONGEST_LINE ever is.
+In: a path to NDJSON or CSV, plain or packed (`archives.py`), or to Parquet. Out: `Block`s of a few
+megabytes, in file order, each of which a worker can decode on its own. Only a few blocks are in
+memory at once, and a record of more than LONGEST_LINE never is.
 """
 
 import csv
@@ -102,10 +102,10 @@ class Dump:
         return self.size / shortest
 
     def blocks(self, columns: Sequence[str]) -> Iterator[tuple[Block, int]]:
-        """Yields each block, and how many bytes of the file lie behind after it.
+        """Yields each block, and the number of bytes of the file read after it.
 
         Args:
-          columns: those wanted, where the file has them; NDJSON lines come whole.
+          columns: the columns to read, if the file has them; NDJSON lines come whole.
 
         Raises:
           UserError: the file is truncated or damaged, or unpacks to more than it can mean.
@@ -137,7 +137,7 @@ def open_dump(path: Path, wanted: str) -> Dump:
         head = file.read(_HEAD_BYTES)
         text = head.removeprefix(_BOM).lstrip()
         if text.startswith(b"["):
-            raise UserError(f"{path} is one JSON array: write one object a line (NDJSON) instead")
+            raise UserError(f"{path} is one JSON array: write one object per line (NDJSON) instead")
         if b"\n" not in head:
             head += file.readline(LONGEST_LINE)
             if len(head) > LONGEST_LINE:
@@ -160,7 +160,7 @@ def open_dump(path: Path, wanted: str) -> Dump:
 
 
 def _read_lines(file: Any, size: int) -> bytes:
-    """Reads so many bytes and on to the end of the line; a line that is too long is replaced."""
+    """Reads `size` bytes and the rest of the line; replaces a line that is too long."""
     data = file.read(size)
     if not data or data.endswith(b"\n"):
         return data
@@ -175,7 +175,7 @@ def _read_lines(file: Any, size: int) -> bytes:
 
 
 def _next_line(file: BinaryIO, start: int, stop: int) -> int:
-    """The first start of a line in [start, stop); `stop` where there is none."""
+    """The first start of a line in [start, stop); `stop` if there is none."""
     if start == 0:
         return 0
     file.seek(start - 1)
@@ -197,7 +197,7 @@ def _line_blocks(path: Path, file: Any) -> Iterator[Block]:
 
 
 class _CsvBytes(io.BufferedIOBase):
-    """The bytes of a CSV file, of which no record may take more than LONGEST_LINE.
+    """The bytes of a CSV file, in which no record may exceed LONGEST_LINE.
 
     Attributes:
       behind: bytes read, of which the last few are not yet in a record.
@@ -217,7 +217,7 @@ class _CsvBytes(io.BufferedIOBase):
         if self.behind - self.record_start > LONGEST_LINE + _CSV_AHEAD:
             raise UserError(
                 f"{self._path}: a record of more than {LONGEST_LINE >> 20} MB begins at byte "
-                f"{self.record_start:,} or a little before: is a quote not closed?"
+                f"{self.record_start:,} or a little before: close its quote, or leave it out"
             )
         return data
 
@@ -258,7 +258,7 @@ def _csv_blocks(path: Path, file: Any, delimiter: str, columns: Sequence[str]) -
 
 
 def _is_unicode(values: Iterable[str]) -> bool:
-    """Whether the bytes were UTF-8: others were decoded to lone surrogates."""
+    """Whether the bytes were UTF-8; any others were decoded to lone surrogates."""
     try:
         "".join(values).encode()
     except UnicodeEncodeError:

@@ -1,8 +1,8 @@
-"""Reads the rows of a Parquet file in bounded memory, some at a time.
+"""Reads the rows of a Parquet file in bounded memory, a few thousand at a time.
 
-In: a path. Out: rows as dicts, with whole numbers and dates as text, as in CSV. What the footer
-declares is looked at before anything is unpacked; and as a value that stands in the file once may
-be that of a million rows, rows are measured before they become Python's.
+In: a path. Out: rows as dicts, with whole numbers and dates as text, as in CSV. The sizes in the
+footer are checked before anything is unpacked. A value that the file holds once may be that of a
+million rows, so rows are measured before they become Python objects.
 """
 
 import contextlib
@@ -43,22 +43,22 @@ class ParquetRows:
         self.count: int = self._table.select(pl.len()).collect().item()
 
     def read(self, names: Collection[str], most_bytes: int) -> Iterator[list[dict[str, Any]]]:
-        """Yields consecutive rows, of about so many bytes at most together.
+        """Yields lists of consecutive rows of at most about `most_bytes` each.
 
         Args:
-          names: the columns wanted, where the file has them.
-          most_bytes: of rows yielded together.
+          names: the columns to read, if the file has them.
+          most_bytes: bytes of the rows that are yielded together.
 
         Raises:
-          UserError: a column is of no use, or the columns have more bytes than a file of this size
-            can mean.
+          UserError: a column has an unusable type, or the columns have more bytes than a file of
+            this size can plausibly hold.
         """
         types = {name: kind for name, kind in self._types.items() if name in names}
         for name, kind in types.items():
             if not _is_usable(kind):
                 raise UserError(
                     f"{self._path}: the column {shown(name)} is of type {shown(str(kind))}, which "
-                    "is no text, number or date"
+                    "is neither text, a number nor a date: write it as text"
                 )
         if (declared := _declared_bytes(self._path, types)) > most_unpacked(self._path):
             raise unpacks_too_far(self._path, declared)
@@ -103,7 +103,7 @@ def _is_usable(kind: Any) -> bool:
 
 
 def _bytes_of(value: pl.Expr, kind: Any) -> pl.Expr:
-    """The bytes of a column's values once each is on its own."""
+    """The bytes of a column's values, each stored separately."""
     if isinstance(kind, pl.List):
         inner = value.list.eval(_bytes_of(pl.element(), kind.inner)).list.sum()
         return (inner + _BYTES_OF_A_VALUE * value.list.len().cast(pl.Int64)).fill_null(0)
@@ -115,7 +115,7 @@ def _bytes_of(value: pl.Expr, kind: Any) -> pl.Expr:
 
 
 def _declared_bytes(path: Path, names: Collection[str]) -> int:
-    """What some columns take unpacked, by the footer (parquet.thrift: FileMetaData)."""
+    """The unpacked bytes of some columns, by the footer (parquet.thrift: FileMetaData)."""
     with path.open("rb") as file:
         file.seek(-8, io.SEEK_END)
         length = int.from_bytes(file.read(4), "little")

@@ -1,8 +1,8 @@
 """Validates the records of a block: the second step of reading a dump.
 
 In: a `Block` of `dumps.py`, and what its dump calls our fields (`formats.py`). Out: the columns of
-its usable reviews, and for every other record the reason why it is not. Every record is checked by
-a msgspec struct; none is dropped silently.
+its usable reviews, and for every other record the reason why it is not usable. A msgspec struct
+checks every record, and none is dropped silently.
 """
 
 import collections
@@ -58,7 +58,7 @@ BUSINESSES: dict[str, pl.DataType] = {
     "categories": pl.List(pl.String()),
 }
 _LATEST_SECONDS = 1e11  # a date is in milliseconds beyond this, the year 5138
-_FRAME_ROWS = 1000  # that become columns together: while they wait, they stay in the cache
+_FRAME_ROWS = 1000  # converted to columns together; few enough to stay in the cache
 _EPOCH = re.compile(r"\d{9,}(\.\d*)?")  # eight digits are YYYYMMDD
 _CONTROL_CHARACTERS = r"[\x00-\x1f\x7f]"
 
@@ -120,7 +120,7 @@ def _convert(record: dict[str, Any], kind: type[msgspec.Struct]) -> msgspec.Stru
 
 
 def _validated(decode: Callable[[Any], msgspec.Struct], record: Any) -> msgspec.Struct | str:
-    """The struct, or why there is none."""
+    """The struct, or the reason why there is none."""
     try:
         return decode(record)
     except UnicodeDecodeError:
@@ -128,7 +128,7 @@ def _validated(decode: Callable[[Any], msgspec.Struct], record: Any) -> msgspec.
     except (msgspec.MsgspecError, RecursionError) as error:
         if record == dumps.TOO_LONG_LINE:
             return dumps.TOO_LONG
-        return re.sub(r" \(byte \d+\)", "", str(error))  # less the position, to count by reason
+        return re.sub(r" \(byte \d+\)", "", str(error))  # minus the position, to count by reason
 
 
 @functools.cache
@@ -169,10 +169,10 @@ def scan_block(
         ("control character in an id", control_character),
         (EMPTY_TEXT, written["text_length"] == 0),
     ):
-        found = where & usable  # by its first reason
-        if found.any():
-            rejected[reason].extend(written["line"].filter(found))
-            usable &= ~found
+        rejected_now = where & usable  # each record counts for its first reason
+        if rejected_now.any():
+            rejected[reason].extend(written["line"].filter(rejected_now))
+            usable &= ~rejected_now
     return table if usable.all() else table.filter(usable), rejected, newlines
 
 
@@ -230,7 +230,7 @@ def read_businesses(
 
 
 def _date_texts(dates: list[str | int | float | None]) -> pl.Series:
-    """Dates as a dump would write them between quotes."""
+    """Dates as a dump would write them in quotes."""
     try:
         return pl.Series(dates, dtype=pl.String)
     except (TypeError, OverflowError):  # numbers among them
@@ -242,7 +242,7 @@ def _date_texts(dates: list[str | int | float | None]) -> pl.Series:
 
 
 def _parse_dates(texts: pl.Series) -> tuple[pl.Series, pl.Series]:
-    """Dates in UTC, null where there is none; and which of them cannot be read."""
+    """Dates in UTC, null if there is none, and a mask of those that cannot be read."""
     dates = texts.str.to_datetime("%Y-%m-%d %H:%M:%S", time_unit="us", strict=False, cache=False)
     # Polars knows the years 0 and 10000, Python does not.
     dates = dates.set(~dates.is_between(datetime.min, datetime.max), None)

@@ -1,7 +1,7 @@
-"""The records that are left out, and when they are too many.
+"""Records what is left out, and stops when that is too much.
 
-In: the lines of each reason, block by block. Out: rejects.ndjson, written as they come, and their
-counts: the records themselves are never in memory.
+In: the lines of each reason, block by block. Out: rejects.ndjson, written line by line, and their
+counts. The records themselves are never in memory.
 """
 
 import collections
@@ -41,7 +41,7 @@ class Rejects:
 
     @property
     def by_reason(self) -> dict[str, int]:
-        """How many there are, the most frequent reason first."""
+        """The number of rejects by reason, the most frequent first."""
         return dict(self._counts.most_common())
 
     def expect(self, most_records: float) -> None:

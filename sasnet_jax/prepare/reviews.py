@@ -1,7 +1,7 @@
 """Reads raw review dumps: the first step of `prepare`.
 
 In: files as `dumps.py` opens them, with records as `records.py` validates them. Out: the usable
-reviews and the rejects. A dump is read twice, by one process a core: `ReviewDumps.scan` keeps
+reviews and the rejects. A dump is read twice, by one process per core: `ReviewDumps.scan` keeps
 everything but the texts; `ReviewDumps.texts` then reads those of the reviews that were chosen. So
 the texts of millions of reviews never have to be in memory.
 """
@@ -31,13 +31,13 @@ from sasnet_jax.prepare.formats import Columns
 from sasnet_jax.prepare.rejects import REPEATED_ID, Rejects
 
 _REQUIRED = ("user_id", "business_id", "stars")  # without them a record is malformed
-_WORTH_PROCESSES = 32 << 20  # bytes of input from which on starting processes pays
-_BLOCKS_AHEAD = 3  # a process
+_WORTH_PROCESSES = 32 << 20  # bytes of input above which starting processes pays off
+_BLOCKS_AHEAD = 3  # per process
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Scan:
-    """What the dumps held, less the texts.
+    """What the dumps hold, minus the texts.
 
     `reviews` are the usable ones in file order: `user_id, business_id, stars, date, text_length`
     (characters), and `block` and `line`, by which `ReviewDumps.texts` finds them again. `lines`
@@ -53,7 +53,7 @@ class ReviewDumps:
 
     Args:
       paths: the files.
-      columns: what the dumps call a field of FORMATS, where no known format fits.
+      columns: what the dumps call a field of FORMATS, if no known format fits.
 
     Raises:
       UserError: a file is missing, damaged, or in no known format.
@@ -61,21 +61,21 @@ class ReviewDumps:
 
     def __init__(self, paths: Sequence[Path], columns: Mapping[str, str]):
         self._dumps = [dumps.open_dump(path, "review") for path in paths]
-        found = [formats.recognise_reviews(dump, columns) for dump in self._dumps]
-        self.formats = [name for name, _ in found]
-        self._columns = [names for _, names in found]
+        recognized = [formats.recognise_reviews(dump, columns) for dump in self._dumps]
+        self.formats = [name for name, _ in recognized]
+        self._columns = [names for _, names in recognized]
         names = [path.name for path in paths]
         unambiguous = len(set(names)) == len(names)
         self._names = names if unambiguous else [str(path) for path in paths]
-        # Known from the first reading on, for each block of all dumps:
+        # Known after the first reading, for each block of all dumps:
         self._dump_of_block: list[int] = []
         self._lines_before_block: list[int] = []  # in its dump
 
     def scan(self, rejects: Rejects) -> Scan:
-        """Validates every record, and keeps all that is known of it but the text.
+        """Validates every record, and keeps everything but the text of each usable one.
 
         Args:
-          rejects: where the others are added.
+          rejects: where the unusable ones are added.
 
         Raises:
           UserError: a file is damaged, or too many of the records are malformed.
@@ -100,18 +100,18 @@ class ReviewDumps:
                     self._lines_before_block.append(before)
                     before += newlines
         rows = [part.height for part in reviews[1:]]
-        found = pl.concat(reviews)
+        usable_reviews = pl.concat(reviews)
         del reviews
-        found = found.with_columns(
+        usable_reviews = usable_reviews.with_columns(
             pl.Series("block", np.repeat(np.arange(len(rows), dtype=np.int32), rows)),
             pl.col("line") + np.repeat(np.array(self._lines_before_block, int), rows),
         )
         rejects.refuse_wrong_format(lines)
-        repeated = self._repeated_ids(found)
-        if repeated.any():  # otherwise millions of rows would be copied for nothing
-            self._reject_repeated(found.filter(repeated), rejects)
-            found = found.filter(~repeated)
-        return Scan(found.drop("id_hash"), lines)
+        repeated = self._repeated_ids(usable_reviews)
+        if repeated.any():  # otherwise millions of rows would be copied in vain
+            self._reject_repeated(usable_reviews.filter(repeated), rejects)
+            usable_reviews = usable_reviews.filter(~repeated)
+        return Scan(usable_reviews.drop("id_hash"), lines)
 
     def texts(self, chosen: pl.DataFrame) -> Iterator[pl.DataFrame]:
         """Reads the texts of some reviews.
@@ -120,8 +120,8 @@ class ReviewDumps:
           chosen: rows of `Scan.reviews`, in file order.
 
         Yields:
-          Frames `review_id, text` that are, one after the other, those of `chosen`. A review
-          without an id is called after its file and line.
+          Frames `review_id, text` that together have the rows of `chosen`. A review without an
+          id is named after its file and line.
 
         Raises:
           UserError: a file has changed since the scan.
@@ -129,13 +129,13 @@ class ReviewDumps:
         parts = chosen.partition_by("block", maintain_order=True)
         with self._workers() as apply:
             results = apply(records.read_texts, self._text_tasks(parts))
-            for part, found in zip(parts, results, strict=True):
+            for part, texts in zip(parts, results, strict=True):
                 index = self._dump_of_block[part["block"][0]]
                 name = self._names[index]
-                if not found["text"].str.len_chars().equals(part["text_length"].cast(pl.UInt32)):
+                if not texts["text"].str.len_chars().equals(part["text_length"].cast(pl.UInt32)):
                     raise UserError(f"{self._dumps[index].path} changed while it was being read")
                 place = pl.format("{}:{}", pl.lit(name), part["line"])
-                yield found.with_columns(pl.col("review_id").fill_null(place))
+                yield texts.with_columns(pl.col("review_id").fill_null(place))
 
     def _text_tasks(self, parts: list[pl.DataFrame]) -> Iterator[tuple[Block, Columns, list[int]]]:
         lines_of = {part["block"][0]: part["line"] for part in parts}
@@ -165,7 +165,7 @@ class ReviewDumps:
                 bar.update(behind - bar.n)
 
     def _repeated_ids(self, found: pl.DataFrame) -> pl.Series:
-        """Whether each review's id has been seen before; equal hashes are looked at again."""
+        """Whether each review's id occurred before; ids with equal hashes are read again."""
         repeated = pl.zeros(found.height, pl.Boolean, eager=True).alias("repeated")
         candidates = filters.is_repeated(found["id_hash"]).fill_null(False).arg_true()
         if candidates.is_empty():
@@ -180,7 +180,7 @@ class ReviewDumps:
 
     @contextlib.contextmanager
     def _workers(self) -> Iterator[Callable[[Callable, Iterable[tuple]], Iterator[Any]]]:
-        """Yields a lazy, ordered `starmap`: in this process, or for large inputs one a core."""
+        """Yields a lazy, ordered `starmap`: in this process, or for large inputs one per core."""
         if sum(dump.path.stat().st_size for dump in self._dumps) < _WORTH_PROCESSES:
             yield itertools.starmap
             return
@@ -195,7 +195,9 @@ class ReviewDumps:
             with ProcessPoolExecutor(cores, **with_one_thread) as pool:
                 yield functools.partial(_starmap, pool, cores * _BLOCKS_AHEAD)
         except BrokenProcessPool:
-            raise UserError("a process that read the dumps was killed: out of memory?") from None
+            raise UserError(
+                "a process that read the dumps was killed, likely for lack of memory: free some"
+            ) from None
 
 
 def read_businesses(path: Path, rejects: Rejects) -> pl.DataFrame:
@@ -203,7 +205,7 @@ def read_businesses(path: Path, rejects: Rejects) -> pl.DataFrame:
 
     Args:
       path: the dump.
-      rejects: where the records are added that are none, or not the first of their id.
+      rejects: where malformed records are added, and those that repeat an id.
 
     Raises:
       UserError: the file is missing or damaged, or too many records are malformed.
@@ -230,7 +232,7 @@ def read_businesses(path: Path, rejects: Rejects) -> pl.DataFrame:
 def _starmap(
     pool: ProcessPoolExecutor, ahead: int, function: Callable, tasks: Iterable[tuple]
 ) -> Iterator[Any]:
-    """`itertools.starmap` on a pool, in order, with at most `ahead` tasks begun or not yet used."""
+    """`itertools.starmap` on a pool, in order, with at most `ahead` results pending."""
     begun: collections.deque = collections.deque()
     for task in tasks:
         begun.append(pool.submit(function, *task))

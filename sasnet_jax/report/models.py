@@ -1,7 +1,7 @@
 """Runs and baselines as the models of one table (paper section 3.2, Table 2).
 
-In: `Sources`. Out: `Model`, the metrics of each and what they were made from, and `Group`, the
-models that differ in nothing but their seed.
+In: `Sources`. Out: `Model`, with its metrics and their inputs, and `Group`, the models that differ
+only in their seed.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from sasnet_jax.scores.metrics import Scores
 from sasnet_jax.scores.predictions import LEAKY, Evaluated, Predictions, Truncated
 
 EXCLUDED = "target excluded"
-# Of the metrics of a split, those that the table of models shows, and what it calls them.
+# The metrics that the table of models shows, and its headings.
 METRICS = {
     "accuracy": "accuracy",
     "macro_f1": "macro F1",
@@ -30,7 +30,7 @@ METRICS = {
     "log_loss": "log-loss",
     "calibration_error": "calibration error",
 }
-_INPUTS = {"nothing": "", "target": "the target's own text"}  # else what a baseline sees
+_INPUTS = {"nothing": "", "target": "the target's own text"}  # otherwise what a baseline sees
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -38,14 +38,14 @@ class Model:
     """One model's results on validation and test."""
 
     name: str
-    label: str  # as a person says it
+    label: str  # its name in tables
     inputs: str
     target_review: str
-    scope: str  # what else the protocol changes, in words; empty for the whole corpus
+    scope: str  # the rest of the protocol in words; empty for the whole corpus
     scores: Evaluated
     predictions: Callable[[], Predictions]
-    paper: tuple[float, float] | None  # F1 and accuracy that the paper printed of it
-    baseline: Description | None = None  # what it is; None of a run
+    paper: tuple[float, float] | None  # F1 and accuracy that the paper printed for it
+    baseline: Description | None = None  # what it is; None for a run
     truncated: dict[str, Truncated] = dataclasses.field(default_factory=dict)
 
     @property
@@ -60,12 +60,12 @@ class Model:
 
     @property
     def accuracy(self) -> float:
-        """Of the test split."""
+        """Accuracy on the test split."""
         return self.test.accuracy or 0.0
 
     @property
     def is_ceiling(self) -> bool:
-        """Whether it reads the target's own text, whatever the protocol."""
+        """Whether it reads the target's own text under any protocol."""
         return self.baseline is not None and self.baseline.is_ceiling
 
     @property
@@ -75,59 +75,60 @@ class Model:
 
     @property
     def protocol(self) -> str:
-        """In words."""
-        said = "reads the target: a ceiling" if self.is_ceiling else EXCLUDED
-        said = LEAKY if self.leaky else said
-        return f"{said}, {self.scope}" if self.scope else said
+        """The protocol in words."""
+        words = "reads the target: a ceiling" if self.is_ceiling else EXCLUDED
+        words = LEAKY if self.leaky else words
+        return f"{words}, {self.scope}" if self.scope else words
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Group:
-    """A model, or runs that differ in their seed only."""
+    """A model, or runs that differ only in their seed."""
 
     stem: str  # without the number of seeds
     models: tuple[Model, ...]
 
     @property
     def first(self) -> Model:
-        """Speaks for what all have in common."""
+        """Any model, for what all have in common."""
         return self.models[0]
 
     @property
     def name(self) -> str:
-        """The name, and of how many seeds."""
+        """The name, and the number of seeds."""
         return self.stem if len(self.models) == 1 else f"{self.stem} ({len(self.models)} seeds)"
 
     @property
     def accuracy(self) -> float:
-        """The mean over seeds, of the test split."""
+        """Mean accuracy over seeds, on the test split."""
         return float(np.mean([model.accuracy for model in self.models]))
 
     def value(self, metric: str) -> str:
-        """A number of the test split: its mean, and its standard deviation over seeds."""
+        """A test metric: its mean and its standard deviation over seeds."""
         return spread([getattr(model.test, metric) for model in self.models])
 
 
 def groups_of(sources: Sources) -> list[Group]:
     """Every evaluated run, those of several seeds together, and every baseline.
 
-    Honest ones first, those of the whole corpus before those of a subset, then by accuracy.
+    Honest models come first; among these, those of the whole corpus; among these, the most
+    accurate.
     """
     runs = {str(run.folder): run for run in sources.runs if run.evaluation}
-    found = [
+    groups = [
         Group(group.name, tuple(_of_run(runs[name], sources.corpus) for name in group.runs))
         for group in comparison.groups_of({name: run.decisive() for name, run in runs.items()})
     ]
     for baselines in sources.baselines:
         models = _of_baselines(baselines, sources.corpus)
-        found += [Group(model.label, (model,)) for model in models]
+        groups += [Group(model.label, (model,)) for model in models]
     return sorted(
-        found, key=lambda g: (g.first.leaky, g.first.is_ceiling, g.first.scope, -g.accuracy)
+        groups, key=lambda g: (g.first.leaky, g.first.is_ceiling, g.first.scope, -g.accuracy)
     )
 
 
 def best_baseline(groups: Sequence[Group], inputs: str = "") -> Group | None:
-    """The most accurate baseline that does not read the target, of all or of those `inputs`."""
+    """The most accurate baseline that does not read the target; with `inputs`, of those only."""
     honest = (g for g in groups if not g.first.is_run and not _reads_target(g))
     return next((g for g in honest if inputs in ("", g.first.inputs)), None)
 
@@ -138,7 +139,7 @@ def best_run(groups: Sequence[Group]) -> Group | None:
 
 
 def spread(values: Sequence[float | None]) -> str:
-    """`0.512`, or `0.512 ± 0.004` of several; a dash where one is undefined or not recorded."""
+    """`0.512`, or `0.512 ± 0.004` for several values; a dash if any is missing."""
     known = [value for value in values if value is not None]
     if not known or len(known) < len(values):
         return "–"
@@ -177,21 +178,21 @@ def _of_baselines(baselines: Output[Baselines], corpus: Corpus) -> list[Model]:
     return [
         Model(
             name=name,
-            label=one.label,
-            inputs=_INPUTS.get(one.sees, one.sees),
+            label=baseline.label,
+            inputs=_INPUTS.get(baseline.sees, baseline.sees),
             target_review=record.target_review,
             scope=", ".join(parts),
-            scores=one,
+            scores=baseline,
             predictions=functools.partial(read_predictions, baselines.folder, record, name, corpus),
-            paper=_papers(one, record.stores.get(one.store or "")),
-            baseline=one,
+            paper=_papers(baseline, record.stores.get(baseline.store or "")),
+            baseline=baseline,
         )
-        for name, one in record.models.items()
+        for name, baseline in record.models.items()
     ]
 
 
 def _papers(baseline: Description, store: dict[str, Any] | None) -> tuple[float, float] | None:
-    """What the paper printed of such a baseline.
+    """What the paper printed for such a baseline.
 
     Args:
       baseline: the baseline.

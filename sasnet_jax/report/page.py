@@ -1,4 +1,4 @@
-"""Sources -> one self-contained HTML page, by the templates beside (autoescaped)."""
+"""Sources -> one self-contained HTML page, from the templates (autoescaped)."""
 
 import base64
 import hashlib
@@ -18,18 +18,18 @@ from sasnet_jax.report.sources import Sources
 from sasnet_jax.scores import paper
 from sasnet_jax.scores.predictions import LEAKY
 
-GENERATOR = "python -m sasnet_jax.report"  # by which a later report knows an earlier one
+GENERATOR = "python -m sasnet_jax.report"  # by which a later report recognizes an earlier one
 
 
 def render(sources: Sources, *, title: str, sample: int, seed: int, show_texts: bool) -> str:
-    """The page.
+    """Renders the page.
 
     Args:
-      sources: what it shows.
-      title: its heading.
-      sample: reviews on the map, at most.
-      seed: of what is drawn at random.
-      show_texts: whether parts of review texts are shown.
+      sources: the results to show.
+      title: heading of the page.
+      sample: largest number of reviews on the map.
+      seed: seed of what is drawn at random.
+      show_texts: whether excerpts of reviews are shown.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("sasnet_jax.report"),
@@ -77,30 +77,30 @@ def _contents(sources: Sources, sample: int, seed: int, show_texts: bool) -> dic
         "reliability": results.reliability(shown, corpus),
         "histories": results.histories(groups),
         "cut_histories": results.cut_histories(groups),
-        "comparisons": [results.comparison(one.record) for one in sources.comparisons],
-        "leakage": results.leakage([one.record for one in sources.leakage]),
-        "leak_sentences": [one.record.sentence for one in sources.leakage],
+        "comparisons": [results.comparison(output.record) for output in sources.comparisons],
+        "leakage": results.leakage([output.record for output in sources.leakage]),
+        "leak_sentences": [output.record.sentence for output in sources.leakage],
         "map": embedding_map.map_of(
             corpus, sources.stores, sample, seed, texts if show_texts else None
         ),
         "map_size": (embedding_map.WIDTH, embedding_map.HEIGHT),
         "qualities": [
-            (quality_tables.table_1(one.record), quality_tables.table_3(one.record))
-            for one in sources.quality
+            (quality_tables.table_1(output.record), quality_tables.table_3(output.record))
+            for output in sources.quality
         ],
         "facts": provenance.facts(sources),
     }
 
 
 def _breakable(name: str) -> Markup:
-    """A name that may go on in the next line after a slash or an underscore."""
+    """A name that may continue on the next line after a slash or an underscore."""
     return Markup(re.sub("([/_])", r"\1<wbr>", str(escape(name))))
 
 
 def _headlines(sources: Sources, groups: list[Group]) -> list[tuple[str, str]]:
-    """The numbers worth reading first, each with what it is."""
+    """The numbers worth reading first, each with its description."""
     corpus = sources.corpus
-    found = [
+    headlines = [
         (f"{corpus.user.size:,}", "reviews"),
         (f"{corpus.user.max() + 1:,}", "users"),
         (f"{corpus.business.max() + 1:,}", "businesses"),
@@ -114,8 +114,8 @@ def _headlines(sources: Sources, groups: list[Group]) -> list[tuple[str, str]]:
         f"best baseline{given}": models.best_baseline(groups, inputs),
         f"SASNet{given}": run,
     }
-    for said, group in chosen.items():
+    for description, group in chosen.items():
         if group:
-            name = "" if group.first.name == said else f": {group.name}"
-            found.append((group.value("accuracy"), f"test accuracy, {said}{name}"))
-    return found
+            name = "" if group.first.name == description else f": {group.name}"
+            headlines.append((group.value("accuracy"), f"test accuracy, {description}{name}"))
+    return headlines

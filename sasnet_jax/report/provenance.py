@@ -16,7 +16,12 @@ from sasnet_jax.report.sources import Sources
 
 _PACKAGES = ("jax", "flax", "numpy", "scikit-learn", "polars")
 _NO_FACTS = ("models", "stores", "format_version", "sha256")
-_PATHS = ("corpus", "store", "output", "coordinator")  # of the machine, not of the result
+_PATHS = (
+    "corpus",
+    "store",
+    "output",
+    "coordinator",
+)  # properties of the machine, not of the result
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -28,22 +33,22 @@ class Facts:
 
 
 def facts(sources: Sources) -> list[Facts]:
-    """Of this report, the corpus, its stores, runs and baselines."""
+    """The facts of this report, the corpus, its stores, runs and baselines."""
     packages = [f"{name} {version(name)}" for name in _PACKAGES]
     packages.insert(0, f"Python {platform.python_version()}")
-    found = [_facts("this report", {"program": f"sasnet {__version__}", "packages": packages})]
-    found.append(_of_corpus(sources))
-    found += [_of_store(store) for store in sources.stores]
-    found += [_of_run(run) for run in sources.runs]
+    all_facts = [_facts("this report", {"program": f"sasnet {__version__}", "packages": packages})]
+    all_facts.append(_of_corpus(sources))
+    all_facts += [_of_store(store) for store in sources.stores]
+    all_facts += [_of_run(run) for run in sources.runs]
     for baselines in sources.baselines:
         every = msgspec.structs.asdict(baselines.record)
         kept = {k: v for k, v in every.items() if k not in _NO_FACTS}
-        found.append(_facts(f"baselines {baselines.name}", kept))
+        all_facts.append(_facts(f"baselines {baselines.name}", kept))
     for quality in sources.quality:
         names = ("corpus_sha256", "categories_sha256", "min_reviews", "draws", "seed")
         kept = {name: getattr(quality.record, name) for name in names}
-        found.append(_facts(f"embedding quality {quality.name}", kept))
-    return found
+        all_facts.append(_facts(f"embedding quality {quality.name}", kept))
+    return all_facts
 
 
 def _of_corpus(sources: Sources) -> Facts:
@@ -51,8 +56,8 @@ def _of_corpus(sources: Sources) -> Facts:
     settings = dict(record.settings)
     inputs = settings.pop("inputs", None) or []
     read = {
-        f"{one['role']} {one['name']}": f"{one['bytes']:,} bytes, sha256 {one['sha256']}"
-        for one in inputs
+        f"{file['role']} {file['name']}": f"{file['bytes']:,} bytes, sha256 {file['sha256']}"
+        for file in inputs
     }
     return _facts(
         f"corpus {sources.corpus.folder.resolve().name}",
@@ -96,7 +101,7 @@ def _facts(title: str, values: dict[str, Any]) -> Facts:
 
 def _said(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{name}: {_said(one)}" for name, one in value.items()) or "none"
+        return ", ".join(f"{name}: {_said(item)}" for name, item in value.items()) or "none"
     if isinstance(value, (list, tuple)):
         return ", ".join(map(_said, value))
     return str(value)

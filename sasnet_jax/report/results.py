@@ -18,7 +18,7 @@ from sasnet_jax.scores import metrics, paired
 from sasnet_jax.scores.predictions import LEAKY
 
 _MOST_RUNS = 4  # groups of runs in a picture; the tables hold all
-_LEAST_SURE = 0.2  # the largest of five probabilities is no smaller
+_LEAST_SURE = 0.2  # the smallest value of the largest of five probabilities
 _FEWEST_IN_BIN = 10  # reviews; the accuracy of fewer says nothing
 
 
@@ -41,7 +41,7 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Confusion:
-    """A confusion matrix of the test split; of several seeds their sum."""
+    """A confusion matrix of the test split, summed over seeds."""
 
     name: str
     protocol: str
@@ -62,10 +62,10 @@ def curves(run: Run) -> Curves:
     best = run.best.epoch if run.best else None
 
     def drawn(title: str, y_label: str, names: dict[str, str]) -> Chart:
-        values = {said: [getattr(epoch, key) for epoch in run.curve] for key, said in names.items()}
+        values = {name: [getattr(epoch, key) for epoch in run.curve] for key, name in names.items()}
         lines = [
-            Series(said, [*zip(epochs, one, strict=True)], colour)
-            for (said, one), colour in zip(values.items(), PALETTE, strict=False)
+            Series(name, [*zip(epochs, by_epoch, strict=True)], color)
+            for (name, by_epoch), color in zip(values.items(), PALETTE, strict=False)
         ]
         return charts.chart(title, lines, "epoch", y_label, mark=best)
 
@@ -75,14 +75,14 @@ def curves(run: Run) -> Curves:
         drawn("Loss", "nats", losses),
         drawn("On validation", "share", rates),
     )
-    said = [LEAKY] if run.config.target_review == "include" else []
-    said += [run.state]
-    said += [f"best epoch {best:,} of {epochs[-1]:,}"] if run.curve else []
-    return Curves(run.name, "; ".join(said), pictures if run.curve else ())
+    notes = [LEAKY] if run.config.target_review == "include" else []
+    notes += [run.state]
+    notes += [f"best epoch {best:,} of {epochs[-1]:,}"] if run.curve else []
+    return Curves(run.name, "; ".join(notes), pictures if run.curve else ())
 
 
 def confusion(group: Group) -> Confusion:
-    """The matrix of a model, rows the true classes."""
+    """The confusion matrix of a group; its rows are the true classes."""
     matrix = np.sum([model.test.confusion for model in group.models], axis=0)
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     return Confusion(
@@ -99,28 +99,29 @@ def confusion(group: Group) -> Confusion:
 def reliability(groups: Sequence[Group], corpus: Corpus) -> Chart | None:
     """How often a model is right, by how sure it is; None without models."""
     lines = []
-    for group, colour in zip(groups, PALETTE, strict=False):
+    for group, color in zip(groups, PALETTE, strict=False):
         bins = np.sum([_bins(model, corpus) for model in group.models], axis=0)
         bins = bins[bins[:, 0] >= _FEWEST_IN_BIN]
         points = [(confidence / n, right / n) for n, confidence, right in bins.tolist()]
         notes = [
-            f"{n:,.0f} reviews, {right / n:.2f} of them right" for n, _, right in bins.tolist()
+            f"{n:,.0f} reviews, {right / n:.2f} of them predicted correctly"
+            for n, _, right in bins.tolist()
         ]
-        lines.append(Series(_legend(group), points, colour, dots=True, notes=notes))
+        lines.append(Series(_legend(group), points, color, dots=True, notes=notes))
     if not lines:
         return None
     diagonal = Series(
-        "as sure as right", [(_LEAST_SURE, _LEAST_SURE), (1, 1)], "muted", dashed=True
+        "confidence equals accuracy", [(_LEAST_SURE, _LEAST_SURE), (1, 1)], "muted", dashed=True
     )
     return charts.chart(
         "Reliability",
         [diagonal, *lines],
         "probability of the predicted class",
-        "share predicted rightly",
+        "share predicted correctly",
         x_range=(_LEAST_SURE, 1),
         y_range=(0, 1),
-        note=f"test split; bins of at least {_FEWEST_IN_BIN} reviews. Under the dashed line a "
-        "model is surer than it is right.",
+        note=f"test split; bins of at least {_FEWEST_IN_BIN} reviews. Below the dashed line, "
+        "a model is overconfident.",
         height=320,
     )
 
@@ -133,7 +134,7 @@ def _bins(model: Model, corpus: Corpus) -> np.ndarray:
 
 
 def histories(groups: Sequence[Group]) -> Chart | None:
-    """Accuracy by the length of the user's history; None where no model recorded it."""
+    """Accuracy by the length of the user's history; None if no model recorded it."""
     known = [group for group in groups if all(m.test.by_history for m in group.models)]
     if not known:
         return None
@@ -142,11 +143,11 @@ def histories(groups: Sequence[Group]) -> Chart | None:
         Series(
             _legend(group),
             [*enumerate(_mean_by_history(group, slices))],
-            colour,
+            color,
             dots=True,
             dashed=group.first.leaky,
         )
-        for group, colour in zip(shown(known), PALETTE, strict=False)
+        for group, color in zip(shown(known), PALETTE, strict=False)
     ]
     return charts.chart(
         "Accuracy by length of history",
@@ -155,29 +156,29 @@ def histories(groups: Sequence[Group]) -> Chart | None:
         "accuracy",
         x_names=list(slices),
         note="test split; 0 is a cold start. Reviews: "
-        + ", ".join(f"{one.reviews:,} with {name}" for name, one in slices.items()),
+        + ", ".join(f"{scores.reviews:,} with {name}" for name, scores in slices.items()),
     )
 
 
 def _mean_by_history(group: Group, slices: Iterable[str]) -> list[float]:
-    """The mean over seeds; NaN of a slice without reviews."""
+    """The mean over seeds; NaN for a slice without reviews."""
     table = [[m.test.by_history[name].accuracy for name in slices] for m in group.models]
     return np.array(table, dtype=np.float64).mean(axis=0).tolist()
 
 
 def cut_histories(groups: Sequence[Group]) -> Chart | None:
-    """Accuracy where only the first reviews of each user are seen; None if not measured."""
+    """Accuracy if only the first reviews of each user are seen; None if not measured."""
     known = [group for group in groups if all(model.truncated for model in group.models)]
     if not known:
         return None
     names = list(known[0].first.truncated)
     lines = []
-    for group, colour in zip(known, PALETTE, strict=False):
+    for group, color in zip(known, PALETTE, strict=False):
         table = [
             [model.truncated[name].every_user.accuracy for name in names] for model in group.models
         ]
         means = np.array(table, dtype=np.float64).mean(axis=0).tolist()
-        lines.append(Series(_legend(group), [*enumerate(means)], colour, dots=True))
+        lines.append(Series(_legend(group), [*enumerate(means)], color, dots=True))
     return charts.chart(
         "Accuracy when histories are cut",
         lines,
@@ -188,29 +189,29 @@ def cut_histories(groups: Sequence[Group]) -> Chart | None:
     )
 
 
-def comparison(found: Comparison) -> Table:
-    """Paired differences to each baseline; of several seeds only their mean and ensemble."""
+def comparison(compared: Comparison) -> Table:
+    """Paired differences to each baseline; for several seeds, those of mean and ensemble."""
     rows = []
-    for one in outside_groups(found):
-        low, high = one.interval
-        baseline = found.models[one.baseline]
-        label = baseline.label if isinstance(baseline, ComparedBaseline) else one.baseline
+    for difference in outside_groups(compared):
+        low, high = difference.interval
+        baseline = compared.models[difference.baseline]
+        label = baseline.label if isinstance(baseline, ComparedBaseline) else difference.baseline
         rows.append(
             [
-                f"{Path(one.model).name} against {label}",
-                f"{one.difference:+.3f}",
+                f"{Path(difference.model).name} against {label}",
+                f"{difference.difference:+.3f}",
                 f"[{low:+.3f}, {high:+.3f}]",
-                "–" if one.holm_p is None else f"{one.holm_p:.2g}",
-                "yes" if one.at_least_level else "no",
+                "–" if difference.holm_p is None else f"{difference.holm_p:.2g}",
+                "yes" if difference.at_least_level else "no",
             ]
         )
-    protocol = LEAKY if found.target_review == "include" else models.EXCLUDED
+    protocol = LEAKY if compared.target_review == "include" else models.EXCLUDED
     return Table(
         f"Difference in test accuracy, {protocol}",
         ["model against baseline", "difference", "95 % interval", "p", "at least level"],
         rows,
         [
-            f"{found.test_reviews:,} reviews of {found.test_users:,} users. The intervals "
+            f"{compared.test_reviews:,} reviews of {compared.test_users:,} users. The intervals "
             "are by bootstrap over users; p is McNemar's, Holm-corrected over the baselines. At "
             f"least level: the interval lies above -{paired.MARGIN}."
         ],
@@ -218,14 +219,14 @@ def comparison(found: Comparison) -> Table:
 
 
 def leakage(measured: Sequence[Leakage]) -> list[Bars]:
-    """Models that were tried with and without the target, a picture for each reading."""
+    """Accuracy of models with and without the target, one picture per reading."""
     pictures: dict[str, list[Bar]] = {}
-    for found in measured:
-        for row in found.accuracy:
+    for record in measured:
+        for row in record.accuracy:
             if row.exclude is not None and row.include is not None and row.reads_context:
                 leak = f"{row.include:.3f} ({row.include - row.exclude:+.3f})"
                 name = f"{row.label or row.model}, {models.EXCLUDED}"
-                pictures.setdefault(found.readings[row.reading], []).extend(
+                pictures.setdefault(record.readings[row.reading], []).extend(
                     [
                         Bar(name, row.exclude, f"{row.exclude:.3f}"),
                         Bar(LEAKY, row.include, leak, "leaky", leaky=True),

@@ -1,4 +1,4 @@
-"""Opens everything a report is made from, and refuses what does not belong to the corpus.
+"""Opens all inputs of a report, and refuses what does not belong to the corpus.
 
 In: folders written by the other commands (docs/formats.md). Out: `Sources`, whose parts may be
 absent; keys that an older version did not write are absent too.
@@ -23,7 +23,7 @@ RecordT = TypeVar("RecordT", bound=files.Record)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Output(Generic[RecordT]):
-    """The folder of another command, and the record of it."""
+    """The output folder of another command, and its record."""
 
     folder: Path
     record: RecordT
@@ -99,6 +99,6 @@ def _outputs(
 def _refuse_foreign(path: Path, corpus_sha256: str, corpus: Corpus) -> None:
     if corpus_sha256 != corpus.sha256:
         raise UserError(
-            f"{path} belongs to another corpus or split than {corpus.folder}: make it again with "
+            f"{path} belongs to another corpus or split than {corpus.folder}: write it again with "
             f"--corpus={corpus.folder}, or leave it out"
         )

@@ -19,9 +19,11 @@ _SHORT_HASH = 8
 class RunsConfig:
     """Settings of `runs`."""
 
-    folder: str = setting("", help="folder to look for runs in", topic="input")
+    folder: str = setting("", help="folder to search for runs", topic="input")
     run: tuple[str, ...] = setting((), help="run folder; repeatable", topic="input")
-    compare: bool = setting(False, help="the settings in which the runs differ", topic="output")
+    compare: bool = setting(
+        False, help="show only the settings in which the runs differ", topic="output"
+    )
 
     def __post_init__(self):
         """Refuses what cannot be meant."""
@@ -31,10 +33,10 @@ class RunsConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Listed:
-    """A folder as it is listed."""
+    """A folder in the list."""
 
     name: str
-    problem: str = ""  # why nothing more is known
+    problem: str = ""  # why it has no columns
     columns: dict[str, Any] = dataclasses.field(default_factory=dict)
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -46,29 +48,29 @@ def run(config: RunsConfig) -> None:
         named += _below(Path(config.folder))
     bar = ProgressBar(named, desc="reading", unit="run", delay=5, leave=False)
     listed = [look(name, path) for name, path in bar]
-    good = [one for one in listed if not one.problem]
+    good = [entry for entry in listed if not entry.problem]
     if good:
-        print(_comparison(good) if config.compare else _table([one.columns for one in good]))
-    for one in listed:
-        if one.problem:
-            print(f"{one.name}: {one.problem}")
+        print(_comparison(good) if config.compare else _table([entry.columns for entry in good]))
+    for entry in listed:
+        if entry.problem:
+            print(f"{entry.name}: {entry.problem}")
     if not listed:
         print(f"no runs in {config.folder}")
 
 
 def _below(folder: Path) -> list[tuple[str, Path]]:
-    """Names and paths of the runs in `folder`, and of the folders in it that hold none."""
+    """Names and paths of the runs in `folder`, and of its subfolders without runs."""
     if not folder.is_dir():
         raise UserError(f"--folder={folder} is not a folder")
-    found = []
+    folders_with_runs = []
     for name, folders, names in os.walk(folder):
         if "config.json" in names:
-            found.append(Path(name))
+            folders_with_runs.append(Path(name))
             folders.clear()
         folders[:] = [name for name in folders if not name.startswith(".")]
-    if found == [folder]:
+    if folders_with_runs == [folder]:
         return [(folder.resolve().name, folder)]
-    runs = [path.relative_to(folder) for path in found]
+    runs = [path.relative_to(folder) for path in folders_with_runs]
     with_runs = {path.parts[0] for path in runs}
     runs += [
         Path(path.name)
@@ -79,24 +81,24 @@ def _below(folder: Path) -> list[tuple[str, Path]]:
 
 
 def look(name: str, path: Path) -> Listed:
-    """Reads what there is of a run, whatever its state."""
+    """Reads what a run folder holds, in any state."""
     try:
         if not (path / "config.json").is_file():
             raise UserError("holds no run")
-        one = Run(path)
-        columns = {"name": name} | _columns(one)
-        return Listed(name=name, columns=columns, settings=_settings(one))
+        opened = Run(path)
+        columns = {"name": name} | _columns(opened)
+        return Listed(name=name, columns=columns, settings=_settings(opened))
     except UserError as error:
         return Listed(name=name, problem=str(error))
     except OSError as error:
         return Listed(name=name, problem=f"cannot be read: {error.strerror}")
 
 
-def _columns(one: Run) -> dict[str, Any]:
-    config = one.config
-    best, evaluation = one.best, one.evaluation
+def _columns(opened: Run) -> dict[str, Any]:
+    config = opened.config
+    best, evaluation = opened.best, opened.evaluation
     return {
-        "state": one.state,
+        "state": opened.state,
         "inputs": "text+stars" if config.sees_stars else "text",
         "protocol": predictions.LEAKY if config.target_review == "include" else "target excluded",
         "best_epoch": best and best.epoch,
@@ -105,19 +107,19 @@ def _columns(one: Run) -> dict[str, Any]:
         "test_accuracy": evaluation and evaluation.test.accuracy,
         "test_macro_f1": evaluation and evaluation.test.macro_f1,
         "seed": config.seed,
-        "corpus": one.corpus_sha256[:_SHORT_HASH],
+        "corpus": opened.corpus_sha256[:_SHORT_HASH],
     }
 
 
-def _settings(one: Run) -> dict[str, Any]:
-    """The settings by flag; corpus and stores by what they are, not by where they lie."""
-    settings = dataclasses.asdict(one.config)
+def _settings(opened: Run) -> dict[str, Any]:
+    """The settings by flag; the corpus and the stores by their content, not by their path."""
+    settings = dataclasses.asdict(opened.config)
     del settings["output"]
     stores = [
         f"{Path(name).name}:{_hash(identity)}"
-        for name, identity in zip(one.config.store, one.record.stores, strict=True)
+        for name, identity in zip(opened.config.store, opened.record.stores, strict=True)
     ]
-    corpus = one.corpus_sha256[:_SHORT_HASH]
+    corpus = opened.corpus_sha256[:_SHORT_HASH]
     return settings | {"corpus": corpus, "store": "+".join(stores)}
 
 
@@ -126,14 +128,14 @@ def _hash(value: Any) -> str:
 
 
 def _comparison(listed: Sequence[Listed]) -> str:
-    """One line a run: the settings that are not the same in all, and what came of them."""
-    names = dict.fromkeys(name for one in listed for name in one.settings)
-    differing = [n for n in names if len({repr(one.settings.get(n)) for one in listed}) > 1]
+    """One line per run: the settings in which the runs differ, and their results."""
+    names = dict.fromkeys(name for entry in listed for name in entry.settings)
+    differing = [n for n in names if len({repr(entry.settings.get(n)) for entry in listed}) > 1]
     rows = [
-        {"name": one.name}
-        | {name: one.settings.get(name) for name in differing}
-        | {name: one.columns[name] for name in ("protocol", "val_log_loss", "val_accuracy")}
-        for one in listed
+        {"name": entry.name}
+        | {name: entry.settings.get(name) for name in differing}
+        | {name: entry.columns[name] for name in ("protocol", "val_log_loss", "val_accuracy")}
+        for entry in listed
     ]
     return _table(rows) if differing else "the runs do not differ in any setting"
 

@@ -1,8 +1,8 @@
 """Classification metrics of predicted probabilities (docs/design.md 5).
 
 In: labels [n] and probabilities [n, c], of 3 or 5 classes. Out: structures of plain numbers, which
-are JSON. A metric that has no value, because a class is absent or there is no review, is None and
-its reason stands under "undefined": never NaN, and never a 0 that was not measured.
+are JSON. A metric that has no value, because a class is absent or there is no review, is None, and
+its reason is under "undefined": it is never NaN, and never a 0 that was not measured.
 """
 
 from typing import Annotated, Any, TypeAlias
@@ -56,16 +56,16 @@ class Scores(BriefScores, kw_only=True, frozen=True):
 
 
 def log_loss(label: Int8[np.ndarray, "n"], probability: Float[np.ndarray, "n c"]) -> float:
-    """Mean -log p(label), in nats, in float64; 0 of no review."""
+    """Mean -log p(label), in nats, in float64; 0 if there is no review."""
     chosen = probability[np.arange(label.size), label].astype(np.float64)
     return _mean(-np.log(np.maximum(chosen, np.finfo(np.float64).tiny)))
 
 
 def summarize(label: Int8[np.ndarray, "n"], probability: Float[np.ndarray, "n c"]) -> Scores:
-    """Every metric of some reviews, but for those by history.
+    """Every metric of some reviews, except those by history.
 
-    Macro F1 and balanced accuracy average over all classes, so they need a review of each. Of 5
-    classes the expected stars too, and their error against the stars rounded up.
+    Macro F1 and balanced accuracy average over all classes, so they need a review of each. With 5
+    classes, the metrics include the expected stars and their error against the stars rounded up.
     """
     classes = probability.shape[1]
     predicted = probability.argmax(axis=1)
@@ -73,18 +73,21 @@ def summarize(label: Int8[np.ndarray, "n"], probability: Float[np.ndarray, "n c"
     confusion = pairs.reshape(classes, classes)
     per_class = _per_class(confusion)
     support, f1, recall = (
-        np.array([getattr(one, name) or 0.0 for one in per_class.values()])
+        np.array([getattr(score, name) or 0.0 for score in per_class.values()])
         for name in ("support", "f1", "recall")
     )
     absent = " and ".join(
-        f"no review is {name}" for name, one in per_class.items() if not one.support
+        f"no review is {name}" for name, score in per_class.items() if not score.support
     )
     kappa, no_kappa = _quadratic_kappa(confusion)
     values: dict[str, tuple[float, str]] = {
         "accuracy": (_mean(predicted == label), ""),
         "macro_f1": (f1.mean(), absent),
         "weighted_f1": (f1 @ support / max(label.size, 1), ""),
-        "micro_f1": (_mean(predicted == label), ""),  # of one label a review, the accuracy
+        "micro_f1": (
+            _mean(predicted == label),
+            "",
+        ),  # with one label per review, it is the accuracy
         "balanced_accuracy": (recall.mean(), absent),
         "quadratic_kappa": (kappa, no_kappa),
         "log_loss": (log_loss(label, probability), ""),
@@ -136,7 +139,7 @@ def reliability(
     """Sums over reviews by confidence (the largest probability), in BINS bins of equal width.
 
     Returns:
-      How many reviews are in each bin, their summed confidence, how many are predicted rightly.
+      The reviews in each bin, their summed confidence, and how many are predicted correctly.
     """
     confidence = probability.max(axis=1).astype(np.float64)
     right = probability.argmax(axis=1) == label
@@ -148,7 +151,7 @@ def reliability(
 
 
 def calibration_error(label: Int8[np.ndarray, "n"], probability: Float[np.ndarray, "n c"]) -> float:
-    """The expected calibration error (Guo et al. 2017); 0 of no review.
+    """The expected calibration error (Guo et al. 2017); 0 if there is no review.
 
     |accuracy - mean confidence| of each bin of `reliability`, weighted by its reviews.
     """
@@ -158,7 +161,7 @@ def calibration_error(label: Int8[np.ndarray, "n"], probability: Float[np.ndarra
 
 def _per_class(confusion: Int[np.ndarray, "c c"]) -> dict[str, ClassScores]:
     """Precision, recall, F1 and number of reviews of each class."""
-    found = {}
+    scores_by_class = {}
     for i, name in enumerate(CLASS_NAMES[len(confusion)]):
         right, support, chosen = confusion[i, i], confusion[i].sum(), confusion[:, i].sum()
         none = "" if support else f"no review is {name}"
@@ -168,14 +171,14 @@ def _per_class(confusion: Int[np.ndarray, "c c"]) -> dict[str, ClassScores]:
             "recall": (right / max(support, 1), none),
             "f1": (2 * right / max(support + chosen, 1), none and never and f"{none}, and {never}"),
         }
-        found[name] = ClassScores(
+        scores_by_class[name] = ClassScores(
             support=int(support), **_defined(values), undefined=_undefined(values)
         )
-    return found
+    return scores_by_class
 
 
 def _quadratic_kappa(confusion: Int[np.ndarray, "c c"]) -> tuple[float, str]:
-    """1 - disagreement / the disagreement expected of independent marginals; or why there is none.
+    """1 - disagreement / the disagreement of independent marginals, or why it is undefined.
 
     Disagreement is the squared distance of the classes in their order.
     """
@@ -189,12 +192,12 @@ def _quadratic_kappa(confusion: Int[np.ndarray, "c c"]) -> tuple[float, str]:
 
 
 def _defined(values: dict[str, tuple[float, str]]) -> dict[str, float | None]:
-    """Each value, or None where there is a reason against it."""
+    """Each value, or None if there is a reason against it."""
     return {name: None if reason else float(value) for name, (value, reason) in values.items()}
 
 
 def _undefined(values: dict[str, tuple[float, str]]) -> dict[str, str]:
-    """The reasons."""
+    """The reasons for the values that are undefined."""
     return {name: reason for name, (_, reason) in values.items() if reason}
 
 

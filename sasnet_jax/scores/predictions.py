@@ -21,14 +21,14 @@ LEAKY = "target included (leaky)"
 
 
 class Predictions(NamedTuple):
-    """What was predicted of which reviews."""
+    """The predicted reviews, and their class probabilities."""
 
     rows: Int32[np.ndarray, "n"]
     probability: Float[np.ndarray, "n c"]
 
 
 class SplitScores(msgspec.Struct, kw_only=True, frozen=True):
-    """How a model predicts, on both splits that it has not seen."""
+    """A model's scores on the two splits that it has not seen."""
 
     validation: Scores
     test: Scores
@@ -36,7 +36,7 @@ class SplitScores(msgspec.Struct, kw_only=True, frozen=True):
 
 @runtime_checkable
 class Evaluated(Protocol):
-    """Anything that says how a model predicts (a Struct cannot have two bases with fields)."""
+    """Anything with scores on both splits (a Struct cannot have two bases with fields)."""
 
     @property
     def validation(self) -> Scores: ...  # noqa: D102
@@ -46,7 +46,7 @@ class Evaluated(Protocol):
 
 
 class Truncated(msgspec.Struct, kw_only=True, frozen=True):
-    """Test scores where only the beginning of each user's history was seen."""
+    """Test scores when only the beginning of each user's history is seen."""
 
     every_user: BriefScores
     long_histories: BriefScores  # of users whose history is cut every time
@@ -95,9 +95,9 @@ def read(path: Path, corpus: Corpus, sha256: str | None, remedy: str) -> Predict
 
     Args:
       path: the file.
-      corpus: what was predicted.
-      sha256: of the file; None where an older version did not write it down.
-      remedy: what to do about another file.
+      corpus: the corpus that was predicted.
+      sha256: hash of the file; None if an older version did not record it.
+      remedy: what to do if the file does not fit.
 
     Raises:
       UserError: it is absent, damaged, or of another model, corpus or split.
@@ -109,19 +109,19 @@ def read(path: Path, corpus: Corpus, sha256: str | None, remedy: str) -> Predict
     classes = next((c for c in CLASS_NAMES if {*_columns(c)} <= {*table.columns}), 0)
     if not classes or not {"row", "split", "label"} <= {*table.columns}:
         columns = ", ".join(table.columns)
-        raise UserError(f"{path} does not hold predictions, but {columns}: {remedy}")
+        raise UserError(f"{path} does not hold predictions but the columns {columns}: {remedy}")
     rows = table["row"].to_numpy().astype(np.int32)
     fits = rows.size > 0 and rows.min() >= 0 and rows.max() < corpus.user.size
     fits = fits and table["split"].to_list() == corpus.split[rows].tolist()
     if not fits or (table["label"].to_numpy() != corpus.labels(classes)[rows]).any():
-        raise UserError(f"{path} predicts another corpus or split than {corpus.folder}: {remedy}")
+        raise UserError(f"{path} does not predict the reviews of {corpus.folder}: {remedy}")
     return Predictions(rows, table.select(_columns(classes)).to_numpy())
 
 
 def history_lengths(corpus: Corpus) -> Int32[np.ndarray, "reviews"]:
     """The user's number of other reviews that may be seen with the target excluded, per review.
 
-    Whatever the protocol, so that a review is in the same group in every table.
+    It does not depend on the protocol, so a review is in the same group in every table.
     """
     return np.asarray(contexts_of(corpus, "exclude").user.size)
 
@@ -136,22 +136,22 @@ def summarize(
 
     Args:
       corpus: the corpus.
-      rows: what was predicted.
-      probability: of each class.
+      rows: the predicted reviews.
+      probability: probability of each class.
       history: `history_lengths` of the corpus.
     """
     label = corpus.labels(probability.shape[1])
-    found = {}
+    scores = {}
     for split in EVALUATED:
         here = corpus.split[rows] == split
-        one = label[rows[here]], probability[here]
-        by_history = metrics.by_history(*one, history[rows[here]])
-        found[split] = msgspec.structs.replace(metrics.summarize(*one), by_history=by_history)
-    return SplitScores(**found)
+        labeled = label[rows[here]], probability[here]
+        by_history = metrics.by_history(*labeled, history[rows[here]])
+        scores[split] = msgspec.structs.replace(metrics.summarize(*labeled), by_history=by_history)
+    return SplitScores(**scores)
 
 
 def table(models: Mapping[str, Evaluated], target_review: str) -> str:
-    """One line per model, of the test split."""
+    """Formats the scores on the test split, one line per model."""
     reviews = next(iter(models.values())).test.reviews
     note = LEAKY if target_review == "include" else "target excluded"
     width = _width(models)
@@ -160,12 +160,12 @@ def table(models: Mapping[str, Evaluated], target_review: str) -> str:
     for name, splits in models.items():
         test = splits.test
         shown = [number(value) for value in (test.accuracy, test.macro_f1, test.log_loss)]
-        lines.append(f"  {name:<{width}}" + "".join(f"{one:>10}" for one in shown))
+        lines.append(f"  {name:<{width}}" + "".join(f"{cell:>10}" for cell in shown))
     return "\n".join(lines)
 
 
 def history_table(models: Mapping[str, Evaluated]) -> str:
-    """One line per model: test accuracy by the user's number of other reviews."""
+    """Formats test accuracy by the user's number of other reviews, one line per model."""
     first = next(iter(models.values())).test.by_history
     width = _width(models)
     lines = ["test accuracy by the user's number of other reviews"]
@@ -179,28 +179,28 @@ def history_table(models: Mapping[str, Evaluated]) -> str:
     return "\n".join(lines)
 
 
-def truncated_table(found: Mapping[str, Truncated]) -> str:
-    """Test accuracy and log-loss by how much of the users' histories was seen."""
+def truncated_table(truncated: Mapping[str, Truncated]) -> str:
+    """Formats test accuracy and log-loss by how much of the users' histories was seen."""
     lines = ["test reviews predicted from the user's first reviews only"]
     for title, slices in (
-        ("every user", {kept: one.every_user for kept, one in found.items()}),
-        ("long histories", {kept: one.long_histories for kept, one in found.items()}),
+        ("every user", {kept: scores.every_user for kept, scores in truncated.items()}),
+        ("long histories", {kept: scores.long_histories for kept, scores in truncated.items()}),
     ):
         lines.append(f"  {title}, {slices['all'].reviews:,} reviews")
-        accuracy = [f"{kept}: {number(one.accuracy)}" for kept, one in slices.items()]
-        log_loss = [f"{kept}: {number(one.log_loss)}" for kept, one in slices.items()]
+        accuracy = [f"{kept}: {number(scores.accuracy)}" for kept, scores in slices.items()]
+        log_loss = [f"{kept}: {number(scores.log_loss)}" for kept, scores in slices.items()]
         lines += [f"    {'accuracy':<10}" + "  ".join(accuracy)]
         lines += [f"    {'log-loss':<10}" + "  ".join(log_loss)]
     return "\n".join(lines)
 
 
 def number(value: float | None) -> str:
-    """Three digits; a dash for what is undefined."""
+    """Formats a number with three decimals, and an undefined one as a dash."""
     return "-" if value is None else f"{value:.3f}"
 
 
 def confusion(matrix: list[list[int]]) -> str:
-    """A confusion matrix in words: rows are the true classes."""
+    """Formats a confusion matrix: rows are the true classes."""
     names = CLASS_NAMES[len(matrix)]
     lines = [f"  {'true / predicted':<24}" + "".join(f"{name:>10}" for name in names)]
     for name, row in zip(names, matrix, strict=True):

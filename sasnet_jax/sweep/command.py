@@ -1,8 +1,8 @@
 """`python -m sasnet_jax.sweep`: a search over training settings; every trial is an ordinary run.
 
-The runs are the record. The same command makes Optuna's study again from those that are there: what
-a trial tries follows from the trials before it, the seed and its number. So a sweep that was killed
-resumes the run it was at, and ends with the trials of one that was never killed.
+The runs are the record. The same command rebuilds Optuna's study from the existing runs: what a
+trial tries follows from the trials before it, the seed and its number. So a sweep that was killed
+resumes its current run, and ends with the same trials as one that was never killed.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from sasnet_jax.sweep.search_space import INCIDENTAL, Distribution
 from sasnet_jax.train import loop
 
 _EPOCHS_BEFORE_PRUNING = 3
-# A trial's attributes that its metrics.jsonl has, at the best epoch.
+# A trial's attributes, from its metrics.jsonl at the best epoch.
 _OUTCOME = ("validation_log_loss", "validation_accuracy", "best_epoch")
 
 
@@ -44,19 +44,29 @@ class SweepConfig:
         "", help="folder to write; the same command resumes it", topic="data", required=True
     )
     base: str = setting(
-        "", help="flagfile of train: what is not varied", topic="search", required=True
+        "",
+        help="flagfile of train with the settings that are not varied",
+        topic="search",
+        required=True,
     )
     vary: tuple[str, ...] = setting(
-        (), help="NAME=LOW..HIGH[:log] or NAME=A|B|C; repeatable", topic="search", required=True
+        (),
+        help="setting to vary: NAME=LOW..HIGH[:log] or NAME=A|B|C; repeatable",
+        topic="search",
+        required=True,
     )
     trials: int = setting(
-        30, help="runs, those of earlier calls included", topic="search", minimum=1
+        30, help="number of runs, including those of earlier calls", topic="search", minimum=1
     )
     prune_after_trials: int = setting(
-        5, help="complete runs before one is ended for its losses", topic="search", minimum=1
+        5, help="complete runs before a run may be pruned for its losses", topic="search", minimum=1
     )
     seed: int = setting(
-        0, help="of the search; --base has that of the runs", topic="search", minimum=0, below=2**31
+        0,
+        help="seed of the search; --base holds the seed of the runs",
+        topic="search",
+        minimum=0,
+        below=2**31,
     )
 
     def __post_init__(self):
@@ -73,9 +83,9 @@ class SweepRecord(files.Record, kw_only=True, frozen=True):
 
 
 def run(config: SweepConfig) -> None:
-    """Makes the trials that are missing, and writes best.flags and trials.csv."""
+    """Runs the missing trials, and writes best.flags and trials.csv."""
     base, space = _read_search(config)
-    # A mistake in them is told before any trial.
+    # Mistakes in the inputs are reported before any trial.
     corpus, stores = inputs.open_inputs(base)
     corpus.refuse_missing_class(base.classes)
     transform.refuse_too_many(search_space.largest(space, "discriminants"), stores)
@@ -97,7 +107,7 @@ def run(config: SweepConfig) -> None:
             files.refuse_other_settings(output, before, settings)
         else:
             files.write_record(record, SweepRecord(settings=settings))
-        # Between two runs there is nothing to save; within one its own handler saves it.
+        # Between two runs there is nothing to save; during a run, its own handler saves it.
         handler = signal.signal(signal.SIGTERM, _stop)
         try:
             study = _search(config, base, space, title)
@@ -123,9 +133,11 @@ def _read_search(config: SweepConfig) -> tuple[TrainConfig, dict[str, Distributi
     except UserError as error:
         raise UserError(f"--base={config.base}: {error}") from None
     if base.store != config.store:
-        raise UserError(f"--base={config.base} names a --store of its own: take it out")
+        raise UserError(f"--base={config.base} names its own --store: take it out")
     if base.processes > 1:
-        raise UserError(f"--base={config.base}: the runs of a sweep have --processes=1")
+        raise UserError(
+            f"--base={config.base}: a sweep trains in one process: take --processes out"
+        )
     return base, search_space.read(config.vary, arguments)
 
 
@@ -140,14 +152,14 @@ def _stop(*_: Any) -> None:
 def _search(
     config: SweepConfig, base: TrainConfig, space: dict[str, Distribution], title: str
 ) -> optuna.Study:
-    """Reads, resumes or makes every trial, in order."""
+    """Reads, resumes or runs every trial, in order."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     pruner = optuna.pruners.MedianPruner(
         n_startup_trials=config.prune_after_trials, n_warmup_steps=_EPOCHS_BEFORE_PRUNING
     )
     study = optuna.create_study(pruner=pruner)
     for number in range(config.trials):
-        # Seeded by the number, so that no generator's state has to be saved.
+        # The number seeds the sampler, so that no generator's state has to be saved.
         seed = np.random.SeedSequence([config.seed, number]).generate_state(1)[0]
         study.sampler = optuna.samplers.TPESampler(seed=int(seed))
         folder = Path(config.output) / f"trial-{number:04d}"
@@ -158,7 +170,7 @@ def _search(
             if all(search_space.contains(space[name], given[name]) for name in space):
                 study.enqueue_trial(given)
             elif begun:
-                raise UserError(f"{folder} is a run outside this sweep's space: move it away")
+                raise UserError(f"{folder} holds a run outside this sweep's space: move it away")
         trial = study.ask({**space})
         place = f"{title}, {folder.name} ({number + 1} of {config.trials})"
         print(f"{place}: {_listed(trial.params)}", flush=True)
@@ -173,24 +185,24 @@ def _search(
 
 
 def _train(folder: Path, base: TrainConfig, trial: optuna.Trial) -> float | None:
-    """Trains a trial's run; returns the best validation log-loss, or None of a pruned one.
+    """Trains a trial's run; returns the best validation log-loss, or None if it was pruned.
 
     Raises:
-      NotTrainable: with these settings it cannot be trained.
-      TooLittleMemory: not on this device.
+      NotTrainable: these settings cannot be trained.
+      TooLittleMemory: they do not fit this device.
     """
     reported = 0
 
     def watch(*_: Any) -> bool:
         nonlocal reported
-        for record in Run(folder).curve[reported:]:  # a resumed run's epochs of before, too
+        for record in Run(folder).curve[reported:]:  # including the earlier epochs of a resumed run
             trial.report(record.validation_log_loss, record.epoch)
             reported += 1
         return bool(trial.should_prune())  # NumPy's
 
     try:
         config = dataclasses.replace(base, output=str(folder), **trial.params)
-    except UserError as error:  # each value can be meant, but not all of them together
+    except UserError as error:  # each value is valid, but not all of them together
         raise loop.NotTrainable(str(error)) from None
     if not (_is_saved(folder) and (watch() or Run(folder).finished)):
         loop.train(config, watch)
@@ -209,7 +221,7 @@ def _train(folder: Path, base: TrainConfig, trial: optuna.Trial) -> float | None
 def _is_saved(folder: Path) -> bool:
     """Whether the last epoch of a run is in a checkpoint, so that it may have been the end."""
     last = Run(folder).curve[-1:] if (folder / "config.json").exists() else []
-    return any((folder / f"checkpoints/{one.step + one.epoch}").exists() for one in last)
+    return any((folder / f"checkpoints/{epoch.step + epoch.epoch}").exists() for epoch in last)
 
 
 def _name(trial: FrozenTrial) -> str:
@@ -226,7 +238,7 @@ def _listed(values: dict[str, Any]) -> str:
 
 
 def _outcome(trial: FrozenTrial) -> str:
-    """What came of a trial, in words."""
+    """The outcome of a trial, in words."""
     known = trial.user_attrs
     if trial.state == TrialState.FAIL:
         return f"failed, {known['problem']}"
@@ -251,7 +263,7 @@ def _write_trials(path: Path, study: optuna.Study, base: TrainConfig) -> None:
 
 
 def _write_best(config: SweepConfig, best: TrainConfig, words: str, corpus_sha256: str) -> None:
-    """Writes a flagfile of train: every setting but where the data and the run lie."""
+    """Writes a flagfile of train: every setting except the paths of the data and the run."""
     stores = ", ".join(Path(name).name for name in config.store)
     lines = [
         "# python -m sasnet_jax.train --flagfile=best.flags "

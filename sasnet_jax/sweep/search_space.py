@@ -1,7 +1,7 @@
 """What a sweep searches: `--vary` declarations in, Optuna distributions out.
 
     learning_rate=1e-4..3e-3:log   a range, here a logarithmic one
-    width=64|128|256               one of these
+    width=64|128|256               one of these values
 
 The field of `TrainConfig` gives the type, and its checks hold for every value declared.
 """
@@ -29,10 +29,10 @@ def read(declarations: Sequence[str], arguments: Sequence[str]) -> dict[str, Dis
 
     Args:
       declarations: NAME=LOW..HIGH, NAME=LOW..HIGH:log or NAME=A|B|C.
-      arguments: a command line of train that the values are tried in.
+      arguments: a command line of train, in which the values are tried.
 
     Raises:
-      UserError: an unknown setting, a value that it cannot have, or what is no declaration.
+      UserError: an unknown setting, an invalid value, or a malformed declaration.
     """
     fields = [field.name for field in dataclasses.fields(TrainConfig)]
     space: dict[str, Distribution] = {}
@@ -42,9 +42,9 @@ def read(declarations: Sequence[str], arguments: Sequence[str]) -> dict[str, Dis
             if name not in fields:
                 raise UserError(f"train has no setting {name!r}")
             if name in space:
-                raise UserError("it is declared twice")
+                raise UserError("it is declared twice: declare it once")
             if name in INCIDENTAL:
-                raise UserError("it does not decide what is learned")
+                raise UserError("it does not affect what is learned: take it out")
             if name in _NOT_COMPARABLE:
                 raise UserError("losses under different values cannot be compared")
             space[name] = _distribution(name, values, arguments)
@@ -54,7 +54,7 @@ def read(declarations: Sequence[str], arguments: Sequence[str]) -> dict[str, Dis
 
 
 def largest(space: dict[str, Distribution], name: str) -> int:
-    """The largest value of a whole-numbered setting; 0 where it is not searched."""
+    """The largest value of a whole-numbered setting; 0 if it is not searched."""
     values = space.get(name)
     if isinstance(values, CategoricalDistribution):
         return max(int(choice or 0) for choice in values.choices)
@@ -77,11 +77,11 @@ def _distribution(name: str, values: str, arguments: Sequence[str]) -> Distribut
         ends, _, scale = values.partition(":")
         low, high = (parse(text) for text in ends.split("..", 1))
         if scale not in ("", "log"):
-            raise UserError(f"a range may end with :log, not with :{scale}")
+            raise UserError(f"a range may end in :log, not in :{scale}")
         if not low < high:
             raise UserError(f"{low} is not below {high}")
         if scale and low <= 0:
-            raise UserError("a logarithmic range begins above 0")
+            raise UserError("a logarithmic range must begin above 0")
         if kind is int:
             return IntDistribution(low, high, log=bool(scale))
         return FloatDistribution(low, high, log=bool(scale))

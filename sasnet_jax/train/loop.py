@@ -1,7 +1,7 @@
 """The training loop: chunks of steps, an evaluation each epoch, checkpoints between.
 
-Everything that the result depends on is in the checkpoint or follows from seed and step, so a run
-that was stopped, or killed, and started again ends bit for bit where it would have ended.
+Everything that the result depends on is in the checkpoint or follows from the seed and the step, so
+a run that was stopped or killed and then resumed ends bit for bit where it would have ended.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from sasnet_jax.scores import metrics, predictions
 from sasnet_jax.train import memory, run_folder
 from sasnet_jax.train.tensorboard import Scalars
 
-_CHUNK_SECONDS = 1.0  # between two looks at the clock and at SIGTERM
+_CHUNK_SECONDS = 1.0  # between two checks of the clock and of SIGTERM
 FIRST_STEP = "first step done"  # of this process; scripts/bench_train.py waits for it
 Watch: TypeAlias = Callable[[Epoch], bool]
 
@@ -44,13 +44,13 @@ def train(config: TrainConfig, watch: Watch = lambda record: False) -> None:
 
     Args:
       config: the settings.
-      watch: is shown each epoch's line of metrics.jsonl (of a resumed run first the last one that
-        is there), and ends the training by returning True.
+      watch: called with each epoch's line of metrics.jsonl, and first with the last line of a
+        resumed run; it ends the training by returning True.
 
     Raises:
-      UserError: inputs that do not fit, or a folder in use.
-      NotTrainable: a loss that is not finite.
-      TooLittleMemory: on the device.
+      UserError: the inputs do not fit together, or the folder is in use.
+      NotTrainable: the loss is not finite.
+      TooLittleMemory: the settings do not fit the device.
       Preempted: SIGTERM came, and everything is saved.
     """
     devices.join(config.coordinator, config.processes, config.process)
@@ -63,7 +63,7 @@ def train(config: TrainConfig, watch: Watch = lambda record: False) -> None:
             if devices.is_writer():
                 held.enter_context(files.sole_writer(run))
             record = run_folder.describe(config, corpus, stores)
-            # Before its first checkpoint a run has nothing to lose: a mistake is mended in place.
+            # A run without a checkpoint has nothing to lose, so it starts anew with these settings.
             if resumed := bool(records.saved_numbers(run)):
                 before = files.read_record(run / "config.json", RunRecord)
                 run_folder.refuse_other_run(run, before, record)
@@ -71,7 +71,7 @@ def train(config: TrainConfig, watch: Watch = lambda record: False) -> None:
             else:
                 transform = inputs.fit_transform(config, corpus, stores)
             memory.refuse_too_large(config, transform.width)
-        # Fitted elsewhere, a last bit may differ, and with it which way a direction points.
+        # A fit on another machine may differ in the last bit, and so in the sign of a direction.
         transform = devices.from_writer(transform)
         data = inputs.build_data(config, corpus, stores, transform)
         if devices.is_writer() and not resumed:
@@ -86,7 +86,7 @@ def train(config: TrainConfig, watch: Watch = lambda record: False) -> None:
                 loop.run()
             finally:
                 signal.signal(signal.SIGTERM, handler)
-            if loop.stop_requested:  # too late for this run, but not for a caller with more to do
+            if loop.stop_requested:  # this run is complete, but its caller may have more to do
                 raise Preempted(f"{run} is complete")
 
 
@@ -94,7 +94,9 @@ def _inputs(config: TrainConfig) -> tuple[Corpus, tuple[Store, ...]]:
     corpus, stores = inputs.open_inputs(config)
     corpus.refuse_missing_class(config.classes)
     if not corpus.rows("validation").size:
-        raise UserError(f"corpus {corpus.folder} has no validation review to stop by")
+        raise UserError(
+            f"corpus {corpus.folder} has no validation review, which training needs to stop"
+        )
     return corpus, stores
 
 
@@ -123,7 +125,7 @@ class _Loop:
         self.checkpoints = Checkpoints(run, keep=config.keep)
         self.stop_requested = False
         self.steps_per_chunk = 1
-        self.rate = 0.0  # examples a second in the last chunk
+        self.rate = 0.0  # examples per second in the last chunk
         self.saved_at = time.monotonic()
         self.saved_number = 0  # of steps and evaluations together
         self.shown = ""  # of the last evaluation
@@ -131,7 +133,7 @@ class _Loop:
         self.title = f"training, {predictions.LEAKY}" if leaky else "training"
 
     def run(self) -> None:
-        """Goes on until the last epoch, or until patience ends."""
+        """Trains until the last epoch, or until patience ends."""
         try:
             complete = self._finished()
             if not complete:
@@ -148,7 +150,7 @@ class _Loop:
 
     def _train(self) -> None:
         first = self._epochs()
-        # Whatever `watch` said of the last epoch may have been lost with the process.
+        # What `watch` returned for the last epoch may have been lost with the process.
         ended = self._watched(self.curve[-1:])
         scalars = Scalars(self.run_folder, first + 1) if devices.is_writer() else None
         try:
@@ -166,8 +168,8 @@ class _Loop:
                     self._train_epoch(bar)
                     epoch = self._evaluate()
                     if scalars is not None:
-                        self._show(epoch, scalars, bar)
-                    self._agree()
+                        self._record(epoch, scalars, bar)
+                    self._save_or_stop()
                     ended = self._watched([epoch])
             self._save()
         finally:
@@ -175,21 +177,21 @@ class _Loop:
                 scalars.close()
 
     def _watched(self, epochs: Sequence[Epoch]) -> bool:
-        """Whether `watch` ends the training, in the writer's opinion."""
+        """Whether `watch` ends the training; the writer decides."""
         ended = any(self.watch(epoch) for epoch in epochs)
         return bool(devices.from_every_process(ended)[0, 0])
 
     def restore(self) -> None:
-        """Takes up the latest checkpoint, or the start.
+        """Restores the latest checkpoint, or starts.
 
         Raises:
           UserError: the checkpoint does not fit.
         """
         state = jax.device_get(self.functions.init())
-        found = self.checkpoints.restore(state, state.evaluated)
-        state, self.best_params, self.progress = found or (state, state.evaluated, Progress())
-        if self.progress.curve is None:  # of an earlier version, or there is none yet
-            curve = records.read_curve(self.run_folder, self.progress) if found else []
+        restored = self.checkpoints.restore(state, state.evaluated)
+        state, self.best_params, self.progress = restored or (state, state.evaluated, Progress())
+        if self.progress.curve is None:  # from an earlier version, or the run starts
+            curve = records.read_curve(self.run_folder, self.progress) if restored else []
             curve = curve[: self.progress.epochs_evaluated]
             self.progress = msgspec.structs.replace(self.progress, curve=curve)
         self.step = int(state.step)
@@ -201,7 +203,7 @@ class _Loop:
             run_folder.write_metrics(self.run_folder, self.curve)
 
     def _train_epoch(self, bar: ProgressBar) -> None:
-        """Steps to the end of the epoch, a chunk at a time."""
+        """Trains to the end of the epoch, a chunk at a time."""
         epoch = self._epochs()
         number = devices.place(self.mesh, np.int32(epoch))
         order = draws.shuffle(self.train_rows, number, self.config.batch_size, self.config.seed)
@@ -215,7 +217,7 @@ class _Loop:
             if bad_step >= 0:
                 raise NotTrainable(
                     f"the loss is not finite from step {bad_step} on (epoch {epoch + 1}): "
-                    "lower --learning_rate, or look at the store for extreme values"
+                    "lower --learning_rate, or check the store for extreme values"
                 )
             if not self.rate and devices.is_writer():
                 ProgressBar.write(f"{FIRST_STEP}, compiled in {time.monotonic() - started:.1f} s")
@@ -230,7 +232,7 @@ class _Loop:
             progress = f"{self.rate:,.0f} examples/s, {share:.0%} of the epoch{self.shown}"
             bar.set_postfix_str(progress, refresh=False)
             bar.update(0)
-            self._agree()
+            self._save_or_stop()
 
     def _evaluate(self) -> Epoch:
         """Validation metrics and the best so far: the epoch's line of metrics.jsonl."""
@@ -240,15 +242,15 @@ class _Loop:
             self.state.evaluated,
             self.data,
             self.validation_rows,
-            self._agree,
+            self._save_or_stop,
         )
         if not np.isfinite(probability).all():
             raise NotTrainable(
                 f"the predictions are not finite after step {self.step}: lower --learning_rate"
             )
-        found = metrics.summarize(self.validation_labels, probability)
+        scores = metrics.summarize(self.validation_labels, probability)
         number, best_epoch = self._epochs() + 1, self.progress.best_epoch
-        best, loss = self.progress.best_log_loss, found.log_loss
+        best, loss = self.progress.best_log_loss, scores.log_loss
         assert loss is not None  # there are validation reviews
         if best is None or loss < best:
             self.best_params = jax.device_get(self.state.evaluated)
@@ -259,8 +261,8 @@ class _Loop:
             target_review=self.config.target_review,
             train_loss=float(jax.device_get(self.state.epoch_loss)) / self.train_size,
             validation_log_loss=loss,
-            validation_accuracy=found.accuracy,
-            validation_macro_f1=found.macro_f1,
+            validation_accuracy=scores.accuracy,
+            validation_macro_f1=scores.macro_f1,
             best_epoch=best_epoch,
         )
         self.progress = msgspec.structs.replace(
@@ -272,8 +274,8 @@ class _Loop:
         )
         return epoch
 
-    def _show(self, epoch: Epoch, scalars: Scalars, bar: ProgressBar) -> None:
-        """Appends to metrics.jsonl, and tells TensorBoard and the person watching."""
+    def _record(self, epoch: Epoch, scalars: Scalars, bar: ProgressBar) -> None:
+        """Adds the epoch to metrics.jsonl, TensorBoard and the progress bar."""
         run_folder.append_metrics(self.run_folder, epoch)
         scalars.write(
             epoch.epoch,
@@ -313,11 +315,11 @@ class _Loop:
         self.saved_at, self.saved_number = time.monotonic(), number
 
     def request_stop(self, *_: Any) -> None:
-        """The handler of SIGTERM: stops at the next look."""
+        """Handles SIGTERM: training stops at the next check."""
         self.stop_requested = True
 
-    def _agree(self) -> None:
-        """All processes save, stop, or go on with the writer's chunk length, together."""
+    def _save_or_stop(self) -> None:
+        """Makes all processes save, stop, or continue with the writer's chunk length, together."""
         overdue = time.monotonic() - self.saved_at > self.config.checkpoint_seconds
         every = devices.from_every_process(self.stop_requested, overdue, self.steps_per_chunk)
         _, overdue, self.steps_per_chunk = every[0].tolist()

@@ -1,4 +1,4 @@
-"""What settings need of a machine's memory, and what helps where it is too little."""
+"""How much memory the settings need, and what to change when a machine has too little."""
 
 import os
 
@@ -10,27 +10,27 @@ from sasnet_jax.model.draws import Data
 
 
 def with_less(config: TrainConfig, data: Data) -> str:
-    """What helps, first against the larger of the tables and a batch's embeddings."""
+    """What to change, first for the larger of the tables and a batch's embeddings."""
     table = {"device": "--table=sharded or host", "sharded": "--table=host"}.get(config.table)
     size, sets = config.batch_size, config.set_size
     batch = f"a smaller --batch_size than {size} or --set_size than {sets}"
     batch_bytes = 2 * size * sets * data.embedding_dim * 4
-    table_bytes = sum(one.nbytes for one in data.tables)
+    table_bytes = sum(table_of_store.nbytes for table_of_store in data.tables)
     helps = (batch, table) if batch_bytes > table_bytes else (table, batch)
     return f"use {', or '.join(filter(None, helps))}"
 
 
 def refuse_too_large(config: TrainConfig, width: int) -> None:
-    """Refuses settings that no memory of this machine holds, before anything asks for it.
+    """Refuses settings that do not fit this machine's memory, before any is allocated.
 
-    What is counted here is less than what is used: inputs of one batch, parameters, predictions.
+    The count is a lower bound: inputs of one batch, parameters, predictions.
 
     Args:
       config: the settings.
-      width: what is read of a review.
+      width: the width of what is read per review.
 
     Raises:
-      TooLittleMemory: naming the settings.
+      TooLittleMemory: the settings do not fit; the message names them.
     """
     batch, targets = config.batch_size // config.processes, step.PREDICT_BATCH
     set_size = config.eval_set_size or config.set_size
@@ -50,6 +50,6 @@ def refuse_too_large(config: TrainConfig, width: int) -> None:
     if 4 * numbers > memory:
         flags = ", ".join(f"--{name}={getattr(config, name)}" for name in names.split(", "))
         raise devices.TooLittleMemory(
-            f"{flags}: needs {4 * numbers / 1e9:,.0f} GB at least, and this machine has "
-            f"{memory / 1e9:,.0f} GB: use a smaller one"
+            f"{flags}: needs {4 * numbers / 1e9:,.0f} GB at least, but this machine has "
+            f"{memory / 1e9:,.0f} GB: use smaller values"
         )

@@ -16,7 +16,7 @@ from sasnet_jax.model.records import Epoch, RunRecord
 
 
 def describe(config: TrainConfig, corpus: Corpus, stores: tuple[Store, ...]) -> RunRecord:
-    """What config.json is to hold, but for the hash of zscore.npz."""
+    """The contents of config.json, except the hash of zscore.npz."""
     settings = dataclasses.asdict(config) | {
         "corpus": str(Path(config.corpus).resolve()),
         "store": [str(Path(name).resolve()) for name in config.store],
@@ -34,7 +34,7 @@ def refuse_other_run(run: Path, before: RunRecord, now: RunRecord) -> None:
     """Refuses to resume a run with settings that decide its results, naming them."""
     may_differ = {f"--{name}" for name in RESUMABLE}
     if now.config["schedule"] != "constant":
-        may_differ.remove("--epochs")  # the learning rate falls towards the last of them
+        may_differ.remove("--epochs")  # the learning rate falls toward the last of them
     files.refuse_other_settings(run, before.bound_to(run), now.bound_to(run), may_differ)
 
 

@@ -1,7 +1,7 @@
 """Scalars for TensorBoard, in its own format.
 
-tensorboardX would do it in fewer lines, but imports torch wherever it finds it, and `sasnet_jax`
-must not; TensorBoard's own writer puts them on disk in a thread, whose errors nobody catches.
+tensorboardX would take fewer lines, but imports torch wherever it is installed, which `sasnet_jax`
+must not; TensorBoard's own writer writes in a thread whose errors are lost.
 """
 
 import os
@@ -22,7 +22,7 @@ class Scalars:
     """The event file of one process of a run."""
 
     def __init__(self, folder: Path, first: int):
-        """Starts a file whose steps from `first` on replace what earlier processes wrote."""
+        """Starts a file whose steps, from `first`, replace what earlier processes wrote."""
         name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
         self._path = folder / name
         with files.naming(self._path):

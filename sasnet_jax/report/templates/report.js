@@ -7,7 +7,7 @@ if (map) {
 
   for (const input of map.querySelectorAll("input")) {
     input.addEventListener("change", () => {
-      if (input.name === "colours") map.dataset.colours = input.value;
+      if (input.name === "colors") map.dataset.colors = input.value;
       else for (const one of map.querySelectorAll("[data-picture]")) {
         one.toggleAttribute("hidden", one.dataset.picture !== input.value);
       }

@@ -156,5 +156,5 @@ def test_grouped_reviews_of_another_corpus_are_refused(tmp_path, change):
     assert isinstance(read_grouped(other, "user").rows, np.memmap)
     for path in (one.folder / "interactions").iterdir():
         (other.folder / "interactions" / path.name).write_bytes(path.read_bytes())
-    with pytest.raises(UserError, match="not of this corpus"):
+    with pytest.raises(UserError, match="belongs to another corpus"):
         contexts_of(other, "exclude")

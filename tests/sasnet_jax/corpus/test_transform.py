@@ -69,5 +69,5 @@ def test_what_is_saved_is_loaded(world, tmp_path, kept):
     again = InputTransform.load(path, fitted.dims, kept, "again")
     jax.tree.map(np.testing.assert_array_equal, again, fitted)
     for dims, more in (([16, 8], kept), ([25, 1], kept), ([16, 9], kept + 1)):
-        with pytest.raises(UserError, match="of other stores|is damaged"):
+        with pytest.raises(UserError, match="fitted on other stores|is damaged"):
             InputTransform.load(path, dims, more, "again")

@@ -176,7 +176,7 @@ def test_scores_equal_their_definition():
 @pytest.mark.parametrize(
     ("measures", "reason"),
     [
-        ([Measures(0.1, 0.5, 1.0)], "there is one"),
+        ([Measures(0.1, 0.5, 1.0)], "there is only one"),
         ([Measures(0.1, 0.5, 1.0), Measures(0.2, 0.5, 0.9)], "one pearson"),
         ([Measures(1, 0, 0), Measures(0, 1, 1)], "one score"),
     ],
@@ -199,7 +199,9 @@ def test_one_method_has_measures_and_no_score(world, stores, tmp_path, capsys):
     found = _run(world, tmp_path / "out", stores["minilm"])
     row = found["methods"]["minilm/mean"]
     assert None not in _measures(row) and row["score"] is row["normalized"] is None
-    assert "No score" in capsys.readouterr().out and "there is one" in found["scores_undefined"]
+    assert (
+        "No score" in capsys.readouterr().out and "there is only one" in found["scores_undefined"]
+    )
     assert found["compared"] == "minilm/mean" and set(found["significance"]) == {
         "TF-IDF",
         "Gaussian noise 1",
@@ -433,7 +435,7 @@ def _written_corpus(folder: Path, stars: tuple[float, ...], categories: str) -> 
         ("no MiniLM", ("--reference",)),
         ("reference without categories", ("categories.npy", "store")),
         ("names of another width", ("categories.npy", "shape")),
-        ("names of another corpus", ("categories.npy", "other category names")),
+        ("names of another corpus", ("categories.npy", "does not embed the category names")),
         ("constant names", ("categories.npy", "the same")),
         ("names not finite", ("categories.npy", "not finite")),
         ("table of another width", ("mean.npy", "shape")),
@@ -489,7 +491,7 @@ def test_a_mistake_is_one_line(world, stores, tmp_path, case, mentions):
     [
         ("a class is missing", ("no review that is bad",)),
         ("no categories", ("0 categories", "--businesses")),
-        ("store of another corpus", ("embeds other texts",)),
+        ("store of another corpus", ("does not embed the texts",)),
     ],
 )
 def test_a_corpus_that_defines_no_table_is_one_line(world, stores, tmp_path, case, mentions):

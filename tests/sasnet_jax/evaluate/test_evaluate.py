@@ -200,11 +200,11 @@ def test_what_cannot_be_compared_is_refused(trained, made, tmp_path):
     leaky = _changed(run, tmp_path / "leaky", target_review="include")
     five = _changed(run, tmp_path / "five", classes=5)
     refused("unfinished, after 1 of at most 7 epochs", run, unfinished)
-    refused("named twice", run, run + "/")
-    refused("another target_review than run", run, leaky)
+    refused("names a run twice", run, run + "/")
+    refused("differ in target_review: evaluate", run, leaky)
     refused("--truncate_histories", leaky, truncate_histories=True)
-    refused("another classes than the run", five, baselines=str(made / "exclude"))
-    refused("another target_review than the run", run, baselines=str(made / "include"))
+    refused("the run differ in classes", five, baselines=str(made / "exclude"))
+    refused("the run differ in target_review", run, baselines=str(made / "include"))
     refused("holds other files", run, output=str(made / "exclude"))
     assert before == {path: path.stat().st_mtime_ns for path in Path(run).rglob("*")}
 

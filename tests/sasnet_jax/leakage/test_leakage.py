@@ -92,7 +92,7 @@ def test_runs_that_do_not_belong_are_refused(world, runs, tmp_path):
     before = path.read_bytes()
     try:
         edit_json(path, corpus_sha256="0" * 64)
-        with pytest.raises(UserError, match="another corpus_sha256 than its run"):
+        with pytest.raises(UserError, match="differs from its run in corpus_sha256"):
             leakage.run(_config(world, tmp_path / "out", run=(first,)))
         path.unlink()
         with pytest.raises(UserError, match="has no evaluation of its best epoch"):

@@ -225,7 +225,10 @@ def test_a_mistake_of_one_process_stops_the_other(world, tmp_path, wrong):
         outputs = [process.communicate(timeout=PATIENCE_SECONDS)[0] for process in processes]
     assert [process.returncode for process in processes] == [2, 2], outputs
     mistakes = [output.splitlines()[-1] for output in outputs]
-    assert mistakes[1 - wrong] == f"error: process {wrong} of this run has stopped, and says why"
+    assert (
+        mistakes[1 - wrong]
+        == f"error: process {wrong} of this run has stopped: its output says why"
+    )
     assert ("nowhere" if wrong else "is in use by") in mistakes[wrong]
 
 
@@ -250,7 +253,7 @@ def test_a_mistake_reaches_a_process_that_is_late():
     port = _free_port()
     processes = [start_process("-c", ONE_IS_SLOW, str(port), str(number)) for number in range(2)]
     said = [process.communicate(timeout=PATIENCE_SECONDS)[0].splitlines() for process in processes]
-    assert said[0][-1] == "process 1 of this run has stopped, and says why"
+    assert said[0][-1] == "process 1 of this run has stopped: its output says why"
     assert said[1][-1] == "the mistake"
 
 

@@ -66,7 +66,7 @@ def test_an_evaluation_of_another_run_is_refused(world, tmp_path, key):
     run = write_run(world, tmp_path / "run")
     write_evaluation(run, 1.0)
     edit_json(run.folder / "evaluation.json", **{key: "include"})
-    with pytest.raises(UserError, match=f"evaluation.json is of another {key} than its run"):
+    with pytest.raises(UserError, match=f"evaluation.json differs from its run in {key}"):
         print(sasnet_jax.load_run(run.folder).evaluation)
 
 

@@ -287,7 +287,11 @@ def test_reliability_is_counted_from_the_predictions(made, page):
     bins = [[] for _ in range(15)]
     for confidence, hit in zip(probability.max(axis=1), right, strict=True):
         bins[min(int(confidence * 15), 14)].append(hit)
-    expected = [f"{len(b)} reviews, {np.mean(b):.2f} of them right" for b in bins if len(b) >= 10]
+    expected = [
+        f"{len(b)} reviews, {np.mean(b):.2f} of them predicted correctly"
+        for b in bins
+        if len(b) >= 10
+    ]
     assert expected
     for note in expected:
         assert f"<title>{note}</title>" in page.read_text()
@@ -398,7 +402,7 @@ def test_an_unfinished_run_is_shown_as_such(made, parsed, tmp_path):
     report.run(made.config(tmp_path / "out", run=(str(begun),)))
     text = _Page((tmp_path / "out" / "report.html").read_text()).text
     assert "begun: epoch 0 of 999" in text
-    assert "No epoch is done yet" in text
+    assert "No epoch is complete yet" in text
 
 
 def test_an_evaluation_of_an_earlier_epoch_is_not_shown(made, tmp_path):

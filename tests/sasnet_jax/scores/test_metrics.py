@@ -148,11 +148,11 @@ def test_predictions_of_another_split_are_refused(world, tmp_path):
     path = tmp_path / "p.parquet"
     predictions.write(path, corpus, rows, _random(3, rows.size)[1])
     other = dataclasses.replace(corpus, split=np.roll(corpus.split, 7))
-    with pytest.raises(UserError, match="another corpus or split"):
+    with pytest.raises(UserError, match="does not predict the reviews of"):
         predictions.read(path, other, None, "again")
     columns = ("user", "business", "stars", "label", "date", "split")
     smaller = {name: getattr(corpus, name)[:100] for name in columns}
-    with pytest.raises(UserError, match="another corpus or split"):
+    with pytest.raises(UserError, match="does not predict the reviews of"):
         predictions.read(path, dataclasses.replace(corpus, **smaller), None, "again")
     path.write_bytes(b"PAR1")
     with pytest.raises(UserError, match="cannot be read"):

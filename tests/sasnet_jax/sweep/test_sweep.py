@@ -244,7 +244,7 @@ def test_a_complete_sweep_trains_again_only_what_failed(pruned, monkeypatch):
         ("width=64|64.5", ("64.5",)),
         ("dropout=0.0..1.5", ("--dropout=1.5", "at most 0.99")),
         ("dropout=0.5..0.1", ("0.5 is not below 0.1",)),
-        ("weight_decay=0.0..0.1:log", ("begins above 0",)),
+        ("weight_decay=0.0..0.1:log", ("must begin above 0",)),
         ("learning_rate=1e-4..1e-2:linear", (":log", ":linear")),
         ("cross_attention=pooled|paired", ("cross_attention", "paired")),
         ("bias_term=true|perhaps", ("bias_term", "perhaps")),
@@ -252,7 +252,7 @@ def test_a_complete_sweep_trains_again_only_what_failed(pruned, monkeypatch):
         ("width=64|64", ("different values",)),
         ("width", ("width",)),
         ("target_review=exclude|include", ("cannot be compared",)),
-        ("output=a|b", ("does not decide",)),
+        ("output=a|b", ("does not affect",)),
     ],
 )
 def test_a_declaration_that_cannot_be_meant_is_named(declaration, mentions):
