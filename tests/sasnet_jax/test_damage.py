@@ -39,7 +39,7 @@ def whole(world, tmp_path_factory) -> Path:
     shutil.copytree(world.store_folder, folder / "store")
     copied = World(folder / "corpus", folder / "store")
     loss = evaluate.evaluate(write_run(copied, folder / "first")).validation.log_loss
-    write_run(copied, folder / "run", loss=loss)
+    write_run(copied, folder / "run", losses=(loss,))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(registry, "KINDS", FEW)
         paths = {"corpus": str(folder / "corpus"), "output": str(folder / "baselines")}

@@ -216,7 +216,7 @@ def test_predictions_of_other_reviews_are_not_compared(world):
     groups = [comparison.Group("a", ("a",))]
     whole = {"a": Predictions(rows, probability)}
     for other, message in (
-        (Predictions(rows[:-1], probability[:-1]), "other reviews"),
+        (Predictions(rows[:-1], probability[:-1]), "predict different reviews"),
         (Predictions(rows, np.full((rows.size, 5), 0.2)), "5 classes"),
     ):
         with pytest.raises(UserError, match=message):

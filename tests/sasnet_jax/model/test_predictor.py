@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import polars as pl
 import pytest
-from conftest import PATIENCE_SECONDS, ROOT
+from conftest import PATIENCE_SECONDS, ROOT, edit_json
 from flax import nnx
 from written_runs import SWITCHES, write_run
 
@@ -186,9 +186,8 @@ def test_a_predictor_needs_no_corpus(world, tmp_path):
     people = _people(world)
     before = run.predictor().score(people, people)
     path = run.folder / "config.json"
-    description = json.loads(path.read_text())
-    description["config"] |= {"corpus": "/nowhere", "store": ["/nowhere"]}
-    path.write_text(json.dumps(description))
+    settings = json.loads(path.read_text())["config"]
+    edit_json(path, config=settings | {"corpus": "/nowhere", "store": ["/nowhere"]})
     again = sasnet_jax.load_run(run.folder).predictor().score(people, people)
     np.testing.assert_array_equal(again, before)
 
@@ -196,10 +195,7 @@ def test_a_predictor_needs_no_corpus(world, tmp_path):
 def test_a_run_without_class_shares_is_refused_where_its_bias_term_needs_them(world, tmp_path):
     for bias_term in (False, True):
         run = write_run(world, tmp_path / f"run_{bias_term}", bias_term=bias_term)
-        path = run.folder / "config.json"
-        description = json.loads(path.read_text())
-        del description["class_shares"]
-        path.write_text(json.dumps(description))
+        edit_json(run.folder / "config.json", class_shares=None)
     sasnet_jax.load_run(tmp_path / "run_False").predictor()
     with pytest.raises(sasnet_jax.UserError, match="lacks class_shares: train again"):
         sasnet_jax.load_run(tmp_path / "run_True").predictor()

@@ -10,7 +10,7 @@ import numpy as np
 import optuna
 import polars as pl
 import pytest
-from conftest import PATIENCE_SECONDS, start_process
+from conftest import PATIENCE_SECONDS, edit_json, start_process
 
 from sasnet_jax import cli, files
 from sasnet_jax.cli import Preempted, UserError
@@ -138,7 +138,7 @@ def test_every_trial_is_a_run_that_evaluate_accepts(uninterrupted, tmp_path):
     evaluate.run(EvaluateConfig(run=tuple(str(output / trial["trial"]) for trial in trials)))
     for trial in trials:
         evaluation = Run(output / trial["trial"]).evaluation
-        loss = evaluation["validation"]["log_loss"]
+        loss = evaluation.validation.log_loss
         assert loss == pytest.approx(trial["validation_log_loss"], rel=1e-5)
 
 
@@ -166,7 +166,7 @@ def test_best_flags_are_the_settings_of_the_run_with_the_lowest_validation_loss(
     for mention in ("sasnet_jax.train", loss, world.corpus.sha256[:12], run.name):
         assert mention in comment
     arguments = ["train", f"--flagfile={flags}", f"--corpus={world.corpus_folder}"]
-    arguments += [f"--store={world.store_folder}", f"--output={run}", "--checkpoint_seconds=0"]
+    arguments += [f"--store={world.store_folder}", f"--output={run}", "--checkpoint_seconds=0.2"]
     assert cli.parse(TrainConfig, arguments, "") == Run(run).config
 
 
@@ -291,7 +291,7 @@ def _damage(case, output, base):
         (output / "sweep.json").unlink()
     elif case == "foreign run":
         path = output / "trial-0001" / "config.json"
-        path.write_text(path.read_text().replace('"weight_decay": ', '"weight_decay": 1'))
+        edit_json(path, config=Run(path.parent).record.config | {"weight_decay": 10.5})
     return {
         "unknown setting": {"vary": ("learning_speed=1..2",)},
         "too many directions": {"vary": ("discriminants=0|17",)},
