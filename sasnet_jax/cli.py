@@ -130,7 +130,7 @@ def _type_problem(value: Any, kind: Any) -> str:
     allowed = options if isinstance(kind, types.UnionType) else (kind,)
     if type(value) in allowed or (float in allowed and type(value) is int):
         return ""
-    return " or ".join(option.__name__ for option in allowed)
+    return " or ".join("None" if kind is types.NoneType else kind.__name__ for kind in allowed)
 
 
 def _bound_problem(value: Any, bounds: dict[str, Any]) -> str:

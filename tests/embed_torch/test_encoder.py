@@ -180,7 +180,7 @@ def test_stores_of_before_open_and_need_a_template_that_came_from_a_file(world, 
         kept = {key: value for key, value in manifest.items() if key not in later}
         (old / "manifest.json").write_text(json.dumps(kept))
         if name == "instructed, cut":
-            with pytest.raises(UserError, match=r"template_sha256 differ \(template=FILE"):
+            with pytest.raises(UserError, match=r"template_sha256 differ \(give template=FILE"):
                 embed_torch.load_encoder(old, device="cpu")
             template = world / "template.jinja"
             embed_torch.load_encoder(old, template=template, device="cpu")
@@ -261,8 +261,8 @@ def test_a_packaged_model_is_opened_again_beside_a_folder_of_its_name(
         ({"gptq": ["packed"]}, "--gptq=.*must be one of dequantize, packed"),
         ({"max_tokens": "5"}, "--max_tokens='5' must be int"),
         ({"max_tokens": True}, "--max_tokens=True must be int"),
-        ({"normalize": 1}, r"--normalize=1 must be bool \| None"),
-        ({"prefix": 1}, r"--prefix=1 must be str \| None"),
+        ({"normalize": 1}, r"--normalize=1 must be bool or None"),
+        ({"prefix": 1}, r"--prefix=1 must be str or None"),
         ({"instruction": None}, "--instruction=None must be str"),
     ],
     ids=str,
