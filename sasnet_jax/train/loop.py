@@ -151,28 +151,24 @@ class _Loop:
         # Whatever `watch` said of the last epoch may have been lost with the process.
         ended = self._watched(self.curve[-1:])
         scalars = Scalars(self.run_folder, first + 1) if devices.is_writer() else None
-        try:
-            with (
-                jax.transfer_guard("disallow"),
-                ProgressBar(
-                    total=self.config.epochs,
-                    initial=first,
-                    desc=self.title,
-                    unit="epoch",
-                    disable=not devices.is_writer(),
-                ) as bar,
-            ):
-                while not ended and not self._finished():
-                    self._train_epoch(bar)
-                    epoch = self._evaluate()
-                    if scalars is not None:
-                        self._show(epoch, scalars, bar)
-                    self._agree()
-                    ended = self._watched([epoch])
-            self._save()
-        finally:
-            if scalars is not None:
-                scalars.close()
+        with (
+            jax.transfer_guard("disallow"),
+            ProgressBar(
+                total=self.config.epochs,
+                initial=first,
+                desc=self.title,
+                unit="epoch",
+                disable=not devices.is_writer(),
+            ) as bar,
+        ):
+            while not ended and not self._finished():
+                self._train_epoch(bar)
+                epoch = self._evaluate()
+                if scalars is not None:
+                    self._show(epoch, scalars, bar)
+                self._agree()
+                ended = self._watched([epoch])
+        self._save()
 
     def _watched(self, epochs: Sequence[Epoch]) -> bool:
         """Whether `watch` ends the training, in the writer's opinion."""
