@@ -151,9 +151,10 @@ class Checkpoints:
                 if getattr(reached, f"{name}_sha256") not in (None, _sha256(arrays[name])):
                     raise ValueError(f"the sha256 of {name} differs")
         except (UserError, ValueError, KeyError, TypeError, OSError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            reason = str(error)
             if isinstance(error, UserError):
                 reason = reason.rpartition(": ")[0]  # its remedy is for who reads that file alone
+            reason = (reason.splitlines() or [type(error).__name__])[0][:200]
             raise UserError(
                 f"checkpoint {self._folder / str(number)} does not fit this run's network or is "
                 f"damaged ({reason})"

@@ -153,28 +153,24 @@ class _Loop:
         # What `watch` returned for the last epoch may have been lost with the process.
         ended = self._watched(self.curve[-1:])
         scalars = Scalars(self.run_folder, first + 1) if devices.is_writer() else None
-        try:
-            with (
-                jax.transfer_guard("disallow"),
-                ProgressBar(
-                    total=self.config.epochs,
-                    initial=first,
-                    desc=self.title,
-                    unit="epoch",
-                    disable=not devices.is_writer(),
-                ) as bar,
-            ):
-                while not ended and not self._finished():
-                    self._train_epoch(bar)
-                    epoch = self._evaluate()
-                    if scalars is not None:
-                        self._record(epoch, scalars, bar)
-                    self._save_or_stop()
-                    ended = self._watched([epoch])
-            self._save()
-        finally:
-            if scalars is not None:
-                scalars.close()
+        with (
+            jax.transfer_guard("disallow"),
+            ProgressBar(
+                total=self.config.epochs,
+                initial=first,
+                desc=self.title,
+                unit="epoch",
+                disable=not devices.is_writer(),
+            ) as bar,
+        ):
+            while not ended and not self._finished():
+                self._train_epoch(bar)
+                epoch = self._evaluate()
+                if scalars is not None:
+                    self._record(epoch, scalars, bar)
+                self._save_or_stop()
+                ended = self._watched([epoch])
+        self._save()
 
     def _watched(self, epochs: Sequence[Epoch]) -> bool:
         """Whether `watch` ends the training; the writer decides."""

@@ -25,8 +25,6 @@ class Scalars:
         """Starts a file whose steps, from `first`, replace what earlier processes wrote."""
         name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
         self._path = folder / name
-        with files.naming(self._path):
-            self._writer = RecordWriter(self._path.open("wb"))
         self._add(file_version="brain.Event:2")
         self._add(step=first, session_log=SessionLog(status=SessionLog.START))
 
@@ -36,12 +34,7 @@ class Scalars:
         summary = Summary(value=[Summary.Value(tag=k, simple_value=v) for k, v in known.items()])
         self._add(step=step, summary=summary)
 
-    def close(self) -> None:
-        """Puts everything on disk."""
-        with files.naming(self._path):
-            self._writer.close()
-
     def _add(self, **content: Any) -> None:
-        with files.naming(self._path):
-            self._writer.write(Event(wall_time=time.time(), **content).SerializeToString())
-            self._writer.flush()
+        event = Event(wall_time=time.time(), **content).SerializeToString()
+        with files.naming(self._path), self._path.open("ab") as file:
+            RecordWriter(file).write(event)
