@@ -36,6 +36,7 @@ import polars as pl  # noqa: E402
 import pytest  # noqa: E402
 from filelock import FileLock  # noqa: E402
 
+from sasnet_jax import files  # noqa: E402
 from sasnet_jax.corpus import contexts  # noqa: E402
 from sasnet_jax.corpus.corpus import Corpus, read_corpus  # noqa: E402
 from sasnet_jax.manifest import Manifest, read_manifest, write_manifest  # noqa: E402

@@ -240,7 +240,7 @@ def test_a_template_may_stand_in_a_file(written, tmp_path):
     assert prompt.template_sha256 == hashlib.sha256(INST.encode()).hexdigest()
     with pytest.raises(UserError, match="absent.jinja"):
         instructed(written["phi3"], str(tmp_path / "absent.jinja"))
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="is a folder: give --template"):
         instructed(written["phi3"], str(tmp_path))
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match="cannot be read"):

@@ -244,7 +244,7 @@ def test_equal_reviews_of_a_list_have_one_order(copied):
     place = int(np.flatnonzero(alike & (corpus.split[rows[1:]] == corpus.split[rows[:-1]]))[0])
     rows[[place, place + 1]] = rows[[place + 1, place]]
     np.save(path, rows)
-    with pytest.raises(UserError, match="interactions is not of this corpus"):
+    with pytest.raises(UserError, match="interactions belongs to another corpus"):
         contexts.read_grouped(corpus, "business")
 
 

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import polars as pl
 import pytest
-from conftest import edit_json, edit_reviews, write_store
+from conftest import edit_reviews, write_store
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.svm import SVC
@@ -260,9 +260,10 @@ def _kill(monkeypatch, module, name, call, when):
         calls.append(args)
         if len(calls) == call and when == "before":
             raise _Killed
-        function(*args)
+        returned = function(*args)
         if len(calls) == call:
             raise _Killed
+        return returned
 
     monkeypatch.setattr(module, name, killing)
 
@@ -293,9 +294,12 @@ def test_baselines_that_were_stopped_go_on_and_end_the_same(
     fitted = []
     with monkeypatch.context() as patch:
         write = predictions.write
-        patch.setattr(
-            predictions, "write", lambda path, *args: (fitted.append(path.stem), write(path, *args))
-        )
+
+        def noting(path, *args):
+            fitted.append(path.stem)
+            return write(path, *args)
+
+        patch.setattr(predictions, "write", noting)
         _run(world, output)
     assert not set(before) & set(fitted)
     assert not begun.exists()
@@ -314,8 +318,8 @@ def test_begun_baselines_that_were_made_otherwise_or_are_damaged_are_refused(
     whole = begun.read_text()
     with pytest.raises(UserError, match="made with other classes"):
         _run(world, output, classes=5)
-    for damage in (lambda: begun.write_text(whole[:50]), lambda: edit_json(begun, models=[])):
-        damage()
+    for damaged in (whole[:50], json.dumps(json.loads(whole) | {"models": [], "sha256": None})):
+        begun.write_text(damaged)
         with pytest.raises(UserError, match=r"begun.json is .*: remove .*out and run"):
             _run(world, output)
     begun.write_text(whole)

@@ -505,7 +505,8 @@ def test_a_corpus_that_defines_no_table_is_one_line(world, stores, tmp_path, cas
     corpus = read_corpus(folder)
     names = max(len(_names(corpus)), 1)
     rng = np.random.default_rng(0)
-    store = write_store(tmp_path / "store", corpus, rng.normal(size=(corpus.user.size, 4)))
+    table = rng.normal(size=(corpus.user.size, 4)).astype(np.float32)
+    store = write_store(tmp_path / "store", corpus, table)
     _add_to(store, rng.normal(size=(names, 4)), **_MINILM)
     chosen = stores["minilm"] if case == "store of another corpus" else store
     result = run_command(*_command(world, tmp_path / "out", chosen, corpus=folder))

@@ -446,7 +446,7 @@ def test_a_full_disk_is_one_line_that_names_the_file(world, tmp_path, monkeypatc
     def no_space_for_tensorstore(*_, **__):
         raise ValueError("Error writing \"a/0.0\": No space left [os_error_code='28']")
 
-    named = "checkpoints cannot be written: a checkpoint takes .* MB, and 0.0 MB are free"
+    named = "checkpoints cannot be written: a checkpoint takes .* MB, but only 0.0 MB are free"
     if place == "a checkpoint":
         monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=9))
     elif place == "TensorStore":
