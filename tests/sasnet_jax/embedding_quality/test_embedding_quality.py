@@ -7,7 +7,14 @@ import numpy as np
 import polars as pl
 import pytest
 import scipy.sparse
-from conftest import ROOT, assert_one_line_mistake, change_store, run_command, write_store
+from conftest import (
+    ROOT,
+    assert_one_line_mistake,
+    change_store,
+    edit_json,
+    run_command,
+    write_store,
+)
 from scipy import special, stats
 from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -502,6 +509,7 @@ def test_a_corpus_that_defines_no_table_is_one_line(world, stores, tmp_path, cas
         table = pl.read_parquet(path)
         lists = [["A", "B"], ["B", "C"], ["C", "D"], ["D"]]
         table.with_columns(categories=pl.Series(lists)).write_parquet(path)
+        edit_json(folder / "corpus.json", files_sha256={})
     corpus = read_corpus(folder)
     names = max(len(_names(corpus)), 1)
     rng = np.random.default_rng(0)

@@ -17,7 +17,7 @@ from sasnet_jax.cli import UserError
 from sasnet_jax.model import compilation, devices, step
 from sasnet_jax.model.config import TrainConfig
 from sasnet_jax.model.run import Run
-from sasnet_jax.train import loop
+from sasnet_jax.train import loop, memory
 
 SETTINGS = TINY | {
     "epochs": 2,
@@ -284,6 +284,6 @@ def test_too_little_memory_says_how_much_and_which_flag_helps(
 
     with (
         pytest.raises(UserError, match=rf"\(70,368\.7 GB more .* take .* GB\): {helps}"),
-        devices.enough_memory(data.tables, loop._with_less_memory(config, data)),
+        devices.enough_memory(data.tables, memory.with_less(config, data)),
     ):
         allocate()
