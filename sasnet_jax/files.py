@@ -71,7 +71,9 @@ def read_record(path: Path, kind: type[RecordT], remedy: str = "") -> RecordT:
       UserError: it is absent, damaged, changed since it was written, or of another version.
     """
     remedy = remedy or f"remove {path.parent} and run {kind.made_by} again"
-    values = read_json(path, kind.made_by, remedy=remedy)
+    # The first version of some records did not say so: 0.
+    keys = ["format_version"] if kind.version else []
+    values = read_json(path, kind.made_by, keys, remedy)
     if (version := values.get("format_version", 0)) != kind.version:
         raise UserError(
             f"{path} has format version {version!r}, this program reads {kind.version}: {remedy}"
