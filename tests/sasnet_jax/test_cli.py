@@ -1,6 +1,8 @@
 """A dataclass as a command: flags, help, one line for a mistake, exit status."""
 
 import dataclasses
+import math
+import os
 import signal
 import sys
 from typing import Literal
@@ -73,9 +75,98 @@ def _exit(capsys, monkeypatch, flags, run=lambda config: None):
 
 
 @pytest.mark.parametrize(
+    ("text", "mention"),
+    [
+        (b"--size=7\xff\n", "not UTF-8"),
+        (b"--flagfile=SELF\n", "includes itself"),
+        (b"#" * (2 << 20), "no flagfile"),
+        (None, "is not a file"),
+    ],
+    ids=["not UTF-8", "recursive", "too long", "a pipe"],
+)
+def test_a_flagfile_that_absl_would_trip_over_is_one_line(
+    capsys, monkeypatch, tmp_path, text, mention
+):
+    path = tmp_path / "base.flags"
+    if text is None:
+        os.mkfifo(path)
+    else:
+        path.write_bytes(text.replace(b"SELF", bytes(path)))
+    for flags in ([f"--flagfile={path}"], ["--flagfile", str(path)]):
+        status, out, err = _exit(capsys, monkeypatch, ["--output=O", *flags])
+        assert (status, out) == (2, "")
+        assert err.count("\n") == 1 and mention in err and str(path) in err
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class _Bounded:
+    epochs: int = setting(1, help="epochs", topic="training", minimum=1, below=100)
+    dropout: float = setting(0.5, help="dropout", topic="training", minimum=0, maximum=0.99)
+    rate: float | None = setting(None, help="learning rate", topic="training", above=0)
+    store: tuple[str, ...] = setting((), help="a store", topic="data")
+
+    def __post_init__(self):
+        cli.check(self)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"epochs": 1},
+        {"epochs": 99},
+        {"dropout": 0},
+        {"dropout": 0.99},
+        {"rate": None},
+        {"rate": 1e-9},
+        {"store": ("a",)},
+    ],
+    ids=str,
+)
+def test_what_is_within_bounds_passes(settings):
+    (name,) = settings
+    assert getattr(_Bounded(**settings), name) == settings[name]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epochs": 0}, "--epochs=0 must be at least 1 and below 100"),
+        ({"epochs": 100}, "--epochs=100 must be at least 1 and below 100"),
+        ({"epochs": True}, "--epochs=True must be int"),
+        ({"epochs": 1.5}, "--epochs=1.5 must be int"),
+        ({"dropout": -0.1}, "--dropout=-0.1 must be at least 0 and at most 0.99"),
+        ({"dropout": 1.0}, "--dropout=1.0 must be at least 0 and at most 0.99"),
+        ({"dropout": math.nan}, "--dropout=nan must be finite"),
+        ({"rate": 0.0}, "--rate=0.0 must be above 0"),
+        ({"rate": math.inf}, "--rate=inf must be finite"),
+        ({"rate": "fast"}, "--rate='fast' must be float or None"),
+        ({"store": ("a", 1)}, "--store=('a', 1) must be a tuple of texts"),
+    ],
+    ids=str,
+)
+def test_what_is_out_of_bounds_or_of_another_type_is_named(settings, message):
+    with pytest.raises(cli.UserError) as error:
+        _Bounded(**settings)
+    assert str(error.value) == message
+
+
+def test_progress_into_a_pipe_is_a_plain_line_now_and_then(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(cli.time, "monotonic", lambda: now[0])
+    with cli.ProgressBar(total=100, desc="training", unit="epoch") as bar:
+        for _ in range(100):
+            now[0] += 0.5
+            bar.update()
+            bar.set_postfix_str("loss 1")
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split("/")[0].split()[-1] for line in lines] == ["20", "40", "60", "80", "100"]
+    assert all("training" in line and "\r" not in line for line in lines)
+
+
+@pytest.mark.parametrize(
     ("flags", "mention"),
     [
-        (["--output=O", "--colour=red"], "colour"),
+        (["--output=O", "--color=red"], "color"),
         (["--output=O", "--size=many"], "size"),
         (["--output=O", "--rate=fast"], "rate"),
         (["--output=O", "--side=town"], "side"),

@@ -1,9 +1,11 @@
 """Files whole or absent: on failure, on kill, with a second writer; hashes by their definition."""
 
+import errno
 import hashlib
 import json
 import os
 import signal
+from typing import ClassVar
 
 import pytest
 from conftest import PATIENCE_SECONDS, start_process
@@ -156,3 +158,120 @@ def test_the_hash_of_texts_is_that_of_length_prefixed_utf8_in_order():
     by_hand = b"\x05\0\0\0\0\0\0\0caf\xc3\xa9" + b"\0" * 8
     assert files.texts_sha256(["café", ""]) == hashlib.sha256(by_hand).hexdigest()
     assert files.texts_sha256(["ab", "c"]) != files.texts_sha256(["a", "bc"])
+
+
+class _Result(files.Record, kw_only=True, frozen=True):
+    made_by: ClassVar[str] = "python -m made"
+    version: ClassVar[int] = 3
+    accuracy: float
+    names: list[str] = []
+
+
+@pytest.fixture
+def record(tmp_path):
+    path = tmp_path / "out" / "result.json"
+    path.parent.mkdir()
+    files.write_record(path, _Result(accuracy=0.1 + 0.2, names=["ä"]))
+    return path
+
+
+def test_a_record_is_read_back_exactly(record):
+    read = files.read_record(record, _Result)
+    assert (read.accuracy, read.names, read.format_version) == (0.1 + 0.2, ["ä"], 3)
+    values = json.loads(record.read_text())
+    del values["sha256"]
+    text = json.dumps(dict(reversed(values.items())), sort_keys=True)
+    assert read.sha256 == hashlib.sha256(text.encode()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"accuracy": 0.9}, "was changed after it was written"),
+        ({"more": 1}, "was changed after it was written"),
+        ({"accuracy": "high", "sha256": None}, "is damaged (Expected `float`, got `str`"),
+        ({"format_version": 2, "sha256": None}, "has format version 2, this program reads 3"),
+    ],
+    ids=str,
+)
+def test_a_record_that_is_not_as_written_is_refused_with_a_remedy(record, changes, message):
+    record.write_text(json.dumps(json.loads(record.read_text()) | changes))
+    with pytest.raises(UserError) as error:
+        files.read_record(record, _Result)
+    assert str(error.value).startswith(str(record)) and message in str(error.value)
+    assert f"remove {record.parent} and run python -m made again" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"[" * 100_000, "is not valid JSON"),
+        (b"{", "is not valid JSON"),
+        (b"[]", "does not hold a JSON object"),
+        (b'{"name": "an app"}', "lacks 'format_version'"),
+    ],
+)
+def test_what_is_no_record_is_refused(record, content, message):
+    record.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        files.read_record(record, _Result)
+
+
+def test_a_pipe_in_place_of_a_record_is_refused(record):
+    record.unlink()
+    os.mkfifo(record)
+    with pytest.raises(UserError, match="regular file"):
+        files.read_record(record, _Result)
+
+
+def test_an_output_folder_is_new_or_ours_or_refused(tmp_path):
+    output = tmp_path / "out"
+    assert not files.claim(output, "result.json")
+    output.mkdir()
+    (output / ".lock").touch()
+    assert not files.claim(output, "result.json")
+    (output / "thesis.tex").touch()
+    with pytest.raises(UserError, match="holds other files: choose another --output"):
+        files.claim(output, "result.json")
+    (output / "begun.json").touch()
+    assert files.claim(output, "result.json", "begun.json")
+    with pytest.raises(UserError, match="is a file"):
+        files.claim(output / "thesis.tex", "result.json")
+
+
+def test_other_settings_are_named_but_for_those_that_may_differ(tmp_path):
+    before = {"seed": 1, "width": 8, "gone": 1}
+    files.refuse_other_settings(tmp_path, before, dict(before))
+    files.refuse_other_settings(tmp_path, before, before | {"seed": 2}, may_differ=["seed"])
+    with pytest.raises(UserError, match="made with other seed, new, gone: choose another --output"):
+        files.refuse_other_settings(tmp_path, before, {"seed": 2, "width": 8, "new": 0})
+
+
+def test_a_planted_link_is_never_written_through(tmp_path):
+    precious = tmp_path / "precious"
+    precious.write_bytes(b"thesis")
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / ".file.partial").symlink_to(precious)
+    with files.replacing(folder / "file") as file:
+        file.write(b"new")
+    (folder / ".lock").symlink_to(precious)
+    with pytest.raises((UserError, OSError)), files.sole_writer(folder):
+        pytest.fail("the lock was taken")
+    assert precious.read_bytes() == b"thesis"
+
+
+def test_bytes_other_than_the_hash_are_refused(tmp_path):
+    path = tmp_path / "array.npy"
+    path.write_bytes(b"as written")
+    sha256 = hashlib.sha256(b"as written").hexdigest()
+    assert files.require_file(path, "embed again", sha256) == path
+    path.write_bytes(b"as wrItten")
+    with pytest.raises(UserError, match="was changed after it was written.*: embed again"):
+        files.require_file(path, "embed again", sha256)
+
+
+def test_a_full_disk_names_the_file(tmp_path):
+    named = "result.json cannot be written: No space left on device"
+    with pytest.raises(UserError, match=named), files.replacing(tmp_path / "result.json"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
