@@ -184,7 +184,7 @@ def _load(loading: Loading, device: torch.device) -> transformers.PreTrainedMode
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         why = str(error)
-        if "ignore_mismatched_sizes" in why:  # advice for programmers
+        if "ignore_mismatched_sizes" in why:  # advice meant for developers
             why = "its weights have other shapes than its config.json says: download it again"
         raise UserError(f"--model={loading.name} cannot be loaded: {why}") from None
     prefix = f"{network.base_model_prefix}."

@@ -207,7 +207,7 @@ def tiny_model(tmp_path_factory):
         ("device", ("--device",)),
         ("no such gpu", ("--device",)),
         ("a run's folder", ("other files",)),
-        ("unknown flag", ("colour",)),
+        ("unknown flag", ("color",)),
         ("unknown pooling", ("--poolings", "attentional")),
         ("instruction for an encoder", ("instruction",)),
         ("template without instruction", ("--instruction",)),
@@ -266,7 +266,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
         (output / ".lock").touch()
         (output / "checkpoints").mkdir()
     elif case == "unknown flag":
-        arguments["colour"] = "red"
+        arguments["color"] = "red"
     elif case == "unknown pooling":
         arguments["poolings"] = "mean,median"
     elif case == "instruction for an encoder":

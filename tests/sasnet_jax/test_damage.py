@@ -249,7 +249,7 @@ def test_equal_reviews_of_a_list_have_one_order(copied):
 
 
 @pytest.mark.parametrize("name", [name for name in READERS if name.startswith("corpus/")])
-def test_prepare_finds_a_damaged_corpus_and_what_it_advises_works(copied, name, capsys):
+def test_prepare_finds_a_damaged_corpus_and_its_remedy_works(copied, name, capsys):
     config = prepare.PrepareConfig(synthetic=900, output=str(copied / "corpus"))
     prepare.run(config)
     assert "already complete" in capsys.readouterr().out
