@@ -20,7 +20,6 @@ from sasnet_jax.corpus.corpus import CLASSES, read_corpus
 from sasnet_jax.corpus.splits import SPLITS
 from sasnet_jax.scores import predictions
 
-
 _MODELS = len(registry.baselines_of(["one store"]))
 _RECORDS = 1 + _MODELS + 1  # begun.json before and after each model, then baselines.json
 
