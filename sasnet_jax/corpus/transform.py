@@ -101,6 +101,11 @@ class InputTransform(NamedTuple):
             for transform, store in zip(self.stores, stores, strict=True)
         )
 
+    def heads(self, stores: Sequence[Store]) -> list[Float32[np.ndarray, "reviews k"]]:
+        """Every review along the discriminants of each store: for users, then for businesses."""
+        tables = (table.astype(np.float32) for table in self.tables(stores))
+        return [half for table in tables for half in np.split(table, 2, axis=1)]
+
     def to_npz(self) -> bytes:
         """The bytes of a file with `mean` and `scale` [e] of all stores side by side, and with
         `directions_0`, `directions_1`, ... [e, k] of each store if it has directions.

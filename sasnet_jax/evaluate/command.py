@@ -110,7 +110,7 @@ def evaluate(run: Run, truncate_histories: bool = False) -> Evaluation:
     """Predicts validation and test with the best parameters; writes and returns the evaluation."""
     folder, config = run.folder, run.config
     corpus, stores = run.open_inputs()
-    data = inputs.build_data(config, corpus, stores, run.transform())
+    data = inputs.build_data(config, corpus, stores, run.transform(), run.simple_models())
     rows = np.concatenate([corpus.rows(split) for split in predictions.EVALUATED])
     remedy = f"evaluate {folder} on a device like the one that trained it"
     with devices.enough_memory(data.tables, remedy):
@@ -142,11 +142,13 @@ class _RowPredictor:
         _, like = network.definition(run.config, data.embedding_dim)
         self.params = devices.place(self.mesh, run.best_params(like))
         self.data = inputs.on_devices(run.config, self.mesh, data)
+        self.factor = network.factors(run.config.offset).index(run.factor)
 
     def __call__(self, rows: Int32[np.ndarray, "n"], **changed: Any) -> Float[np.ndarray, "n c"]:
         """Predicts `rows`, with some of the data changed."""
         data = self.data._replace(**devices.place(self.mesh, changed))
-        return step.predict(self.functions, self.mesh, self.params, data, rows)
+        every = step.predict(self.functions, self.mesh, self.params, data, rows)
+        return every[:, self.factor]
 
 
 def _truncated(

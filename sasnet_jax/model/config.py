@@ -73,6 +73,21 @@ class TrainConfig:
     bias_term: bool = setting(
         False, help="add how the other reviews were rated to the inputs", topic="network"
     )
+    crossed_bias: bool = setting(
+        False,
+        help="add how kind the user is and how well liked the business, each given the other",
+        topic="network",
+    )
+    votes: bool = setting(
+        False,
+        help="add how the reviews most like the other side's were rated",
+        topic="network",
+    )
+    offset: bool = setting(
+        False,
+        help="learn what a regression on the same inputs leaves over; may end as the regression",
+        topic="network",
+    )
     match: bool = setting(
         False,
         help="add the averages of both sides and their product to the inputs",
@@ -162,6 +177,9 @@ class TrainConfig:
                 f"--review_loss={self.review_loss} would learn held-out ratings under "
                 "--target_review=include: use --review_loss=0"
             )
+        for name in ("votes", "offset"):
+            if getattr(self, name) and not self.discriminants:
+                raise UserError(f"--{name} reads discriminants: give --discriminants=24")
         if self.classes not in CLASS_NAMES:
             raise UserError(
                 f"--classes={self.classes} is neither 3 (bad, good, excellent) nor 5 (stars)"
@@ -181,7 +199,8 @@ class TrainConfig:
     @property
     def sees_stars(self) -> bool:
         """Whether the stars of other reviews are among the inputs ("text+stars")."""
-        return self.bias_term or self.review_features == "text+stars"
+        rated = self.bias_term or self.crossed_bias or self.votes
+        return rated or self.review_features == "text+stars"
 
 
 def is_over(config: TrainConfig, epoch: int, best_epoch: int) -> bool:

@@ -18,7 +18,7 @@ from sasnet_jax.corpus.counts import bias_features
 from sasnet_jax.corpus.store import ZScore
 from sasnet_jax.model import devices, sampling
 from sasnet_jax.model.config import TrainConfig
-from sasnet_jax.model.sasnet import ReviewSet
+from sasnet_jax.model.sasnet import Known, ReviewSet
 
 
 class Data(NamedTuple):
@@ -31,6 +31,8 @@ class Data(NamedTuple):
     contexts: Contexts
     counts: Int32[HostOrDevice, "reviews 2 c"] | None  # classes in the contexts; for the bias term
     shares: Float[HostOrDevice, "c"]  # of the classes in training
+    crossed: Float[HostOrDevice, "reviews f"] | None = None  # for the crossed bias
+    offset: Float[HostOrDevice, "reviews c"] | None = None  # logits of a regression
 
     @property
     def embedding_dim(self) -> int:
@@ -50,7 +52,9 @@ class Draw(NamedTuple):
 
     rows: Int32[Array, "2 b s"]
     mask: Bool[Array, "2 b s"]
-    bias: Float[Array, "b f"] | None  # features of the bias term
+    voting: Bool[Array, "2 b s"]  # whose ratings may vote
+    known: Known
+    offset: Float[Array, "b c"] | None  # logits that the network's are added to
 
 
 @jax.jit(static_argnames=("batch_size", "seed"))
@@ -69,8 +73,8 @@ def draw_training(
 ) -> Draw:
     """Both sides' sets for this step; occasionally a side is emptied, and its counts too.
 
-    The counts are over a random part of the context: each review of it is kept with a probability
-    that is itself uniform. Counts over the whole context would leak: a network that recognizes an
+    Counts and votes are over a random part of the context: each review of it is kept with a
+    probability that is itself uniform. All of it would leak: a network that recognizes an
     entity by its texts knows its totals, and what is missing from them is the target's label.
     """
 
@@ -80,14 +84,19 @@ def draw_training(
     keys = jax.random.split(key_of("sets"), (2, targets.size))
     rows, mask = _draw_both(data.contexts, targets, keys, config.set_size)
     emptied = jax.random.bernoulli(key_of("empty"), config.empty_side, (2, targets.size, 1))
-    if data.counts is None:
-        return Draw(rows, mask & ~emptied, None)
-    part_key, kept_key = jax.random.split(key_of("counts"))
-    part = jax.random.uniform(part_key, (targets.size, 2, 1))
-    every = data.counts[targets].astype(jnp.float32)
-    kept = jax.random.binomial(kept_key, every, part)
-    kept = jnp.where(jnp.swapaxes(emptied, 0, 1), 0, kept)
-    return Draw(rows, mask & ~emptied, bias_features(kept, data.shares))
+    mask = mask & ~emptied
+    voting, counts = mask, None
+    if config.votes:
+        part_key, kept_key = jax.random.split(key_of("votes"))
+        part = jax.random.uniform(part_key, (2, targets.size, 1))
+        voting = mask & jax.random.bernoulli(kept_key, part, mask.shape)
+    if data.counts is not None:
+        part_key, kept_key = jax.random.split(key_of("counts"))
+        part = jax.random.uniform(part_key, (targets.size, 2, 1))
+        every = data.counts[targets].astype(jnp.float32)
+        counts = jax.random.binomial(kept_key, every, part)
+        counts = jnp.where(jnp.swapaxes(emptied, 0, 1), 0, counts)
+    return Draw(rows, mask, voting, *_known(data, targets, counts))
 
 
 def draw_evaluation(
@@ -101,9 +110,19 @@ def draw_evaluation(
 
     keys = jnp.swapaxes(jax.vmap(keys_of)(targets), 0, 1)
     rows, mask = _draw_both(data.contexts, targets, keys, config.eval_set_size or config.set_size)
-    if data.counts is None:
-        return Draw(rows, mask, None)
-    return Draw(rows, mask, bias_features(data.counts[targets], data.shares))
+    counts = None if data.counts is None else data.counts[targets]
+    return Draw(rows, mask, mask, *_known(data, targets, counts))
+
+
+def _known(
+    data: Data, targets: Int32[Array, "b"], counts: Array | None
+) -> tuple[Known, Float[Array, "b c"] | None]:
+    """What is known of each target beside the sets, given these class counts; and its offset."""
+    bias = [] if counts is None else [bias_features(counts, data.shares)]
+    if data.crossed is not None:
+        bias.append(data.crossed[targets])
+    offset = None if data.offset is None else data.offset[targets]
+    return Known(jnp.concatenate(bias, axis=1) if bias else None, data.shares), offset
 
 
 def _draw_both(
@@ -160,5 +179,6 @@ def sides_of(
     ]
     embeddings = jnp.concatenate(standardized, axis=-1)
     stars = data.stars[draw.rows]
-    user, business = (ReviewSet(embeddings[i], stars[i], draw.mask[i]) for i in range(2))
+    label = jnp.where(draw.voting, data.label[draw.rows], -1)
+    user, business = (ReviewSet(embeddings[i], stars[i], draw.mask[i], label[i]) for i in range(2))
     return user, business

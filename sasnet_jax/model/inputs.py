@@ -11,6 +11,8 @@ from sasnet_jax.corpus.corpus import Corpus, read_corpus
 from sasnet_jax.corpus.counts import class_shares, context_counts
 from sasnet_jax.corpus.store import Store, open_store
 from sasnet_jax.corpus.transform import InputTransform
+from sasnet_jax.features import simple_models
+from sasnet_jax.features.simple_models import SimpleModels
 from sasnet_jax.model import devices
 from sasnet_jax.model.config import TrainConfig
 from sasnet_jax.model.draws import Data
@@ -39,10 +41,40 @@ def fit_transform(config: TrainConfig, corpus: Corpus, stores: tuple[Store, ...]
     return InputTransform.fit(stores, corpus, rows, config.discriminants)
 
 
-def build_data(
+def fit_simple_models(
     config: TrainConfig, corpus: Corpus, stores: tuple[Store, ...], transform: InputTransform
+) -> SimpleModels:
+    """What the network of a new run builds on."""
+    if not (config.crossed_bias or config.offset):
+        return SimpleModels()
+    return simple_models.fit(
+        simple_models.Reader(
+            corpus=corpus,
+            label=corpus.labels(config.classes),
+            shares=training_shares(config, corpus),
+            heads=transform.heads(stores) if config.offset else (),
+        ),
+        contexts_of(corpus, config.target_review),
+        crossed=config.crossed_bias,
+        offset=config.offset,
+        with_stars=config.sees_stars,
+        seed=config.seed,
+    )
+
+
+def build_data(
+    config: TrainConfig,
+    corpus: Corpus,
+    stores: tuple[Store, ...],
+    transform: InputTransform,
+    models: SimpleModels | None = None,
 ) -> Data:
-    """Everything that a step reads, on the host."""
+    """Everything that a step reads, on the host; `models` are those that the network builds on."""
+    models = models or SimpleModels()
+    assert (config.crossed_bias, config.offset) == (
+        models.crossed is not None,
+        models.logits is not None,
+    )
     contexts = contexts_of(corpus, config.target_review)
     label = corpus.labels(config.classes)
     counts = None
@@ -56,6 +88,8 @@ def build_data(
         contexts=contexts,
         counts=counts,
         shares=training_shares(config, corpus),
+        crossed=models.crossed,
+        offset=models.logits,
     )
 
 

@@ -8,7 +8,7 @@ written again.
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import msgspec
 
@@ -19,8 +19,12 @@ from sasnet_jax.corpus.transform import InputTransform
 from sasnet_jax.model.config import TrainConfig
 from sasnet_jax.scores.metrics import Loss, Share
 
+if TYPE_CHECKING:
+    from sasnet_jax.features.simple_models import SimpleModels
+
 Number: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
 TRAIN = "python -m sasnet_jax.train"
+SIMPLE_MODELS = "simple_models.npz"
 
 
 class RunRecord(files.Record, kw_only=True, frozen=True):
@@ -34,6 +38,7 @@ class RunRecord(files.Record, kw_only=True, frozen=True):
     stores: list[dict[str, Any]]  # the identity of each
     class_shares: list[float] | None = None  # of the training reviews
     zscore_sha256: str | None = None
+    simple_models_sha256: str | None = None  # None if the network builds on none
 
     def __post_init__(self):
         """Refuses stores of no width."""
@@ -72,6 +77,20 @@ class RunRecord(files.Record, kw_only=True, frozen=True):
         path = files.require_file(folder / "zscore.npz", remedy, self.zscore_sha256)
         return InputTransform.load(path, dims, kept, remedy)
 
+    def simple_models(self, folder: Path) -> "SimpleModels":
+        """What the network builds on.
+
+        Raises:
+          UserError: simple_models.npz is absent or damaged.
+        """
+        from sasnet_jax.features.simple_models import SimpleModels
+
+        if self.simple_models_sha256 is None:
+            return SimpleModels()
+        remedy = f"remove {folder} and run {TRAIN} again"
+        path = files.require_file(folder / SIMPLE_MODELS, remedy, self.simple_models_sha256)
+        return SimpleModels.load(path, remedy)
+
 
 class Epoch(msgspec.Struct, kw_only=True, frozen=True):
     """A line of metrics.jsonl."""
@@ -84,6 +103,7 @@ class Epoch(msgspec.Struct, kw_only=True, frozen=True):
     validation_accuracy: Share | None
     validation_macro_f1: Share | None
     best_epoch: Number  # so far
+    factor: Share | None = None  # of the network, with --offset
 
     @property
     def line(self) -> bytes:

@@ -23,6 +23,7 @@ from sasnet_jax.scores import predictions
 from sasnet_jax.scores.predictions import Evaluation, Predictions
 
 if TYPE_CHECKING:
+    from sasnet_jax.features.simple_models import SimpleModels
     from sasnet_jax.model.predictor import Predictor
     from sasnet_jax.model.sets import Context, StoredReviews
 
@@ -153,6 +154,20 @@ class Run:
           UserError: zscore.npz is absent, damaged, or of other stores.
         """
         return self.record.transform(self.folder)
+
+    def simple_models(self) -> "SimpleModels":
+        """What the network builds on.
+
+        Raises:
+          UserError: simple_models.npz is absent or damaged.
+        """
+        return self.record.simple_models(self.folder)
+
+    @property
+    def factor(self) -> float:
+        """By what the best epoch's network is multiplied before it is added to its offset."""
+        factor = self.best.factor if self.best else None
+        return 1.0 if factor is None else factor
 
     def class_shares(self) -> Float[np.ndarray, "c"]:
         """The share of each class among the reviews that it was trained on.

@@ -6,7 +6,8 @@ and excellent, or over five stars. Each side is encoded by itself (`SASNet.encod
 b batch, s set, e embedding width, d model width, f bias features, c classes.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from sasnet_jax.model.config import CrossAttention, ReviewFeatures
 from sasnet_jax.model.layers import AttentionBlock, dropout, masked_mean
+from sasnet_jax.model.pairwise import Gate, Match, Votes
 
 _HALF_STARS = 11  # 0, 0.5, ..., 5
 
@@ -26,13 +28,17 @@ class ReviewSet(NamedTuple):
     embeddings: Float[Array, "b s e"]
     stars: Float[Array, "b s"] | None
     mask: Bool[Array, "b s"]
+    label: Int[Array, "b s"] | None = None  # for votes; -1 where a review does not vote
 
 
-class Sums(NamedTuple):
-    """What `Match` needs to know about one side."""
+class Known(NamedTuple):
+    """What is known of each pair beside the two sets of texts."""
 
-    total: Float[Array, "b d"]  # of the projected reviews
-    reviews: Float[Array, "b 1"]  # how many
+    bias: Float[Array, "b f"] | None = None  # of ratings, for `bias_term` and `crossed_bias`
+    shares: Float[Array, "c"] | None = None  # of the classes in training, for `votes`
+
+
+_NOTHING = Known()
 
 
 class Encoded(NamedTuple):
@@ -40,7 +46,9 @@ class Encoded(NamedTuple):
 
     tokens: Float[Array, "b s d"]  # with `cross_attention="pooled"` s = 1, their mean
     mask: Bool[Array, "b s"]
-    sums: Sums | None  # with `match`
+    reviews: Float[Array, "b 1"]  # how many
+    total: Any  # Float[Array, "b d"] with `match`, else None
+    voters: Any  # Voters with `votes`, else None
 
 
 class SASNet(nnx.Module):
@@ -57,12 +65,19 @@ class SASNet(nnx.Module):
     `bias_term=True` is not the paper's: how the other reviews of both sides were rated (features
     of `sasnet_jax.corpus.counts`) enters the classifier and, linearly, the logits. On real
     reviews a logistic regression on these few numbers beats every text model tried, so a network
-    without them starts behind it (docs/findings.md).
+    without them starts behind it (docs/findings.md). `crossed_bias=True` does the same with
+    `sasnet_jax.features.effects`, where users and businesses are judged knowing each other.
 
     `match=True` is not the paper's either: the averages of both sides' reviews and their bilinear
     product (`Match`) enter the classifier and, linearly, the logits. Whether a user who
     writes about service meets a business that is praised for it is a product of two averages, which
     attention alone did not learn from 60,000 reviews (docs/findings.md).
+
+    `votes=True` likewise adds how the reviews most like the other side were rated (`Votes`), by the
+    `discriminants` that the embedding consists of.
+
+    `offset=True`: the logits are to be added to those of a frozen regression. They are multiplied
+    by a gate that depends on how many reviews each side has, and start at zero.
 
     `rate_reviews=True` adds a head that reads each review's own rating from its projected embedding
     (`ratings`), for `--review_loss`. The head teaches the projection what to look for, and plays no
@@ -90,8 +105,12 @@ class SASNet(nnx.Module):
         encoder: bool,
         cross_attention: CrossAttention,
         review_features: ReviewFeatures,
-        bias_term: bool,
+        bias_term: bool = False,
+        crossed_bias: bool = False,
         match: bool = False,
+        votes: bool = False,
+        discriminants: int = 0,
+        offset: bool = False,
         rate_reviews: bool = False,
         rngs: nnx.Rngs,
     ):
@@ -107,31 +126,35 @@ class SASNet(nnx.Module):
 
         self.encoder = nnx.List([block() for _ in range(depth if encoder else 0)])
         self.cross = block() if encoder else None
-        bias_features = 2 * (classes + 1) if bias_term else 0
         self.match = Match(embedding_dim, width, rngs=rngs) if match else None
+        self.votes = Votes(embedding_dim, discriminants, classes) if votes else None
+        self.gate = Gate() if offset else None
+        bias_features = 2 * (classes + 1) * bias_term + (classes + 4) * crossed_bias
         match_features = 3 * width if match else 0
-        self.hidden = nnx.Linear(2 * width + match_features + bias_features, width, rngs=rngs)
+        vote_features = self.votes.features if self.votes is not None else 0
+        features = 2 * width + match_features + vote_features + bias_features
+        self.hidden = nnx.Linear(features, width, rngs=rngs)
         self.rate = nnx.Linear(width, classes, rngs=rngs) if rate_reviews else None
-        self.bias = (
-            nnx.Linear(bias_features, classes, kernel_init=_mean_log, rngs=rngs)
-            if bias_term
-            else None
-        )
+
+        def last(features: int, start: nnx.Initializer) -> Any:
+            start = nnx.initializers.zeros if offset else start
+            return nnx.Linear(features, classes, kernel_init=start, rngs=rngs) if features else None
+
+        self.bias = last(bias_features, _mean_log)
         # Small, so that training starts from nearly equal probabilities.
         small = nnx.initializers.normal(0.02)
-        self.classify = nnx.Linear(width, classes, kernel_init=small, rngs=rngs)
-        self.classify_match = (
-            nnx.Linear(match_features, classes, kernel_init=small, rngs=rngs) if match else None
-        )
+        self.classify = last(width, small)
+        self.classify_match = last(match_features, small)
+        self.classify_votes = last(vote_features, _mean_vote)
 
     def __call__(
         self,
         user: ReviewSet,
         business: ReviewSet,
-        bias: Float[Array, "b f"] | None = None,
+        known: Known = _NOTHING,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "b c"]:
-        """Logits. `bias` is for `bias_term`; `key` drives dropout, and None turns it off.
+        """Logits; `key` drives dropout, and None turns it off.
 
         The result is `decide` of both sides' `encode`, computed in one pass over both.
         """
@@ -139,20 +162,20 @@ class SASNet(nnx.Module):
         # Joined after the projection, where they are narrow.
         tokens = jnp.concatenate([self._tokens(user), self._tokens(business)])
         tokens, mask = self._attend(tokens, jnp.concatenate([user.mask, business.mask]), keys)
-        parts = zip(jnp.split(tokens, 2), jnp.split(mask, 2), (user, business), strict=True)
-        users, businesses = (Encoded(part, valid, self._sums(side)) for part, valid, side in parts)
-        return self._decide(users, businesses, bias, keys)
+        halves = zip((user, business), jnp.split(tokens, 2), jnp.split(mask, 2), strict=True)
+        users, businesses = (self._encoded(*half) for half in halves)
+        return self._decide(users, businesses, known, keys)
 
     def encode(self, reviews: ReviewSet) -> Encoded:
         """One side, users or businesses alike, without dropout; sets of any size s."""
-        tokens, mask = self._attend(self._tokens(reviews), reviews.mask, self._dropout_keys(None))
-        return Encoded(tokens, mask, self._sums(reviews))
+        attended = self._attend(self._tokens(reviews), reviews.mask, self._dropout_keys(None))
+        return self._encoded(reviews, *attended)
 
     def decide(
-        self, user: Encoded, business: Encoded, bias: Float[Array, "b f"] | None = None
+        self, user: Encoded, business: Encoded, known: Known = _NOTHING
     ) -> Float[Array, "b c"]:
         """Logits of each user and the business in the same place, without dropout."""
-        return self._decide(user, business, bias, self._dropout_keys(None))
+        return self._decide(user, business, known, self._dropout_keys(None))
 
     def ratings(self, reviews: ReviewSet) -> Float[Array, "b s c"]:
         """Logits of each review's own stars, from that review alone; for `rate_reviews`."""
@@ -171,8 +194,17 @@ class SASNet(nnx.Module):
             else tokens + self.stars(star_index(reviews.stars))
         )
 
-    def _sums(self, reviews: ReviewSet) -> Sums | None:
-        return None if self.match is None else self.match.sums(reviews)
+    def _encoded(
+        self, side: ReviewSet, tokens: Float[Array, "b s d"], mask: Bool[Array, "b s"]
+    ) -> Encoded:
+        total = voters = None
+        if self.match is not None:
+            total = self.match.total(side.embeddings, side.mask)
+        if self.votes is not None:
+            assert side.label is not None, "votes need the classes of the reviews"
+            voters = self.votes.voters(side.embeddings, side.mask, side.label)
+        reviews = side.mask.sum(axis=1, keepdims=True).astype(jnp.float32)
+        return Encoded(tokens, mask, reviews, total, voters)
 
     def _attend(
         self, tokens: Float[Array, "b s d"], mask: Bool[Array, "b s"], keys: list
@@ -189,63 +221,56 @@ class SASNet(nnx.Module):
         return tokens, mask
 
     def _decide(
-        self, user: Encoded, business: Encoded, bias: Float[Array, "b f"] | None, keys: list
+        self, user: Encoded, business: Encoded, known: Known, keys: list
     ) -> Float[Array, "b c"]:
         users = user.tokens
         if self.cross is not None:
             users = self.cross(users, business.tokens, business.mask, keys[-2])
         pair = [masked_mean(users, user.mask), masked_mean(business.tokens, business.mask)]
-        direct = jnp.float32(0)  # logits that do not go through the classifier
-        if self.match is not None and self.classify_match is not None:
-            assert user.sums is not None and business.sums is not None
-            pair.append(self.match(user.sums, business.sums))
-            direct += self.classify_match(pair[-1])
-        if self.bias is not None:
-            assert bias is not None, "a network with a bias term needs its features"
-            pair.append(bias)
-            direct += self.bias(bias)
+        logits = jnp.float32(0)
+        for features, linear in self._features(user, business, known):
+            pair.append(features)
+            logits += linear(features)  # beside the classifier
         hidden = jax.nn.gelu(self.hidden(jnp.concatenate(pair, axis=-1)))
-        return self.classify(dropout(hidden, self.dropout, keys[-1])) + direct
+        logits += self.classify(dropout(hidden, self.dropout, keys[-1]))
+        if self.gate is not None:
+            logits *= self.gate(user.reviews, business.reviews)
+        return logits
 
-
-class Match(nnx.Module):
-    """The averages of both sides, and their bilinear product.
-
-    The reviews x_i of a side are averaged as sum(x_i) / (n + k) with a learned k > 0 for each
-    dimension: the best linear prediction of an entity, where k is the variance of reviews over that
-    of entities (Henderson 1975). A side without reviews is 0, which is the usual entity.
-    """
-
-    def __init__(self, embedding_dim: int, width: int, *, rngs: nnx.Rngs):
-        self.project = nnx.Linear(embedding_dim, width, use_bias=False, rngs=rngs)
-        self.usual = nnx.Param(jnp.zeros((width,)))  # added to each review
-        self.shrinkage = nnx.Param(jnp.ones((2, width)))  # k = softplus of it; user, business
-        self.of_user = nnx.Linear(width, width, rngs=rngs)
-        self.of_business = nnx.Linear(width, width, rngs=rngs)
-
-    def sums(self, side: ReviewSet) -> Sums:
-        """One side by itself; the average over it is taken once its k is known."""
-        mask = side.mask.astype(jnp.float32)
-        reviews = mask.sum(axis=1, keepdims=True)
-        # Projecting the sum takes s times less work than summing the projections.
-        total = self.project(jnp.einsum("bse,bs->be", side.embeddings, mask))
-        return Sums(total + reviews * self.usual[...][None], reviews)
-
-    def __call__(self, user: Sums, business: Sums) -> Float[Array, "b three_d"]:
-        """Both averages, and the product of their two linear maps."""
-        averages = [
-            side.total / (side.reviews + k[None])
-            for side, k in zip((user, business), jax.nn.softplus(self.shrinkage[...]), strict=True)
-        ]
-        product = self.of_user(averages[0]) * self.of_business(averages[1])
-        return jnp.concatenate([*averages, product], axis=-1)
+    def _features(
+        self, user: Encoded, business: Encoded, known: Known
+    ) -> Iterator[tuple[Float[Array, "b f"], Any]]:
+        """What is known of each pair without attention to its tokens, and its linear classifier."""
+        if self.match is not None:
+            sums = (user.total, user.reviews), (business.total, business.reviews)
+            yield self.match(*sums), self.classify_match
+        if self.votes is not None:
+            assert known.shares is not None, "votes are smoothed by the class shares"
+            yield self.votes(user.voters, business.voters, known.shares), self.classify_votes
+        if self.bias is not None:
+            assert known.bias is not None, "a network with a bias term needs its features"
+            yield known.bias, self.bias
 
 
 def _mean_log(key: Key[Array, ""], shape: tuple[int, int], dtype: DTypeLike) -> Float[Array, "f c"]:
-    """Starts the linear bias as the mean of both sides' log class frequencies."""
-    classes = shape[1]
-    side = jnp.concatenate([jnp.eye(classes, dtype=dtype), jnp.zeros((1, classes), dtype)])
-    return jnp.concatenate([side, side]) / 2
+    """Starts the linear bias as the mean of both sides' log class frequencies, which come first.
+
+    The crossed bias alone starts as its log class probabilities, which come last.
+    """
+    features, classes = shape
+    if features < 2 * (classes + 1):
+        return jnp.eye(features, classes, classes - features, dtype=dtype)
+    side = jnp.eye(classes + 1, classes, dtype=dtype)
+    rest = jnp.zeros((features - 2 * (classes + 1), classes), dtype)
+    return jnp.concatenate([side / 2, side / 2, rest])
+
+
+def _mean_vote(
+    key: Key[Array, ""], shape: tuple[int, int], dtype: DTypeLike
+) -> Float[Array, "f c"]:
+    """Starts as the mean of the logs of all votes."""
+    votes = shape[0] // shape[1]
+    return jnp.tile(jnp.eye(shape[1], dtype=dtype), (votes, 1)) / votes
 
 
 def star_index(stars: Float[Array, "..."]) -> Int[Array, "..."]:

@@ -51,7 +51,7 @@ class Functions(NamedTuple):
 
     init: Callable[[], TrainState]
     train_chunk: Callable[..., tuple[TrainState, Int32[Array, ""]]]
-    predict: Callable[..., Float[Array, "b c"]]
+    predict: Callable[..., Float[Array, "b factors c"]]
 
 
 def build(config: TrainConfig, mesh: Mesh, embedding_dim: int, total_steps: int) -> Functions:
@@ -62,8 +62,8 @@ def build(config: TrainConfig, mesh: Mesh, embedding_dim: int, total_steps: int)
     returns the state and the first step whose loss was not finite, or -1. Its trip count is traced,
     so chunks of every length share one compilation and compute the same bits (a `lax.scan` is
     compiled for one length, and a short one computes other bits).
-    `predict(params, data, targets)` -> probabilities, averaged over `eval_sets` draws that depend
-    only on the seed, the review and the draw.
+    `predict(params, data, targets)` -> probabilities for each factor of the network, averaged over
+    `eval_sets` draws that depend only on the seed, the review and the draw.
 
     Args:
       config: the settings.
@@ -102,7 +102,9 @@ class _Steps:
 
         def loss_of(params):
             merged = nnx.merge(self.graphdef, params)
-            logits = merged(*sides, draw.bias, key)
+            logits = merged(*sides, draw.known, key)
+            if draw.offset is not None:
+                logits += draw.offset
             losses = optax.softmax_cross_entropy_with_integer_labels(
                 logits, data.label[targets].astype(jnp.int32)
             )
@@ -136,9 +138,10 @@ class _Steps:
         return (losses * counted).sum() / jnp.maximum(counted.sum(), 1)
 
     def probability(self, params: Any, data: Data, draw: Draw, values: Values) -> Array:
-        """The network's probabilities for one draw: [b, c]."""
+        """The probabilities for one draw and each factor of the network: [b, factors, c]."""
         sides = draws.sides_of(data, draw, values)
-        return jax.nn.softmax(nnx.merge(self.graphdef, params)(*sides, draw.bias))
+        logits = nnx.merge(self.graphdef, params)(*sides, draw.known)
+        return network.probability(logits, draw.offset)
 
 
 def _optimizer(config: TrainConfig, total_steps: int) -> optax.GradientTransformation:
@@ -272,7 +275,7 @@ def predict(
     data: Data,
     rows: Int32[np.ndarray, "n"],
     between_batches: Callable[[], None] = lambda: None,
-) -> Float[np.ndarray, "n c"]:
+) -> Float[np.ndarray, "n factors c"]:
     """Predicts `rows` a batch at a time, with a progress bar if it takes long."""
     probabilities = []
     size = -(-PREDICT_BATCH // mesh.size) * mesh.size

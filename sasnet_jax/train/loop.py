@@ -19,7 +19,7 @@ from sasnet_jax import cli, files
 from sasnet_jax.cli import Preempted, ProgressBar, UserError
 from sasnet_jax.corpus.corpus import Corpus
 from sasnet_jax.corpus.store import Store
-from sasnet_jax.model import devices, draws, inputs, records, step
+from sasnet_jax.model import devices, draws, inputs, network, records, step
 from sasnet_jax.model.checkpoint import Checkpoints
 from sasnet_jax.model.config import TrainConfig, is_over
 from sasnet_jax.model.draws import Data
@@ -27,6 +27,7 @@ from sasnet_jax.model.records import Epoch, Progress, RunRecord
 from sasnet_jax.model.run import Run
 from sasnet_jax.scores import metrics, predictions
 from sasnet_jax.train import memory, run_folder
+from sasnet_jax.train.factor import choose_factor
 from sasnet_jax.train.tensorboard import Scalars
 
 _CHUNK_SECONDS = 1.0  # between two checks of the clock and of SIGTERM
@@ -67,14 +68,16 @@ def train(config: TrainConfig, watch: Watch = lambda record: False) -> None:
                 before = files.read_record(run / "config.json", RunRecord)
                 run_folder.refuse_other_run(run, before, record)
                 transform = before.transform(run)  # it reads its stores as it did before
+                models = before.simple_models(run)
             else:
                 transform = inputs.fit_transform(config, corpus, stores)
+                models = inputs.fit_simple_models(config, corpus, stores, transform)
             memory.refuse_too_large(config, transform.width)
         # A fit on another machine may differ in the last bit, and so in the sign of a direction.
-        transform = devices.from_writer(transform)
-        data = inputs.build_data(config, corpus, stores, transform)
+        transform, models = devices.from_writer((transform, models))
+        data = inputs.build_data(config, corpus, stores, transform, models)
         if devices.is_writer() and not resumed:
-            run_folder.write_inputs(run, record, transform)
+            run_folder.write_inputs(run, record, transform, models)
         with devices.enough_memory(data.tables, memory.with_less(config, data)):
             loop = _Loop(config, mesh, run, data, corpus, watch)
             with cli.on_sigterm(loop.request_stop):
@@ -118,6 +121,7 @@ class _Loop:
         self.train_rows = devices.place(mesh, corpus.rows("train"))
         self.validation_rows = corpus.rows("validation")
         self.validation_labels = np.asarray(data.label)[self.validation_rows]
+        self.validation_users = corpus.user[self.validation_rows]
         self.checkpoints = Checkpoints(run, keep=config.keep)
         self.stop_requested = False
         self.steps_per_chunk = 1
@@ -240,10 +244,14 @@ class _Loop:
             raise NotTrainable(
                 f"the predictions are not finite after step {self.step}: lower --learning_rate"
             )
-        scores = metrics.summarize(self.validation_labels, probability)
+        factors = network.factors(self.config.offset)
+        chosen = choose_factor(probability, self.validation_labels, self.validation_users)
+        scores = metrics.summarize(self.validation_labels, probability[:, chosen])
         number, best_epoch = self._epochs() + 1, self.progress.best_epoch
-        best, loss = self.progress.best_log_loss, scores.log_loss
-        assert loss is not None  # there are validation reviews
+        losses = [
+            metrics.log_loss(self.validation_labels, probability[:, i]) for i in range(len(factors))
+        ]
+        best, loss = self.progress.best_log_loss, min(losses)
         if best is None or loss < best:
             self.best_params = jax.device_get(self.state.evaluated)
             best_epoch, best = number, loss
@@ -252,10 +260,11 @@ class _Loop:
             step=self.step,
             target_review=self.config.target_review,
             train_loss=float(jax.device_get(self.state.epoch_loss)) / self.train_size,
-            validation_log_loss=loss,
+            validation_log_loss=losses[chosen],
             validation_accuracy=scores.accuracy,
             validation_macro_f1=scores.macro_f1,
             best_epoch=best_epoch,
+            factor=factors[chosen] if self.config.offset else None,
         )
         self.progress = msgspec.structs.replace(
             self.progress,

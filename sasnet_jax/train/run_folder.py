@@ -10,9 +10,10 @@ from sasnet_jax import __version__, files
 from sasnet_jax.corpus.corpus import Corpus
 from sasnet_jax.corpus.store import Store
 from sasnet_jax.corpus.transform import InputTransform
+from sasnet_jax.features.simple_models import SimpleModels
 from sasnet_jax.model import inputs
 from sasnet_jax.model.config import RESUMABLE, TrainConfig
-from sasnet_jax.model.records import Epoch, RunRecord
+from sasnet_jax.model.records import SIMPLE_MODELS, Epoch, RunRecord
 
 
 def describe(config: TrainConfig, corpus: Corpus, stores: tuple[Store, ...]) -> RunRecord:
@@ -38,22 +39,36 @@ def refuse_other_run(run: Path, before: RunRecord, now: RunRecord) -> None:
     files.refuse_other_settings(run, before.bound_to(run), now.bound_to(run), may_differ)
 
 
-def write_inputs(run: Path, record: RunRecord, transform: InputTransform) -> None:
-    """Writes config.json, by which a command knows a run, and zscore.npz, whose hash it names.
+def write_inputs(
+    run: Path, record: RunRecord, transform: InputTransform, models: SimpleModels | None = None
+) -> None:
+    """Writes config.json, by which a command knows a run, and what was fitted, with its hashes.
 
-    A run that is killed between the two has no checkpoint yet, and writes both again.
+    A run that is killed between these files has no checkpoint yet, and writes them again.
     """
-    fitted = transform.to_npz()
-    sha256 = hashlib.sha256(fitted).hexdigest()
-    files.write_record(run / "config.json", msgspec.structs.replace(record, zscore_sha256=sha256))
-    with files.replacing(run / "zscore.npz") as file:
-        file.write(fitted)
+    fitted = {"zscore.npz": transform.to_npz()}
+    if models is not None and any(part is not None for part in models):
+        fitted[SIMPLE_MODELS] = models.to_npz()
+    sha256 = {name: hashlib.sha256(content).hexdigest() for name, content in fitted.items()}
+    _write_record(run, record, sha256)
+    for name, content in fitted.items():
+        with files.replacing(run / name) as file:
+            file.write(content)
 
 
 def write_resumed(run: Path, record: RunRecord) -> None:
     """Writes config.json again: epochs or patience may have grown."""
-    sha256 = files.file_sha256(run / "zscore.npz")
-    files.write_record(run / "config.json", msgspec.structs.replace(record, zscore_sha256=sha256))
+    paths = (run / "zscore.npz", run / SIMPLE_MODELS)
+    _write_record(run, record, {p.name: files.file_sha256(p) for p in paths if p.exists()})
+
+
+def _write_record(run: Path, record: RunRecord, sha256: dict[str, str]) -> None:
+    bound = msgspec.structs.replace(
+        record,
+        zscore_sha256=sha256["zscore.npz"],
+        simple_models_sha256=sha256.get(SIMPLE_MODELS),
+    )
+    files.write_record(run / "config.json", bound)
 
 
 def write_metrics(run: Path, curve: list[Epoch]) -> None:

@@ -1,0 +1,1 @@
+"""Shared stage: what a regression knows of a user and of a business, from their reviews."""
