@@ -28,7 +28,8 @@ def averages(
       businesses: every review's text along the discriminants for businesses.
     """
     sides = zip(contexts, (users, businesses), strict=True)
-    return np.hstack([_average(context, targets, table) for context, table in sides])
+    averaged = [_average(context, targets, table) for context, table in sides]
+    return np.hstack(averaged).astype(np.float32)
 
 
 def products(averages: Float32[np.ndarray, "n two_k"]) -> Float32[np.ndarray, "n f"]:

@@ -29,7 +29,7 @@ class Effects(NamedTuple):
 
     levels: Float[np.ndarray, "r"]  # the ratings that occur, ascending
     scores: Float[np.ndarray, "r"]  # of each level, with mean 0 and variance 1 over reviews
-    thresholds: Float[np.ndarray, "c-1"]  # between classes, as scores
+    thresholds: Float[np.ndarray, "bounds"]  # between classes, as scores
     variances: Float[np.ndarray, "3"]  # of users, of businesses, of residuals
     user: Float[np.ndarray, "users"]  # the mean of each effect; 0 for one without a review
     business: Float[np.ndarray, "businesses"]
@@ -37,6 +37,19 @@ class Effects(NamedTuple):
     def score(self, stars: Float[np.ndarray, "n"]) -> Float[np.ndarray, "n"]:
         """The normal score of each rating."""
         return np.interp(stars, self.levels, self.scores)
+
+    def of_set(
+        self, stars: Float[np.ndarray, "n"], others: Float[np.ndarray, "n"], side: int
+    ) -> Float[np.ndarray, "two"]:
+        """The posterior mean and variance of one entity's effect.
+
+        Args:
+          stars: of its reviews whose ratings are known.
+          others: the effects of the other sides of these reviews; 0 where one is not known.
+          side: 0 for a user, 1 for a business.
+        """
+        total = (self.score(stars) - others).sum(keepdims=True)
+        return np.concatenate(shrunk(total, np.array([stars.size]), self.variances, side))
 
 
 def fit(corpus: Corpus, label: Int[np.ndarray, "reviews"], rows: Int32[np.ndarray, "n"]) -> Effects:
@@ -98,7 +111,7 @@ def features(
     others = (effects.business[corpus.business], effects.user[corpus.user])
     sides = []
     for side, (context, other) in enumerate(zip(contexts, others, strict=True)):
-        size = context.size[targets].astype(float)
+        size = np.asarray(context.size[targets])
         sums = averaging_matrix(context, targets) @ (score - other) * size
         sides.append(np.stack(shrunk(sums, size, effects.variances, side), axis=1))
     posterior = np.stack(sides, axis=1).astype(np.float32)
@@ -107,7 +120,7 @@ def features(
 
 def of_pair(
     posterior: Float[HostOrDevice, "b 2 2"],
-    thresholds: Float[HostOrDevice, "c-1"],
+    thresholds: Float[HostOrDevice, "bounds"],
     residual_variance: float | Float[HostOrDevice, ""],
 ) -> Float[HostOrDevice, "b f"]:
     """Means and variances of both sides, then the logs of the class probabilities: f = 4 + c."""

@@ -136,10 +136,11 @@ def fit(
     held_out = np.concatenate([corpus.rows(split) for split in ("validation", "test")])
     fold = out_of_fold.folds_of(label.size, seed)
     models = SimpleModels()
+    if crossed or with_stars:
+        models = models._replace(effects=effects.fit(corpus, label, train))
     if crossed:
-        fitted = effects.fit(corpus, label, train)
         block = out_of_fold.compute(contexts, train, held_out, fold, reader.effects)["effects"]
-        models = models._replace(effects=fitted, crossed=block)
+        models = models._replace(crossed=block)
     if offset:
         read = reader.texts_and_ratings if with_stars else reader.texts
         blocks = out_of_fold.compute(contexts, train, held_out, fold, read)

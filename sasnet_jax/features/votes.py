@@ -43,7 +43,7 @@ def features(
     for voting, other in (contexts, contexts[::-1]):
         queries = averaging_matrix(other, targets)
         for texts in heads:
-            query, keys = _normalized(queries @ texts), _normalized(texts)
+            query, keys = normalized(queries @ texts), normalized(texts)
             columns.append(np.log(_shares(voting, targets, query, keys, label, shares)))
     return np.hstack(columns).astype(np.float32)
 
@@ -70,12 +70,21 @@ def _shares(
         votes = np.bincount(cell, np.exp(SHARPNESS * cosine), (last - first) * shares.size)
         voted[first:last] = votes.reshape(-1, shares.size)
         first = last
-    size = context.size[targets, None]
-    share = voted / np.maximum(voted.sum(axis=1, keepdims=True), np.finfo(float).tiny)
-    return (size * share + SMOOTHING * shares[None]) / (size + SMOOTHING)
+    return smoothed(voted, context.size[targets, None], shares[None])
 
 
-def _normalized(vectors: Float[np.ndarray, "n r"]) -> Float32[np.ndarray, "n r"]:
+def smoothed(
+    votes: Float[np.ndarray, "... c"],
+    reviews: Int[np.ndarray, "... 1"],
+    shares: Float[np.ndarray, "... c"],
+) -> Float[np.ndarray, "... c"]:
+    """The shares of weighed votes, as if each review had one, smoothed by the class shares."""
+    total = votes.sum(axis=-1, keepdims=True)
+    share = votes / np.where(total > 0, total, 1)
+    return (reviews * share + SMOOTHING * shares) / (reviews + SMOOTHING)
+
+
+def normalized(vectors: Float[np.ndarray, "... r"]) -> Float32[np.ndarray, "... r"]:
     """Vectors of length 1; a zero vector stays zero."""
-    length = np.linalg.norm(vectors, axis=1, keepdims=True)
+    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return (vectors / np.where(length > 0, length, 1)).astype(np.float32)

@@ -20,8 +20,12 @@ from jaxtyping import Array, Float32, Int32
 from sasnet_jax.cli import ProgressBar, UserError
 from sasnet_jax.corpus.corpus import CLASS_NAMES, labels_of
 from sasnet_jax.corpus.counts import bias_features
+from sasnet_jax.corpus.transform import InputTransform
+from sasnet_jax.features import effects, of_sets
+from sasnet_jax.features.effects import Effects
 from sasnet_jax.model import network, sampling, sets
-from sasnet_jax.model.sasnet import Encoded, ReviewSet
+from sasnet_jax.model.config import TrainConfig
+from sasnet_jax.model.sasnet import Encoded, Known, ReviewSet
 from sasnet_jax.model.sets import Members, Reviews
 from sasnet_jax.scores.predictions import LEAKY
 
@@ -46,6 +50,8 @@ class _Side(NamedTuple):
     encoded: Encoded  # [r, m, ...]
     rows: Int32[np.ndarray, "entities d"]  # which of the m each draw of an entity is
     counts: Float32[np.ndarray, "entities c"]  # reviews by class, for the bias term
+    effect: Float32[np.ndarray, "entities two"]  # mean and variance, for the crossed bias
+    facts: list[list[of_sets.Side]]  # of each run, what its regression reads; empty without one
 
 
 class _Drawn(NamedTuple):
@@ -83,11 +89,16 @@ class Predictor:
         self._params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
         self._set_size = self._config.eval_set_size or self._config.set_size
         self._reads_stars = self._config.review_features == "text+stars"
+        self._models = [run.simple_models() for run in runs]
+        self._effects = self._models[0].effects  # of all training reviews, whatever the seed
         self._has_warned = False  # that it ignores stars
         self._streams = [sampling.stream(run.config.seed, "recommend") for run in runs]
-        shares = runs[0].class_shares() if self._config.bias_term else None
+        reads_shares = self._config.sees_stars or self._config.offset
+        self._shares: Any = jnp.asarray(runs[0].class_shares()) if reads_shares else None
+        factors = jnp.array([run.factor for run in runs])
+        known = self._config, self._shares, self._effects
         self._encode = jax.jit(jax.vmap(_encoder(graphdef)))
-        self._decide = jax.jit(_decider(graphdef, shares))
+        self._decide = jax.jit(_decider(graphdef, *known, factors))
 
     def score(
         self, users: Sequence[Reviews], businesses: Sequence[Reviews]
@@ -107,19 +118,38 @@ class Predictor:
         scores = np.empty((len(users), len(businesses), len(self.classes)), np.float32)
         if not scores.size:
             return scores
-        others = self._side(businesses)
+        others = self._side(businesses, 1)
+        asked = [
+            of_sets.OfSets(models, facts, np.asarray(self._shares))
+            for models, facts in zip(self._models, others.facts, strict=False)
+        ]
         with ProgressBar(
             total=scores[..., 0].size, desc="scoring", unit="pair", delay=5, leave=False
         ) as bar:
             for first in range(0, len(users), _SETS):
-                some = self._side(users[first : first + _SETS])
+                some = self._side(users[first : first + _SETS], 0)
                 part = scores[first : first + _SETS].reshape(-1, len(self.classes))
-                for pairs, probability in self._pairs(some, others):
+                offset = self._offset(some, asked)
+                for pairs, probability in self._pairs(some, others, offset):
                     part[pairs] = probability
                     bar.update(len(pairs))
         return scores
 
-    def _pairs(self, users: _Side, businesses: _Side) -> Iterator[tuple[range, np.ndarray]]:
+    def _offset(
+        self, users: _Side, asked: Sequence[of_sets.OfSets]
+    ) -> Float32[np.ndarray, "r pairs c"] | None:
+        """The logits that the network of each run is added to, user by user."""
+        if not asked:
+            return None
+        of_runs = [
+            np.concatenate([regression.logits(user) for user in facts])
+            for regression, facts in zip(asked, users.facts, strict=True)
+        ]
+        return np.stack(of_runs)
+
+    def _pairs(
+        self, users: _Side, businesses: _Side, offset: Float32[np.ndarray, "r pairs c"] | None
+    ) -> Iterator[tuple[range, np.ndarray]]:
         """Pairs, numbered user by user, and their probabilities [p, c]."""
         total = len(users.rows) * len(businesses.rows)
         for first in range(0, total, _PAIRS):
@@ -127,22 +157,28 @@ class Predictor:
             numbers = np.minimum(np.arange(first, first + _PAIRS), total - 1)
             user, business = np.divmod(numbers, len(businesses.rows))
             counts = np.stack([users.counts[user], businesses.counts[business]], axis=1)
+            effect = np.stack([users.effect[user], businesses.effect[business]], axis=1)
+            added = None if offset is None else offset[:, numbers]
             rows = np.stack(np.broadcast_arrays(users.rows[user].T, businesses.rows[business].T))
             probability = self._decide(
-                self._params, users.encoded, businesses.encoded, rows, counts
+                self._params, users.encoded, businesses.encoded, rows, counts, effect, added
             )
             yield pairs, np.asarray(probability)[: len(pairs)]
 
-    def _side(self, entities: Iterable[Reviews]) -> _Side:
-        """Encodes each entity once, or once per draw of its reviews."""
+    def _side(self, entities: Iterable[Reviews], side: int) -> _Side:
+        """Encodes each entity once, or once per draw of its reviews; side 0 is users."""
         draws: list[int] = []  # of each entity
-        counts, parts = [], []
+        counts, effect, parts = [], [], []
+        facts: list[list[of_sets.Side]] = [[] for _ in self._streams if self._config.offset]
         waiting: list[_Drawn] = []
         for entity in entities:
             reviews = self._checked(entity)
             draws.append(self._config.eval_sets if len(reviews) > self._set_size else 1)
-            counts.append(self._count(reviews))
-            members = sets.members_of(reviews, self._reads_stars)
+            members = sets.members_of(reviews, self._reads_stars or self._config.votes)
+            counts.append(self._count(members))
+            effect.append(self._effect(members, side))
+            for own, transform in zip(facts, self._transforms, strict=False):
+                own.append(self._facts(members, transform, effect[-1]))
             waiting += [_Drawn(members, number) for number in range(draws[-1])]
             while len(waiting) >= _SETS:
                 parts.append(self._encode(self._params, self._sets(waiting[:_SETS])))
@@ -154,7 +190,7 @@ class Predictor:
         encoded = jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=1), *parts)
         first = np.cumsum(draws) - draws
         rows = first[:, None] + np.arange(max(draws)) % np.array(draws)[:, None]
-        return _Side(encoded, rows, np.stack(counts))
+        return _Side(encoded, rows, np.stack(counts), np.stack(effect), facts)
 
     def _sets(self, drawn: Sequence[_Drawn]) -> ReviewSet:
         """The sets [r, m, s] that each run draws."""
@@ -172,11 +208,10 @@ class Predictor:
             read = transform.apply(np.concatenate([one.vectors[rows] for one, rows in chosen]))
             embeddings = np.zeros((*mask.shape, read.shape[1]), np.float32)
             embeddings[mask] = read
-            stars = None
-            if self._reads_stars:
-                stars = np.zeros(mask.shape, np.float32)
-                stars[mask] = np.concatenate([one.stars[rows] for one, rows in chosen])
-            every.append((embeddings, stars, mask))
+            stars = np.full(mask.shape, np.nan, np.float32)
+            stars[mask] = np.concatenate([one.stars[rows] for one, rows in chosen])
+            label = self._labels(stars) if self._config.votes else None
+            every.append((embeddings, stars if self._reads_stars else None, mask, label))
         return ReviewSet(*jax.tree.map(lambda *leaves: jnp.stack(leaves), *every))
 
     def _checked(self, reviews: Reviews) -> Reviews:
@@ -201,11 +236,33 @@ class Predictor:
             )
         return reviews
 
-    def _count(self, reviews: Reviews) -> Float32[np.ndarray, "c"]:
+    def _labels(self, stars: Float32[np.ndarray, "..."]) -> Int32[np.ndarray, "..."]:
+        """The class of each rating; -1 where there is none."""
+        known = ~np.isnan(stars)
+        label = np.full(stars.shape, -1, np.int32)
+        label[known] = labels_of(stars[known], len(self.classes))
+        return label
+
+    def _count(self, members: Members) -> Float32[np.ndarray, "c"]:
         """Counts the reviews whose stars are known, by class."""
-        stars = np.zeros(0, np.float32) if reviews.stars is None else reviews.stars
-        label = labels_of(stars[~np.isnan(stars)], len(self.classes))
-        return np.bincount(label, minlength=len(self.classes)).astype(np.float32)
+        label = self._labels(members.stars)
+        return np.bincount(label[label >= 0], minlength=len(self.classes)).astype(np.float32)
+
+    def _effect(self, members: Members, side: int) -> Float32[np.ndarray, "two"]:
+        """The mean and variance of an entity's effect; 0 for runs that have none."""
+        if self._effects is None:
+            return np.zeros(2, np.float32)
+        known = ~np.isnan(members.stars)
+        posterior = self._effects.of_set(members.stars[known], members.other_effect[known], side)
+        return posterior.astype(np.float32)
+
+    def _facts(
+        self, members: Members, transform: InputTransform, effect: Float32[np.ndarray, "two"]
+    ) -> of_sets.Side:
+        """What a run's regression reads of an entity."""
+        texts, kept = transform.apply(members.vectors), self._config.discriminants
+        heads = texts.reshape(len(texts), texts.shape[1] // kept, kept)
+        return of_sets.Side(texts=heads, label=self._labels(members.stars), effect=effect)
 
 
 def _encoder(graphdef: nnx.GraphDef) -> Any:
@@ -215,29 +272,43 @@ def _encoder(graphdef: nnx.GraphDef) -> Any:
     return encode
 
 
-def _decider(graphdef: nnx.GraphDef, shares: Float32[np.ndarray, "c"] | None) -> Any:
+def _decider(
+    graphdef: nnx.GraphDef,
+    config: TrainConfig,
+    shares: Any,
+    model: Effects | None,
+    factors: Float32[Array, "r"],
+) -> Any:
     def decide(
         params: Any,
         users: Encoded,
         businesses: Encoded,
         rows: Int32[Array, "2 d p"],
         counts: Float32[Array, "p 2 c"],
+        effect: Float32[Array, "p 2 2"],
+        offset: Float32[Array, "r p c"] | None,
     ) -> Float32[Array, "p c"]:
-        bias = None if shares is None else bias_features(counts, shares)
+        bias = []
+        if config.bias_term:
+            bias.append(bias_features(counts, shares))
+        if config.crossed_bias and model is not None:
+            bias.append(effects.of_pair(effect, model.thresholds, model.variances[2]))
+        known = Known(jnp.concatenate(bias, axis=1) if bias else None, shares)
 
-        def by_one_run(params, *sides):
+        def by_one_run(params, users, businesses, factor, offset):
             network = nnx.merge(graphdef, params)
 
             def of_one_draw(rows):
                 user, business = (
                     jax.tree.map(lambda leaf, of=of: leaf[of], side)
-                    for side, of in zip(sides, rows, strict=True)
+                    for side, of in zip((users, businesses), rows, strict=True)
                 )
-                return jax.nn.softmax(network.decide(user, business, bias))
+                logits = factor * network.decide(user, business, known)
+                return jax.nn.softmax(logits if offset is None else offset + logits)
 
             return jax.lax.map(of_one_draw, jnp.swapaxes(rows, 0, 1))
 
-        return jax.vmap(by_one_run)(params, users, businesses).mean(axis=(0, 1))
+        return jax.vmap(by_one_run)(params, users, businesses, factors, offset).mean(axis=(0, 1))
 
     return decide
 

@@ -228,8 +228,13 @@ class Run:
     def _stored(self, side: Literal["user", "business"], context: "Context") -> "StoredReviews":
         from sasnet_jax.model.sets import StoredReviews
 
-        with_stars = self.config.sees_stars
-        return StoredReviews(*self.open_inputs(), side, context=context, with_stars=with_stars)
+        return StoredReviews(
+            *self.open_inputs(),
+            side,
+            context=context,
+            with_stars=self.config.sees_stars,
+            effects=self.simple_models().effects,
+        )
 
     @functools.cached_property
     def _recorded(self) -> Evaluation | None:

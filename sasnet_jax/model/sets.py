@@ -20,6 +20,7 @@ from sasnet_jax.cli import UserError
 from sasnet_jax.corpus.contexts import read_grouped
 from sasnet_jax.corpus.corpus import Corpus
 from sasnet_jax.corpus.store import Store
+from sasnet_jax.features.effects import Effects
 from sasnet_jax.model import sampling
 
 Context = Literal["all", "train"]
@@ -32,22 +33,27 @@ class Reviews:
       vectors: float32 [n, e], all stores of the run side by side, as stored; n = 0 is a side
         without reviews.
       stars: float32 [n], NaN if a review has none; None if no stars are known.
+      other_effect: float32 [n], how well liked the business of a user's review is, or how kind the
+        user of a business's review; 0 if that is not known, None if none is known.
     """
 
     def __init__(
         self,
         vectors: npt.ArrayLike,
         stars: Sequence[float | None] | npt.ArrayLike | None = None,
+        other_effect: Sequence[float] | npt.ArrayLike | None = None,
     ):
         """Takes vectors as an encoder returns them, and stars as a person gives them.
 
         Args:
           vectors: [n, e], or empty.
           stars: of each review, or None where it has none; half stars count.
+          other_effect: of each review, as in `Run.users` and `Run.businesses` of a run with
+            `--crossed_bias` or `--offset`.
 
         Raises:
           UserError: the vectors are not a finite matrix, or the stars are outside (0, 5] or
-            differ in number.
+            differ in number, or so do the effects.
         """
         self.vectors = _numbers("vectors", vectors)
         if not self.vectors.size and self.vectors.ndim < 2:
@@ -65,6 +71,14 @@ class Reviews:
                 )
             if ((self.stars <= 0) | (self.stars > 5)).any():
                 raise UserError("stars of reviews must be above 0 and at most 5")
+        self.other_effect = None
+        if other_effect is not None:
+            self.other_effect = _numbers("other_effect", other_effect)
+            if self.other_effect.shape != (len(self),) or not np.isfinite(self.other_effect).all():
+                raise UserError(
+                    f"{len(self)} vectors need as many finite effects, not other_effect of shape "
+                    f"{self.other_effect.shape}"
+                )
 
     def __len__(self) -> int:
         """The number of reviews."""
@@ -96,6 +110,7 @@ class StoredReviews(Sequence[Reviews]):
         *,
         context: Context = "all",
         with_stars: bool = True,
+        effects: Effects | None = None,
     ):
         """Opens the reviews of one side.
 
@@ -105,6 +120,7 @@ class StoredReviews(Sequence[Reviews]):
           side: whose reviews.
           context: every review, or only the training reviews.
           with_stars: whether the reviews have their stars.
+          effects: the fitted effects of a run that reads them.
 
         Raises:
           UserError: the corpus is damaged, or there is no such context.
@@ -115,6 +131,10 @@ class StoredReviews(Sequence[Reviews]):
         self.table = corpus.table(name)
         self._stores, self._stars = stores, corpus.stars if with_stars else None
         self._grouped = read_grouped(corpus, side)
+        self._others = None
+        if effects is not None:
+            of_business, of_user = effects.business[corpus.business], effects.user[corpus.user]
+            self._others = of_business if side == "user" else of_user
         self._visible = corpus.split == "train" if context == "train" else None
 
     def __len__(self) -> int:
@@ -128,7 +148,8 @@ class StoredReviews(Sequence[Reviews]):
         index = range(len(self))[index]
         rows = self.rows(index)
         vectors = np.hstack([store.table[rows].astype(np.float32) for store in self._stores])
-        return Reviews(vectors, None if self._stars is None else self._stars[rows])
+        known = (None if column is None else column[rows] for column in (self._stars, self._others))
+        return Reviews(vectors, *known)
 
     def rows(self, index: SupportsIndex) -> Int32[np.ndarray, "n"]:
         """The review indices of an entity."""
@@ -142,24 +163,27 @@ class Members(NamedTuple):
     """The reviews of one entity, in an order and with a digest that their content decides."""
 
     vectors: Float32[np.ndarray, "n e"]
-    stars: Float32[np.ndarray, "n"]  # NaN if unknown, or ignored
+    stars: Float32[np.ndarray, "n"]  # NaN if unknown
+    other_effect: Float32[np.ndarray, "n"]  # 0 if unknown
     digest: UInt32[np.ndarray, "two"]
 
 
 def members_of(reviews: Reviews, with_stars: bool) -> Members:
-    """Sorts an entity's reviews by hashes of their vectors, and by their stars.
+    """Sorts an entity's reviews by hashes of their vectors, by their stars and effects.
 
-    Stars count only if the network reads them.
+    Stars count in the digest only if the network reads them.
     """
     digests = (hashlib.sha256(vector.tobytes()).digest()[:16] for vector in reviews.vectors)
     hashes = np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2)
-    stars = np.full(len(reviews), np.nan, np.float32)
-    if with_stars and reviews.stars is not None:
-        stars = reviews.stars
-    order = np.lexsort((stars, hashes[:, 1], hashes[:, 0]))
-    content = hashlib.sha256(hashes[order].tobytes() + stars[order].tobytes()).digest()
+    nothing = np.zeros(len(reviews), np.float32)
+    unknown = np.full(len(reviews), np.nan, np.float32)
+    stars = unknown if reviews.stars is None else reviews.stars
+    other_effect = nothing if reviews.other_effect is None else reviews.other_effect
+    order = np.lexsort((other_effect, stars, hashes[:, 1], hashes[:, 0]))
+    read = stars[order] if with_stars else unknown
+    content = hashlib.sha256(hashes[order].tobytes() + read.tobytes()).digest()
     digest = np.frombuffer(content[:8], np.uint32)
-    return Members(reviews.vectors[order], stars[order], digest)
+    return Members(reviews.vectors[order], stars[order], other_effect[order], digest)
 
 
 @jax.jit(static_argnames="size")

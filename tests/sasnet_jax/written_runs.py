@@ -25,9 +25,20 @@ NETWORK_SWITCHES = {
     "encoder": (False, True),
     "match": (False, True),
     "bias_term": (False, True),
+    "crossed_bias": (False, True),
+    "votes": (False, True),
+    "offset": (False, True),
     "classes": (3, 5),
 }
 SWITCHES = NETWORK_SWITCHES | {"discriminants": (0, 4)}
+
+
+def switched(switches: dict, base: int, name: str | None) -> dict:
+    """All switches off (base 0) or on (1), and the other way round this one."""
+    settings = {key: values[base ^ (key == name)] for key, values in switches.items()}
+    if "discriminants" in switches and (settings["votes"] or settings["offset"]):
+        settings["discriminants"] = 4  # which these need
+    return settings
 
 
 def write_run(
@@ -44,7 +55,8 @@ def write_run(
     corpus, stores = inputs.open_inputs(config)
     output.mkdir(parents=True)
     transform = inputs.fit_transform(config, corpus, stores)
-    run_folder.write_inputs(output, run_folder.describe(config, corpus, stores), transform)
+    models = inputs.fit_simple_models(config, corpus, stores, transform)
+    run_folder.write_inputs(output, run_folder.describe(config, corpus, stores), transform, models)
     _, like = network.definition(config, transform.width)
     rng = np.random.default_rng(config.seed)
     params = jax.tree.map(lambda x: rng.normal(0, scale, x.shape).astype(x.dtype), like)
@@ -52,7 +64,8 @@ def write_run(
     curve = []
     for number, loss in enumerate(losses, 1):
         best_epoch = int(np.argmin(losses[:number])) + 1
-        curve.append(epoch_of(number, best_epoch, loss, target_review=config.target_review))
+        others = {"target_review": config.target_review, "factor": 0.5 if config.offset else None}
+        curve.append(epoch_of(number, best_epoch, loss, **others))
     progress = Progress(
         epochs_evaluated=len(losses),
         best_epoch=curve[-1].best_epoch,

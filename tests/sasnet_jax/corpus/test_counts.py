@@ -88,9 +88,9 @@ def test_training_counts_are_a_part_of_the_context_and_evaluation_counts_the_who
         return np.exp(features[..., :3]) * (total + alpha) - alpha * shares
 
     draw = jax.jit(lambda step: draws.draw_training(config, data, targets, step))
-    parts = np.stack([counts_in(draw(np.int32(step)).bias) for step in range(60)])
+    parts = np.stack([counts_in(draw(np.int32(step)).known.bias) for step in range(60)])
     np.testing.assert_allclose(parts, parts.round(), atol=2e-3)
     assert (parts > -0.01).all() and (parts < counts[targets] + 0.01).all()
     assert parts.sum() == pytest.approx(60 * counts[targets].sum() / 2, rel=0.05)
-    every = draws.draw_evaluation(config, data, targets, jax.numpy.int32(0)).bias
+    every = draws.draw_evaluation(config, data, targets, jax.numpy.int32(0)).known.bias
     np.testing.assert_allclose(counts_in(every), counts[targets], atol=2e-3)

@@ -35,7 +35,7 @@ def _draw(key: Key[Array, ""], batch: int) -> tuple[ReviewSet, ReviewSet, Int[Ar
 def _accuracy(**options) -> float:
     """The accuracy of a network trained for 400 steps, on 2,000 new pairs."""
     small = {"width": WIDTH, "depth": 1, "heads": 4, "feed_forward": 32, "classes": 2}
-    plain = {"dropout": 0.0, "encoder": True, "bias_term": False, "review_features": "text"}
+    plain = {"dropout": 0.0, "encoder": True, "review_features": "text"}
     settings = small | plain | {"cross_attention": "set"} | options
     network = SASNet(EMBEDDING, **settings, rngs=nnx.Rngs(0))
     graphdef, params = nnx.split(network, nnx.Param)

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import polars as pl
 import pytest
+import scipy.stats
 from conftest import PATIENCE_SECONDS, ROOT, edit_json
 from flax import nnx
-from written_runs import SWITCHES, write_run
+from written_runs import SWITCHES, switched, write_run
 
 import sasnet_jax
 from sasnet_jax.cli import UserError
@@ -22,18 +23,19 @@ from sasnet_jax.corpus.contexts import contexts_of
 from sasnet_jax.corpus.corpus import labels_of
 from sasnet_jax.evaluate import command as evaluate
 from sasnet_jax.model import network, sampling, sets
-from sasnet_jax.model.sasnet import ReviewSet
+from sasnet_jax.model.sasnet import Known, ReviewSet
 
-EVERY_SWITCH = pytest.mark.parametrize(
-    "switched", [None, *SWITCHES], ids=lambda name: name or "none"
-)
+EVERY_SWITCH = pytest.mark.parametrize("name", [None, *SWITCHES], ids=lambda name: name or "none")
 BASES = pytest.mark.parametrize("base", [0, 1], ids=["off", "on"])
 
 
 def _people(world, sizes=(0, 1, 2, 5)) -> list[sasnet_jax.Reviews]:
     """People who are in no corpus."""
     rng = np.random.default_rng(4)
-    return [sasnet_jax.Reviews(rng.normal(size=(n, 16)), rng.integers(2, 11, n) / 2) for n in sizes]
+    return [
+        sasnet_jax.Reviews(rng.normal(size=(n, 16)), rng.integers(2, 11, n) / 2, rng.normal(size=n))
+        for n in sizes
+    ]
 
 
 def _bias_features(sides, classes, shares) -> np.ndarray:
@@ -46,6 +48,49 @@ def _bias_features(sides, classes, shares) -> np.ndarray:
     return np.array(features, np.float32)
 
 
+def _crossed_features(sides, effects) -> np.ndarray:
+    """Both effects, each given the other's, and the log class probabilities, by the definition."""
+    *priors, residual = effects.variances
+    features, mean, variance = [], 0.0, residual
+    for side, prior in zip(sides, priors, strict=True):
+        scores = np.interp(side.stars, effects.levels, effects.scores) - side.other_effect
+        spread = 1 / (1 / prior + len(side) / residual)
+        features += [spread * scores.sum() / residual, spread]
+        mean, variance = mean + features[-2], variance + spread
+    below = scipy.stats.norm.cdf([*effects.thresholds, np.inf], mean, np.sqrt(variance))
+    return np.array([*features, *np.log(np.diff(below, prepend=0))], np.float32)
+
+
+def _votes(voting, other, heads, shares) -> list[np.ndarray]:
+    """The log-shares by which one side votes in each head, a review at a time."""
+    logs, label = [], labels_of(voting[0].stars, shares.size)
+    for head in heads:
+        counts = np.zeros(shares.size)
+        for vector, of_class in zip(voting[1][:, head], label, strict=True):
+            mean = other[1][:, head].sum(axis=0)
+            cosine = vector @ mean / np.linalg.norm(vector) / (np.linalg.norm(mean) or 1)
+            counts[of_class] += np.exp(4 * cosine)
+        share = counts / counts.sum() if label.size else counts
+        logs.append(np.log((label.size * share + 5 * shares) / (label.size + 5)))
+    return logs
+
+
+def _offset_logits(run, pair) -> np.ndarray:
+    """The regression's logits of one pair, from features computed review by review."""
+    models, shares, kept = run.simple_models(), run.class_shares(), run.config.discriminants
+    sides = [(side, run.transform().apply(side.vectors)) for side in pair]
+    user, business = (texts.sum(axis=0) / (len(texts) + 4) for _, texts in sides)
+    user, business = user[:kept], business[kept:]
+    features = [user, business, np.outer(user[:16], business).ravel()]
+    if run.config.sees_stars:
+        heads = [slice(0, min(kept, 12)), slice(kept, kept + min(kept, 12))]
+        votes = [*_votes(*sides, heads, shares), *_votes(*sides[::-1], heads, shares)]
+        counts = _bias_features(pair, run.config.classes, shares)
+        features = [counts, _crossed_features(pair, models.effects), *votes, *features]
+    mean, scale, kernel, bias = models.regression
+    return (np.concatenate(features) - mean) * scale @ kernel + bias
+
+
 def _by_the_network(run, pairs, size=8) -> np.ndarray:
     """The whole network over whole sets of every pair: [pairs, c]."""
     transform, config = run.transform(), run.config
@@ -56,19 +101,25 @@ def _by_the_network(run, pairs, size=8) -> np.ndarray:
         read = [np.pad(transform.apply(x.vectors), ((0, size - len(x)), (0, 0))) for x in side]
         stars = [np.pad(x.stars, (0, size - len(x))) for x in side]
         mask = [np.arange(size) < len(x) for x in side]
-        sides.append(ReviewSet(*(jnp.stack(part) for part in (read, stars, mask))))
-    bias = None
+        label = [labels_of(x, config.classes).astype(np.int32) for x in stars]
+        sides.append(ReviewSet(*(jnp.stack(part) for part in (read, stars, mask, label))))
+    features = []
     if config.bias_term:
-        features = [_bias_features(pair, config.classes, run.class_shares()) for pair in pairs]
-        bias = jnp.asarray(np.stack(features))
-    return np.asarray(jax.nn.softmax(jax.jit(merged)(*sides, bias)))
+        features.append([_bias_features(p, config.classes, run.class_shares()) for p in pairs])
+    if config.crossed_bias:
+        features.append([_crossed_features(p, run.simple_models().effects) for p in pairs])
+    bias = jnp.asarray(np.hstack([np.stack(part) for part in features])) if features else None
+    logits = jax.jit(merged)(*sides, Known(bias, jnp.asarray(run.class_shares())))
+    if config.offset:  # half of the network counts; see `write_run`
+        logits = np.stack([_offset_logits(run, pair) for pair in pairs]) + 0.5 * logits
+    return np.asarray(jax.nn.softmax(logits))
 
 
 @EVERY_SWITCH
 @BASES
 @pytest.mark.filterwarnings("ignore:the run reads texts alone")
-def test_a_score_is_what_the_network_says_of_the_two_sets(world, tmp_path, base, switched):
-    settings = {name: values[base ^ (name == switched)] for name, values in SWITCHES.items()}
+def test_a_score_is_what_the_network_says_of_the_two_sets(world, tmp_path, base, name):
+    settings = switched(SWITCHES, base, name)
     run = write_run(world, tmp_path / "run", eval_set_size=8, **settings)
     users = _people(world)
     businesses = _people(world, (3, 0, 7))
@@ -93,8 +144,8 @@ def test_scores_are_those_of_an_evaluation_that_sees_the_same(world, tmp_path, s
         rows = users.rows(corpus.user[target])
         person = users[corpus.user[target]]
         others = rows != target
-        stars = None if person.stars is None else person.stars[others]
-        person = sasnet_jax.Reviews(person.vectors[others], stars)
+        known = (None if x is None else x[others] for x in (person.stars, person.other_effect))
+        person = sasnet_jax.Reviews(person.vectors[others], *known)
         business = businesses[corpus.business[target]]
         found = predictor.score([person], [business])[0, 0]
         np.testing.assert_allclose(found, probability, rtol=1e-4, atol=1e-5)

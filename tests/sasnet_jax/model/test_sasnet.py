@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from flax import nnx
 from scipy.special import erf
-from written_runs import NETWORK_SWITCHES
+from written_runs import NETWORK_SWITCHES, switched
 
+from sasnet_jax.corpus.counts import bias_features
 from sasnet_jax.model.layers import AttentionBlock, dropout, masked_mean
-from sasnet_jax.model.sasnet import ReviewSet, SASNet, star_index
+from sasnet_jax.model.sasnet import Known, ReviewSet, SASNet, star_index
 
 WIDTH, EMBEDDING, SET = 16, 12, 5
 EVERY_NETWORK = pytest.mark.parametrize(
@@ -17,12 +18,14 @@ EVERY_NETWORK = pytest.mark.parametrize(
     [("pooled", "text"), ("pooled", "text+stars"), ("set", "text"), ("set", "text+stars")],
 )
 
+_ADDED = ("bias_term", "crossed_bias", "match", "votes", "offset")
+
 
 def _network(
     cross_attention="set", review_features="text+stars", embedding=EMBEDDING, **options
 ) -> SASNet:
     small = {"width": WIDTH, "depth": 2, "heads": 4, "feed_forward": 32, "classes": 3}
-    plain = {"encoder": True, "bias_term": False}
+    plain = {"encoder": True, "discriminants": 4}
     return SASNet(
         embedding,
         **small | plain | options,
@@ -44,18 +47,40 @@ def _sets(batch=6, size=SET, seed=0) -> tuple[ReviewSet, ReviewSet]:
                 jnp.asarray(rng.normal(size=(batch, size, EMBEDDING)), jnp.float32),
                 jnp.asarray(rng.integers(2, 11, (batch, size)) / 2, jnp.float32),
                 jnp.asarray(np.arange(size) < lengths[:, None]),
+                jnp.asarray(rng.integers(-1, 3, (batch, size)), jnp.int32),  # -1: unknown
             )
         )
     return sides[0], sides[1]
 
 
 @jax.jit(static_argnums=0)
-def _run(graphdef, params, user, business, bias):
-    return nnx.merge(graphdef, params)(user, business, bias)
+def _run(graphdef, params, user, business, known):
+    return nnx.merge(graphdef, params)(user, business, known)
 
 
-def _logits(network: SASNet, user: ReviewSet, business: ReviewSet, bias=None) -> np.ndarray:
-    return np.asarray(_run(*nnx.split(network, nnx.Param), user, business, bias))
+def _logits(network: SASNet, user: ReviewSet, business: ReviewSet, known=None) -> np.ndarray:
+    known = known or _known(network, len(user.mask))
+    return np.asarray(_run(*nnx.split(network, nnx.Param), user, business, known))
+
+
+def _known(network: SASNet, batch: int = 6) -> Known:
+    """Features of ratings, as many as the network reads, and class shares."""
+    classes = network.classify.kernel.shape[1]
+    features = network.bias.kernel.shape[0] if network.bias is not None else 0
+    bias = np.random.default_rng(5).normal(size=(batch, features)).astype(np.float32)
+    shares = np.arange(1, classes + 1, dtype=np.float32) / np.arange(1, classes + 1).sum()
+    return Known(jnp.asarray(bias) if features else None, jnp.asarray(shares))
+
+
+def _trained(network: SASNet) -> SASNet:
+    """The network with parameters that are nowhere zero or alike, as if trained."""
+    rng = np.random.default_rng(7)
+    graphdef, params = nnx.split(network, nnx.Param)
+
+    def noisy(x):
+        return x + jnp.asarray(rng.normal(0, 0.3, x.shape), jnp.float32)
+
+    return nnx.merge(graphdef, jax.tree.map(noisy, params))
 
 
 def _close(a, b):
@@ -85,6 +110,7 @@ def test_content_of_padding_does_not_matter(cross_attention, review_features):
         side._replace(
             embeddings=jnp.where(side.mask[..., None], side.embeddings, 1e3),
             stars=jnp.where(side.mask, side.stars, 5.0),
+            label=jnp.where(side.mask, side.label, 2),
         )
         for side in sides
     ]
@@ -129,42 +155,40 @@ def test_one_encoder_serves_both_sides():
     _close(tokens[6:], swapped_tokens[:6])
 
 
-@pytest.mark.parametrize("switched", [None, *NETWORK_SWITCHES])
+@pytest.mark.parametrize("name", [None, *NETWORK_SWITCHES])
 @pytest.mark.parametrize("base", [0, 1])
-def test_the_halves_are_the_whole(base, switched):
+def test_the_halves_are_the_whole(base, name):
     """Every switch against all others off, and on; empty sides are among the sets, and the sides'
     sets may be of different sizes.
     """
-    options = {name: values[base ^ (name == switched)] for name, values in NETWORK_SWITCHES.items()}
-    network = _network(**options)
-    classes, bias_term = options["classes"], options["bias_term"]
+    network = _trained(_network(**switched(NETWORK_SWITCHES, base, name)))
     user, business = _sets()
-    bias = None
-    if bias_term:
-        bias = jnp.asarray(np.random.default_rng(2).normal(size=(6, 2 * classes + 2)), jnp.float32)
-    whole = _logits(network, user, business, bias)
+    known = _known(network)
+    whole = _logits(network, user, business, known)
 
     @jax.jit
-    def halves(params, user, business, bias):
+    def halves(params, user, business, known):
         network = nnx.merge(graphdef, params)
-        return network.decide(network.encode(user), network.encode(business), bias)
+        return network.decide(network.encode(user), network.encode(business), known)
 
     graphdef, params = nnx.split(network, nnx.Param)
     longer = jax.tree.map(lambda x: jnp.pad(x, [(0, 0), (0, 4)] + [(0, 0)] * (x.ndim - 2)), user)
     for some in (user, longer):
         np.testing.assert_allclose(
-            halves(params, some, business, bias), whole, rtol=1e-6, atol=1e-6
+            halves(params, some, business, known), whole, rtol=1e-5, atol=1e-5
         )
 
 
 @EVERY_NETWORK
 def test_gradients_reach_every_parameter_that_should_have_one(cross_attention, review_features):
-    network = _network(cross_attention, review_features, match=True)
+    options = {"match": True, "votes": True, "crossed_bias": True, "offset": True}
+    network = _trained(_network(cross_attention, review_features, **options))
     sides = _sets(batch=32)
     graphdef, params = nnx.split(network, nnx.Param)
+    known = _known(network, 32)
 
     def loss(params):
-        return (nnx.merge(graphdef, params)(*sides) ** 2).sum()
+        return (nnx.merge(graphdef, params)(*sides, known) ** 2).mean()
 
     gradients = nnx.to_pure_dict(jax.jit(jax.grad(loss))(params))
     for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
@@ -250,7 +274,32 @@ def _numpy_match(match, row, *sides):
     return np.concatenate([user, business, product])
 
 
-def _numpy_logits(network, user, business, bias):
+def _numpy_votes(votes, row, sides, shares):
+    """Each head's smoothed class shares, one review at a time: the user's vote, the business's."""
+    heads, width, _ = votes.project.shape
+    logs = []
+    for voting, other, sharpness in zip(
+        sides, sides[::-1], np.float64(votes.sharpness[...]), strict=True
+    ):
+        for head in range(heads):
+            part = slice(head * width, (head + 1) * width)
+            kernel = np.float64(votes.project[...])[head]
+            mean = np.zeros(kernel.shape[1])
+            for place in np.flatnonzero(other.mask[row]):
+                mean += np.float64(other.embeddings[row, place, part]) @ kernel
+            total, weights, reviews = np.zeros(shares.size), 0.0, 0
+            for place in np.flatnonzero(voting.mask[row] & (voting.label[row] >= 0)):
+                key = np.float64(voting.embeddings[row, place, part]) @ kernel
+                lengths = np.linalg.norm(mean) * np.linalg.norm(key)
+                weight = np.exp(sharpness[head] * (mean @ key / lengths if lengths else 0))
+                total[int(voting.label[row, place])] += weight
+                weights, reviews = weights + weight, reviews + 1
+            share = total / weights if reviews else total
+            logs.append(np.log((reviews * share + 5 * shares) / (reviews + 5)))
+    return np.concatenate(logs)
+
+
+def _numpy_logits(network, user, business, known):
     """The whole network in float64, one target at a time, without padding."""
     logits = []
     for row in range(len(user.mask)):
@@ -276,10 +325,19 @@ def _numpy_logits(network, user, business, bias):
             matched = _numpy_match(network.match, row, user, business)
             pair = np.concatenate([pair, matched])
             found += _linear(network.classify_match, matched)
+        if network.votes is not None:
+            voted = _numpy_votes(network.votes, row, (user, business), np.float64(known.shares))
+            pair = np.concatenate([pair, voted])
+            found += _linear(network.classify_votes, voted)
         if network.bias is not None:
-            pair = np.concatenate([pair, np.float64(bias[row])])
-            found += _linear(network.bias, np.float64(bias[row]))
-        logits.append(found + _linear(network.classify, _gelu(_linear(network.hidden, pair))))
+            pair = np.concatenate([pair, np.float64(known.bias[row])])
+            found += _linear(network.bias, np.float64(known.bias[row]))
+        found += _linear(network.classify, _gelu(_linear(network.hidden, pair)))
+        if network.gate is not None:
+            reviews = np.array([user.mask[row].sum(), business.mask[row].sum()])
+            gate = np.log1p(reviews) @ np.float64(network.gate.weight[...])
+            found /= 1 + np.exp(-gate - np.float64(network.gate.bias[...]))
+        logits.append(found)
     return np.array(logits)
 
 
@@ -299,26 +357,35 @@ def test_attention_and_block_equal_a_loop_in_float64():
         np.testing.assert_allclose(found[row], _numpy_block(block, q, k), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("bias_term", "match"), [(False, False), (True, False), (False, True), (True, True)]
-)
+@pytest.mark.parametrize("added", [(), ("bias_term",), ("match",), ("votes",), _ADDED], ids=str)
 @pytest.mark.parametrize("encoder", [False, True])
 @EVERY_NETWORK
-def test_the_network_equals_a_loop_in_float64(
-    cross_attention, review_features, encoder, bias_term, match
-):
-    options = {"encoder": encoder, "bias_term": bias_term, "match": match}
-    network = _network(cross_attention, review_features, **options)
-    if match:  # where all dimensions start alike
-        rng = np.random.default_rng(6)
-        network.match.shrinkage[...] = jnp.asarray(rng.normal(size=(2, WIDTH)), jnp.float32)
-        network.match.usual[...] = jnp.asarray(rng.normal(size=WIDTH), jnp.float32)
+def test_the_network_equals_a_loop_in_float64(cross_attention, review_features, encoder, added):
+    options = {"encoder": encoder, **dict.fromkeys(added, True)}
+    network = _trained(_network(cross_attention, review_features, **options))
     user, business = _sets()
-    bias = jnp.asarray(np.random.default_rng(5).normal(size=(6, 8)), jnp.float32)
-    bias = bias if bias_term else None
-    expected = _numpy_logits(network, user, business, bias)
-    found = _logits(network, user, business, bias)
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    known = _known(network)
+    expected = _numpy_logits(network, user, business, known)
+    found = _logits(network, user, business, known)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-4)
+
+
+def test_a_network_that_builds_on_a_regression_starts_at_nothing():
+    network = _network(**dict.fromkeys(_ADDED, True))
+    assert np.abs(_logits(network, *_sets())).max() == 0
+
+
+def test_votes_without_sharpness_are_the_smoothed_class_frequencies():
+    network = _network(votes=True)
+    network.votes.sharpness[...] = jnp.zeros_like(network.votes.sharpness[...])
+    sides, known = _sets(), _known(network)
+    voters = [network.votes.voters(side.embeddings, side.mask, side.label) for side in sides]
+    found = np.asarray(network.votes(*voters, known.shares)).reshape(6, 2, -1, 3)
+    voting = [np.where(side.mask, side.label, -1) for side in sides]
+    counts = [[np.bincount(side[row] + 1, minlength=4)[1:] for side in voting] for row in range(6)]
+    expected = bias_features(np.array(counts, np.float32), known.shares).reshape(6, 2, 4)[..., :3]
+    for head in range(found.shape[2]):
+        np.testing.assert_allclose(found[:, :, head], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_without_an_encoder_there_is_no_attention():
