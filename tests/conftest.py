@@ -55,7 +55,7 @@ _build = functools.cache(step.build)
 def _build_once(config: TrainConfig, mesh, embedding_dim: int, total_steps: int) -> step.Functions:
     """The functions of an earlier run with the same programs: to trace them takes the most time."""
     any_run = {"corpus": "any", "store": ("any",), "output": "any", "epochs": 1, "patience": 1}
-    any_run |= {"keep": 1, "checkpoint_seconds": 0.0}
+    any_run |= {"keep": 1, "checkpoint_seconds": 0.0, "target_review": "exclude"}
     if config.schedule == "constant":
         total_steps = 0
     return _build(dataclasses.replace(config, **any_run), mesh, embedding_dim, total_steps)
