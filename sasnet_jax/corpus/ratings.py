@@ -6,6 +6,7 @@ records it in the corpus, and a run records that of its corpus: nothing else kno
 
 import math
 import re
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -62,7 +63,7 @@ class RatingScale(msgspec.Struct, kw_only=True, frozen=True):
         return f"{self.low:.12g}..{self.high:.12g}"
 
     @property
-    def bounds(self) -> dict[str, float]:
+    def bounds(self) -> dict[str, Any]:
         """What a rating must be, as `msgspec.Meta` takes it."""
         return {"gt" if self._zero_is_none else "ge": self.low, "le": self.high}
 

@@ -141,19 +141,10 @@ class PrepareConfig:
             raise UserError("--synthetic generates its own businesses: leave out --businesses")
         if bool(self.choose_users) != bool(self.choose_businesses):
             raise UserError("give both --choose_users and --choose_businesses, or neither")
-        try:
-            scale = self.scale
-        except ValueError as error:
-            raise UserError(str(error)) from None
-        if self.synthetic and scale != RatingScale():
+        if _scale(self) != RatingScale() and self.synthetic:
             raise UserError(
                 "--synthetic has its own stars: leave out --ratings, --bad_up_to, --excellent_from"
             )
-
-    @property
-    def scale(self) -> RatingScale:
-        """The ratings and their classes."""
-        return RatingScale.parse(self.ratings, self.bad_up_to, self.excellent_from)
 
 
 def run(config: PrepareConfig) -> None:
@@ -206,8 +197,10 @@ def _settings(
 def _fill(folder: Path, config: PrepareConfig, settings: Future[dict[str, Any]]) -> None:
     """Raw reviews -> filters -> one review per pair -> choice -> split -> files."""
     review_paths, business_path = _sources(folder, config)
-    needs_dates = config.split == "by_time"
-    dumps = ReviewDumps(review_paths, _columns(config), config.scale, needs_dates)
+    scale = _scale(config)
+    dumps = ReviewDumps(
+        review_paths, _columns(config), scale, needs_dates=config.split == "by_time"
+    )
     for path, name in zip(review_paths, dumps.formats, strict=True):
         print(f"{path.name}: {name}")
     of_yelp = bool(config.reviews) and set(dumps.formats) == {"Yelp"}
@@ -224,12 +217,12 @@ def _fill(folder: Path, config: PrepareConfig, settings: Future[dict[str, Any]])
     steps += [filters.count("chosen", kept, of_yelp)] if choice else []
     split, boundaries = split_reviews(kept, config.split, config.seed, config.held_out)
 
-    tables = corpus.tables_of(kept, split, businesses, config.scale)
+    tables = corpus.tables_of(kept, split, businesses, scale)
     texts = dumps.texts(kept)
     texts_sha256 = corpus.write_reviews(folder / "reviews.parquet", tables["reviews"], texts)
     for name in ("users", "businesses", "categories"):
         tables[name].write_parquet(folder / f"{name}.parquet")
-    prepared = corpus.read_columns(folder, config.split, texts_sha256, config.scale)
+    prepared = corpus.read_columns(folder, config.split, texts_sha256, scale)
     write_grouped(prepared)
     record = CorpusRecord(
         program_version=__version__,
@@ -266,6 +259,18 @@ def _sources(folder: Path, config: PrepareConfig) -> tuple[list[Path], Path | No
     raw_folder.mkdir()
     generate(config.synthetic, config.seed, raw_folder)
     return [raw_folder / "review.ndjson"], raw_folder / "business.ndjson"
+
+
+def _scale(config: PrepareConfig) -> RatingScale:
+    """The scale of the ratings, with its cuts.
+
+    Raises:
+      UserError: it is none, or leaves a class without ratings.
+    """
+    try:
+        return RatingScale.parse(config.ratings, config.bad_up_to, config.excellent_from)
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def _columns(config: PrepareConfig) -> dict[str, str]:

@@ -260,7 +260,7 @@ def _numpy_logits(network, user, business, bias):
             tokens = _gelu(_linear(network.project, np.float64(reviews.embeddings[row])[kept]))
             if network.stars is not None:
                 grid = np.float64(network.stars.embedding[...])
-                tokens += grid[(2 * np.asarray(reviews.stars)[row, kept]).astype(int)]
+                tokens += grid[np.asarray(reviews.stars)[row, kept].astype(int)]
             if not kept.size:
                 tokens = np.float64(network.no_reviews[...])[None]
             for block in network.encoder:

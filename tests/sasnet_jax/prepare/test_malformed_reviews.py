@@ -101,7 +101,8 @@ def test_an_unreadable_date_is_missing_unless_dates_are_needed(tmp_path, date, n
 @pytest.mark.parametrize("suffix", ["json", "csv"])
 def test_a_rating_outside_the_scale_is_rejected(tmp_path, suffix):
     ratings = [-2, -1.5, -1, 0, 9.5, 10, 10.5, "nan", "inf"]
-    written = [r | {"stars": s} for r, s in zip(reviews(9), ratings, strict=True)]
+    reviewed = zip(reviews(9), ratings, strict=True)
+    written = [review | {"stars": rating, "text": "fine"} for review, rating in reviewed]
     path = tmp_path / f"review.{suffix}"
     path.write_bytes(csv_table(written) if suffix == "csv" else ndjson(written))
     rows, rejects = read([path], ratings=RatingScale(low=-1.5, high=10.0))
