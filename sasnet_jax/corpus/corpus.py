@@ -89,10 +89,9 @@ class CorpusRecord(files.Record, kw_only=True, frozen=True):
     @property
     def ratings(self) -> RatingScale:
         """--ratings and its cuts; a corpus that is older than they are has stars."""
-        if "ratings" not in self.settings:
-            return RatingScale()
-        names = ("ratings", "bad_up_to", "excellent_from")
-        return RatingScale.parse(*(self.settings[name] for name in names))
+        stars, of = RatingScale(), self.settings.get
+        cuts = of("bad_up_to", stars.bad_up_to), of("excellent_from", stars.excellent_from)
+        return RatingScale.parse(of("ratings", str(stars)), *cuts)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)  # no slots: `sha256` is kept

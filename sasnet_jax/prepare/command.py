@@ -25,6 +25,8 @@ from sasnet_jax.prepare.reviews import ReviewDumps, read_businesses
 from sasnet_jax.synthetic import ceiling
 from sasnet_jax.synthetic.world import Truth, generate
 
+_STARS = RatingScale()
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class PrepareConfig:
@@ -55,11 +57,15 @@ class PrepareConfig:
     )
     review_id_column: str = setting("", help="column of the review id", topic="unknown formats")
     ratings: str = setting(
-        "0..5", help="LOW..HIGH of the ratings; of 0..5 the 0 is no rating", topic="ratings"
+        str(_STARS), help="LOW..HIGH of the ratings; of 0..5 the 0 is no rating", topic="ratings"
     )
-    bad_up_to: float = setting(3.0, help="highest rating of the class bad", topic="ratings")
+    bad_up_to: float = setting(
+        _STARS.bad_up_to, help="highest rating of the class bad", topic="ratings"
+    )
     excellent_from: float = setting(
-        5.0, help="lowest rating of the class excellent; good is between", topic="ratings"
+        _STARS.excellent_from,
+        help="lowest rating of the class excellent; good is between",
+        topic="ratings",
     )
     output: str = setting("", help="corpus folder to write", topic="output", required=True)
     min_reviews_user: int = setting(1, help="fewest reviews per user", topic="choosing", minimum=1)
@@ -141,7 +147,7 @@ class PrepareConfig:
             raise UserError("--synthetic generates its own businesses: leave out --businesses")
         if bool(self.choose_users) != bool(self.choose_businesses):
             raise UserError("give both --choose_users and --choose_businesses, or neither")
-        if _scale(self) != RatingScale() and self.synthetic:
+        if _scale(self) != _STARS and self.synthetic:
             raise UserError(
                 "--synthetic has its own stars: leave out --ratings, --bad_up_to, --excellent_from"
             )

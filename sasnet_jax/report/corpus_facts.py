@@ -68,7 +68,7 @@ def _stars(corpus: Corpus) -> Bars | None:
     values, count = np.unique(stars, return_counts=True)
     return charts.counts(
         "Ratings",
-        {scale.shown(value): int(n) for value, n in zip(values, count, strict=True)},
+        {scale.shown(value): int(n) for value, n in zip(values.tolist(), count, strict=True)},
         f"colored by class: {scale.cuts}",
         [CLASSES[label] for label in scale.labels(values, len(CLASSES))],
     )
@@ -111,7 +111,7 @@ def example(corpus: Corpus, row: int, text: str, length: int) -> Example:
     words = " ".join(text.split())
     return Example(
         row,
-        corpus.ratings.shown(corpus.stars[row]),
+        corpus.ratings.shown(float(corpus.stars[row])),
         CLASSES[corpus.label[row]],
         str(corpus.split[row]),
         words if len(words) <= length else words[:length].rstrip() + " …",
