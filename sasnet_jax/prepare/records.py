@@ -246,9 +246,10 @@ def read_businesses(
 
 def _date_texts(dates: list[Any]) -> pl.Series:
     """Dates as a dump would write them in quotes."""
-    if not all(isinstance(date, str | None) for date in dates):
-        dates = [_date_text(date) for date in dates]
-    return pl.Series(dates, dtype=pl.String)
+    try:
+        return pl.Series(dates, dtype=pl.String)
+    except (TypeError, OverflowError):  # not all of them texts
+        return pl.Series([_date_text(date) for date in dates], dtype=pl.String)
 
 
 def _date_text(date: Any) -> str | None:
