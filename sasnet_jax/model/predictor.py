@@ -18,7 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float32, Int32
 
 from sasnet_jax.cli import ProgressBar, UserError
-from sasnet_jax.corpus.corpus import CLASS_NAMES, labels_of
+from sasnet_jax.corpus.corpus import CLASS_NAMES
 from sasnet_jax.corpus.counts import bias_features
 from sasnet_jax.model import network, sampling, sets
 from sasnet_jax.model.sasnet import Encoded, ReviewSet
@@ -76,6 +76,7 @@ class Predictor:
         if self._config.target_review == "include":
             warnings.warn(f"{runs[0]} was trained with the {LEAKY}", stacklevel=2)
         self.classes = CLASS_NAMES[self._config.classes]
+        self._ratings = runs[0].record.ratings
         self._transforms = [run.transform() for run in runs]
         self.dim = sum(self._transforms[0].dims)
         graphdef, like = network.definition(self._config, self._transforms[0].width)
@@ -175,7 +176,8 @@ class Predictor:
             stars = None
             if self._reads_stars:
                 stars = np.zeros(mask.shape, np.float32)
-                stars[mask] = np.concatenate([one.stars[rows] for one, rows in chosen])
+                rated = np.concatenate([one.stars[rows] for one, rows in chosen])
+                stars[mask] = self._ratings.steps(rated)
             every.append((embeddings, stars, mask))
         return ReviewSet(*jax.tree.map(lambda *leaves: jnp.stack(leaves), *every))
 
@@ -184,6 +186,13 @@ class Predictor:
         if not isinstance(reviews, Reviews):
             kind = type(reviews).__name__
             raise UserError(f"users and businesses must be lists of sasnet_jax.Reviews, not {kind}")
+        if reviews.stars is not None:
+            outside = reviews.stars[~self._ratings.holds(reviews.stars) & ~np.isnan(reviews.stars)]
+            if outside.size:
+                raise UserError(
+                    f"stars of reviews must be {self._ratings.range}, not {outside[0]:g}: the run "
+                    f"was trained on ratings of {self._ratings}"
+                )
         if reviews.stars is not None and not self._config.sees_stars and not self._has_warned:
             self._has_warned = True
             warnings.warn("the run reads texts alone: it ignores the stars", stacklevel=4)
@@ -204,7 +213,7 @@ class Predictor:
     def _count(self, reviews: Reviews) -> Float32[np.ndarray, "c"]:
         """Counts the reviews whose stars are known, by class."""
         stars = np.zeros(0, np.float32) if reviews.stars is None else reviews.stars
-        label = labels_of(stars[~np.isnan(stars)], len(self.classes))
+        label = self._ratings.labels(stars[~np.isnan(stars)], len(self.classes))
         return np.bincount(label, minlength=len(self.classes)).astype(np.float32)
 
 

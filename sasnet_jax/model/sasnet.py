@@ -12,19 +12,18 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Key
 
+from sasnet_jax.corpus.ratings import STEPS
 from sasnet_jax.model.config import CrossAttention, ReviewFeatures
 from sasnet_jax.model.layers import AttentionBlock, dropout, masked_mean
-
-_HALF_STARS = 11  # 0, 0.5, ..., 5
 
 
 class ReviewSet(NamedTuple):
     """Sets of reviews. Where `mask` is False the content does not matter, but must be finite."""
 
     embeddings: Float[Array, "b s e"]
-    stars: Float[Array, "b s"] | None
+    stars: Float[Array, "b s"] | None  # in steps of the rating scale (`RatingScale.steps`)
     mask: Bool[Array, "b s"]
 
 
@@ -51,8 +50,8 @@ class SASNet(nnx.Module):
     key weights never matter and get no gradient. `"set"` attends before pooling: each review of the
     user attends to every review of the business, which is not degenerate.
 
-    `review_features="text+stars"` adds an embedding of a review's stars (half-star grid) to its
-    token. The target is in neither set, so its stars are never seen.
+    `review_features="text+stars"` adds an embedding of a review's stars (the nearest of the STEPS
+    of the rating scale) to its token. The target is in neither set, so its stars are never seen.
 
     `bias_term=True` is not the paper's: how the other reviews of both sides were rated (features
     of `sasnet_jax.corpus.counts`) enters the classifier and, linearly, the logits. On real
@@ -99,7 +98,7 @@ class SASNet(nnx.Module):
         self.dropout = dropout
         self.project = nnx.Linear(embedding_dim, width, rngs=rngs)
         with_stars = review_features == "text+stars"
-        self.stars = nnx.Embed(_HALF_STARS, width, rngs=rngs) if with_stars else None
+        self.stars = nnx.Embed(STEPS, width, rngs=rngs) if with_stars else None
         self.no_reviews = nnx.Param(0.02 * jax.random.normal(rngs.params(), (width,)))
 
         def block() -> AttentionBlock:
@@ -168,7 +167,7 @@ class SASNet(nnx.Module):
         return (
             tokens
             if self.stars is None or reviews.stars is None
-            else tokens + self.stars(star_index(reviews.stars))
+            else tokens + self.stars(jnp.round(reviews.stars).astype(jnp.int32))
         )
 
     def _sums(self, reviews: ReviewSet) -> Sums | None:
@@ -246,8 +245,3 @@ def _mean_log(key: Key[Array, ""], shape: tuple[int, int], dtype: DTypeLike) -> 
     classes = shape[1]
     side = jnp.concatenate([jnp.eye(classes, dtype=dtype), jnp.zeros((1, classes), dtype)])
     return jnp.concatenate([side, side]) / 2
-
-
-def star_index(stars: Float[Array, "..."]) -> Int[Array, "..."]:
-    """Position of a rating on the half-star grid."""
-    return jnp.round(stars * 2).astype(jnp.int32)
