@@ -268,7 +268,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     elif case == "unknown flag":
         arguments["color"] = "red"
     elif case == "unknown pooling":
-        arguments["poolings"] = "mean,median"
+        arguments["poolings"] = "mean,no_such_pooling"
     elif case == "instruction for an encoder":
         arguments["instruction"] = "Analyze"
     elif case == "template without instruction":

@@ -716,7 +716,7 @@ def _damage(case, world, run, store):
     elif case == "no corpus":
         return {"corpus": "/nowhere"}
     elif case == "no pooling":
-        return {"pooling": "median"}
+        return {"pooling": "no_such_pooling"}
     elif case == "checkpoint of another shape":
         edit_json(run / "config.json", config=Run(run).record.config | {"width": 32})
         return {"width": 32, "epochs": 9}
@@ -742,7 +742,7 @@ def _damage(case, world, run, store):
         ("re-embedded", ("other store",)),
         ("foreign manifest", ("manifest.json", "lacks")),
         ("no corpus", ("corpus.json",)),
-        ("no pooling", ("median",)),
+        ("no pooling", ("no_such_pooling",)),
         ("checkpoint of another shape", ("checkpoint", "does not fit")),
     ],
 )
