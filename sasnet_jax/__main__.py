@@ -5,7 +5,7 @@ import importlib
 # In the order of the data flow.
 COMMANDS = (
     *("prepare", "train", "sweep", "baselines", "evaluate", "leakage"),
-    *("embedding_quality", "runs", "report"),
+    *("crossvalidate", "embedding_quality", "runs", "report"),
 )
 
 

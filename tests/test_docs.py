@@ -12,6 +12,8 @@ from embed_torch import embed
 from embed_torch.config import EmbedConfig
 from sasnet_jax.baselines.results import BaselineResult, Baselines
 from sasnet_jax.corpus.corpus import CorpusRecord
+from sasnet_jax.crossvalidate.command import FoldsRecord
+from sasnet_jax.crossvalidate.results import Crossvalidation, Model, Score, Slice
 from sasnet_jax.embedding_quality.quality_tables import EmbeddingQuality
 from sasnet_jax.evaluate.results import Comparison
 from sasnet_jax.files import Record
@@ -20,6 +22,7 @@ from sasnet_jax.manifest import Manifest
 from sasnet_jax.model.records import Epoch, Progress, RunRecord
 from sasnet_jax.prepare import command as prepare
 from sasnet_jax.scores.metrics import Scores
+from sasnet_jax.scores.paired import Difference
 from sasnet_jax.scores.predictions import Evaluation
 from sasnet_jax.synthetic.world import Truth
 
@@ -73,6 +76,12 @@ STRUCTS = {
     "`baselines.json`": Baselines,
     "a model in `baselines.json`": BaselineResult,
     "`comparison.json`": Comparison,
+    "a difference": Difference,
+    "`folds.json`": FoldsRecord,
+    "`crossvalidation.json`": Crossvalidation,
+    "a model in `crossvalidation.json`": Model,
+    "a slice": Slice,
+    "a score of a slice": Score,
     "`leakage.json`": leakage.Leakage,
     "a row of `accuracy`": leakage.Row,
     "`embedding_quality.json`": EmbeddingQuality,

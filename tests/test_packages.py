@@ -12,6 +12,7 @@ import embed_torch
 import sasnet_jax
 from embed_torch.config import EmbedConfig
 from sasnet_jax.baselines.command import BaselinesConfig
+from sasnet_jax.crossvalidate.command import CrossvalidateConfig
 from sasnet_jax.embedding_quality.command import EmbeddingQualityConfig
 from sasnet_jax.evaluate.command import EvaluateConfig
 from sasnet_jax.leakage.command import LeakageConfig
@@ -31,6 +32,7 @@ CONFIGS = (
     LeakageConfig,
     RunsConfig,
     SweepConfig,
+    CrossvalidateConfig,
     ReportConfig,
 )
 

@@ -18,6 +18,7 @@ from jaxtyping import Float32, Int8, Int32, Int64
 
 from sasnet_jax import files
 from sasnet_jax.cli import UserError
+from sasnet_jax.corpus.ratings import RatingScale
 from sasnet_jax.corpus.splits import SPLITS
 from sasnet_jax.files import texts_sha256
 
@@ -66,6 +67,7 @@ class CorpusRecord(files.Record, kw_only=True, frozen=True):
     files_sha256: dict[str, str] = {}
     lines: Count = 0
     rejected: dict[str, Count] = {}
+    unreadable_dates: Count = 0  # of reviews that count as undated
     businesses_rejected: dict[str, Count] = {}
     steps: list[Step] = []
     choice: Choice | None = None
@@ -74,14 +76,22 @@ class CorpusRecord(files.Record, kw_only=True, frozen=True):
     reviews_per: dict[str, dict[str, Count]] = {}
 
     def __post_init__(self):
-        """Refuses settings without a split."""
+        """Refuses settings without a split, and ratings that cannot be meant."""
         if not isinstance(self.settings.get("split"), str):
             raise ValueError("its settings name no split")
+        _ = self.ratings
 
     @property
     def split_scheme(self) -> str:
         """--split."""
         return self.settings["split"]
+
+    @property
+    def ratings(self) -> RatingScale:
+        """--ratings and its cuts; a corpus that is older than they are has stars."""
+        stars, of = RatingScale(), self.settings.get
+        cuts = of("bad_up_to", stars.bad_up_to), of("excellent_from", stars.excellent_from)
+        return RatingScale.parse(of("ratings", str(stars)), *cuts)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)  # no slots: `sha256` is kept
@@ -97,12 +107,15 @@ class Corpus:
     split_scheme: str
     texts_sha256: str
     folder: Path
+    ratings: RatingScale = RatingScale()
     files_sha256: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def sha256(self) -> str:
         """Identifies texts, pairs, stars, dates and split: what a run's results depend on."""
         digest = hashlib.sha256((self.texts_sha256 + self.split_scheme).encode())
+        if self.ratings != RatingScale():
+            digest.update(msgspec.json.encode(self.ratings))
         for column in (self.user, self.business, self.stars, self.date, self.split):
             digest.update(column.tobytes())
         return digest.hexdigest()
@@ -122,8 +135,12 @@ class Corpus:
         return np.flatnonzero(self.split == split).astype(np.int32)
 
     def labels(self, classes: int) -> Int8[np.ndarray, "reviews"]:
-        """Index into CLASS_NAMES[classes] of every review; among 5, half stars round up."""
-        return self.label if classes == 3 else labels_of(self.stars, classes)
+        """Index into CLASS_NAMES[classes] of every review; among 5, half stars round up.
+
+        Raises:
+          UserError: 5 classes of ratings that are not stars out of five.
+        """
+        return self.label if classes == 3 else self.ratings.labels(self.stars, classes)
 
     def texts(self) -> pl.Series:
         """The review texts, str [reviews].
@@ -149,7 +166,7 @@ class Corpus:
         return _read_parquet(path, None, self.files_sha256.get(path.name))
 
     def refuse_missing_class(self, classes: int) -> None:
-        """Raises UserError if a class has no training review: nothing could learn it."""
+        """Raises UserError if a class cannot be, or has no training review to learn it from."""
         label = self.labels(classes)[self.rows("train")]
         present = np.bincount(label, minlength=classes) > 0
         for name in np.array(CLASS_NAMES[classes])[~present]:
@@ -157,17 +174,11 @@ class Corpus:
             raise UserError(f"corpus {self.folder} has no training review that is {name}{stars}")
 
 
-def labels_of(stars: Float32[np.ndarray, "n"], classes: int) -> Int8[np.ndarray, "n"]:
-    """Index into CLASS_NAMES[classes]: of 3, bad up to 3 stars, excellent at 5, good between (paper
-    section 2.1); of 5, half stars round up.
-    """
-    if classes == 3:
-        return ((stars > 3).astype(np.int8) + (stars >= 5)).astype(np.int8)
-    return np.ceil(stars).astype(np.int8) - 1
-
-
 def tables_of(
-    reviews: pl.DataFrame, split: pl.Series, businesses: pl.DataFrame | None
+    reviews: pl.DataFrame,
+    split: pl.Series,
+    businesses: pl.DataFrame | None,
+    ratings: RatingScale,
 ) -> dict[str, pl.DataFrame]:
     """The tables of a corpus by file name; `reviews` is still without `review_id` and `text`.
 
@@ -175,13 +186,14 @@ def tables_of(
       reviews: `user_id, business_id, stars, date` of the corpus, in its order.
       split: of SPLITS [reviews].
       businesses: `business_id, name, city, categories`, or None.
+      ratings: the scale of the stars, which decides the labels.
     """
     users, names = _dense_index(reviews, "user"), _dense_index(reviews, "business")
     table = (
         reviews.with_columns(split)
         .join(users, on="user_id", how="left", maintain_order="left")
         .join(names, on="business_id", how="left", maintain_order="left")
-        .with_columns(label=pl.Series(labels_of(reviews["stars"].to_numpy(), len(CLASSES))))
+        .with_columns(label=pl.Series(ratings.labels(reviews["stars"].to_numpy(), len(CLASSES))))
         .select(name for name in _REVIEW_COLUMNS if name not in ("review_id", "text"))
     )
     described = _describe(names, businesses)
@@ -239,7 +251,7 @@ def read_corpus(folder: Path) -> Corpus:
       UserError: it is absent, unreadable, of another format version, or breaks the contract.
     """
     record = files.read_record(folder / "corpus.json", CorpusRecord)
-    corpus = read_columns(folder, record.split_scheme, record.texts_sha256)
+    corpus = read_columns(folder, record.split_scheme, record.texts_sha256, record.ratings)
     if record.columns_sha256 not in (None, corpus.columns_sha256):
         path = folder / "reviews.parquet"
         raise UserError(
@@ -248,7 +260,9 @@ def read_corpus(folder: Path) -> Corpus:
     return dataclasses.replace(corpus, files_sha256=record.files_sha256)
 
 
-def read_columns(folder: Path, split_scheme: str, texts_sha256: str) -> Corpus:
+def read_columns(
+    folder: Path, split_scheme: str, texts_sha256: str, ratings: RatingScale
+) -> Corpus:
     """Reads `reviews.parquet`, whatever corpus.json says about it.
 
     Raises:
@@ -272,6 +286,7 @@ def read_columns(folder: Path, split_scheme: str, texts_sha256: str) -> Corpus:
         split_scheme=split_scheme,
         texts_sha256=texts_sha256,
         folder=folder,
+        ratings=ratings,
     )
 
 

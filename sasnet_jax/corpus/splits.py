@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import polars as pl
-from jaxtyping import Float
+from jaxtyping import Float, Int32
 
 from sasnet_jax.cli import UserError
 
@@ -59,6 +59,21 @@ def split_reviews(reviews: pl.DataFrame, scheme: SplitScheme, seed: int, held_ou
                 f"{reviews['user_id'].n_unique()} users: give more reviews or another --split"
             )
     return Split(split, boundaries)
+
+
+def folds_of_users(user_ids: pl.Series, folds: int, seed: int) -> Int32[np.ndarray, "users"]:
+    """The fold of each user: they are dealt out in the order of their hashes.
+
+    So folds differ by one user at most, and do not depend on the order of `user_ids`.
+
+    Raises:
+      UserError: there are fewer users than folds.
+    """
+    if user_ids.len() < folds:
+        raise UserError(f"--folds={folds} is more than the corpus has users, {user_ids.len()}")
+    fold = np.empty(user_ids.len(), np.int32)
+    fold[np.argsort(_uniform(seed, user_ids))] = np.arange(user_ids.len()) % folds
+    return fold
 
 
 def _within_user(reviews: pl.DataFrame, seed: int, held_out: int) -> pl.Series:

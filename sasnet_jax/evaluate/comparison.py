@@ -10,9 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
 import numpy as np
-from jaxtyping import Float64
 
 from sasnet_jax.baselines.registry import Baseline
 from sasnet_jax.cli import UserError
@@ -23,12 +21,12 @@ from sasnet_jax.evaluate.results import (
     ComparedEnsemble,
     ComparedRun,
     Comparison,
-    Difference,
     GroupScores,
     Spread,
     outside_groups,
 )
 from sasnet_jax.scores import paired, predictions
+from sasnet_jax.scores.paired import Outcomes
 from sasnet_jax.scores.predictions import Evaluated, Predictions
 
 _MEASURED = (
@@ -114,12 +112,12 @@ def compare(
     user = corpus.user[first.rows[test]]
     label = corpus.labels(first.probability.shape[1])[first.rows[test]]
     models: dict[str, ComparedRun | ComparedEnsemble | ComparedBaseline] = {}
-    statistics = {}
+    outcomes = {}
     for name, predicted in {**runs, **ensembles, **predicted_by}.items():
-        probability = predicted.probability.astype(np.float64)
-        statistics[name] = paired.statistics(label, probability[test])
+        probability = predicted.probability[test].astype(np.float64)
+        outcomes[name] = paired.outcomes(label, probability[None])
         summary = predictions.summarize(corpus, *predicted, history)
-        sums = paired.resample_users(user, statistics[name], seed)
+        sums = paired.resample_users(user, paired.statistics(label, probability), seed)
         intervals = {k: paired.interval(v) for k, v in paired.metrics_of(sums).items()}
         intervals = {k: v for k, v in intervals.items() if getattr(summary.test, k) is not None}
         scores: dict[str, Any] = {"validation": summary.validation, "test": summary.test}
@@ -128,11 +126,14 @@ def compare(
             models[name] = ComparedBaseline(**described[name], **scores)
         else:
             models[name] = ComparedRun(**scores) if name in runs else ComparedEnsemble(**scores)
-    right = {name: _right(one) for name, one in statistics.items()}
     compared = [one.name for one in baselines if not one.is_ceiling]
-    differences = _differences_of_means(groups, right, compared, user, seed)
-    for name in (*ensembles, *runs):
-        differences += _tests(name, right, compared, user, seed)
+    means = _means(groups, outcomes)
+    resampled = paired.resample(outcomes | means, user, np.zeros_like(user), seed)
+    differences = [
+        difference
+        for name in (*means, *ensembles, *runs)
+        for difference in paired.differences(name, compared, outcomes | means, resampled)
+    ]
     return Comparison(
         corpus_sha256=corpus.sha256,
         target_review=target_review,
@@ -153,17 +154,18 @@ def table(compared: Comparison) -> str:
     width = max([24, *(len(difference.model) + 2 for difference in shown)])
     baseline = max([24, *(len(difference.baseline) + 2 for difference in shown)])
     lines = [
-        f"difference in test accuracy, {compared.test_reviews:,} reviews of "
-        f"{compared.test_users:,} users: 95 % interval over users; McNemar's p, Holm-corrected",
-        f"  {'model':<{width}}{'baseline':<{baseline}}{'difference':>10}  {'interval':<18}{'p':>7}",
+        f"difference on test, {compared.test_reviews:,} reviews of "
+        f"{compared.test_users:,} users: 95 % interval over users and seeds; McNemar's p, "
+        "Holm-corrected",
+        f"  {'model':<{width}}{'baseline':<{baseline}}{'accuracy':<26}{'log-loss':<26}{'p':>7}",
     ]
     for difference in shown:
-        low, high = difference.interval
+        accuracy = paired.signed(difference.difference, difference.interval)
+        loss = paired.signed(difference.log_loss_difference, difference.log_loss_interval)
         level = "  at least level" if difference.at_least_level else ""
         lines.append(
             f"  {difference.model:<{width}}{difference.baseline:<{baseline}}"
-            f"{difference.difference:>+10.3f}  "
-            f"{f'[{low:+.3f}, {high:+.3f}]':<18}{predictions.number(difference.holm_p):>7}{level}"
+            f"{accuracy:<26}{loss:<26}{predictions.number(difference.holm_p):>7}{level}"
         )
     return "\n".join(lines)
 
@@ -195,6 +197,15 @@ def _refuse_others(first: Predictions, models: Mapping[str, Predictions]) -> Non
             )
 
 
+def _means(groups: Sequence[Group], runs: Mapping[str, Outcomes]) -> dict[str, Outcomes]:
+    """The mean of each group of several runs."""
+    return {
+        f"{group.name} mean": paired.joined(runs[run] for run in group.runs)
+        for group in groups
+        if len(group.runs) > 1
+    }
+
+
 def _spread(group: Group, models: Mapping[str, Evaluated]) -> GroupScores:
     """By split and metric: the values, their mean and their sample standard deviation."""
     spreads: dict[str, dict[str, Spread]] = {"validation": {}, "test": {}}
@@ -211,74 +222,3 @@ def _spread(group: Group, models: Mapping[str, Evaluated]) -> GroupScores:
                 spread=float(np.std(values, ddof=1)) if defined and len(values) > 1 else None,
             )
     return GroupScores(runs=list(group.runs), **spreads)
-
-
-def _right(statistics: Float64[np.ndarray, "n c_c_and_1"]) -> Float64[np.ndarray, "n"]:
-    """1 for each review that is predicted correctly."""
-    classes = int(np.sqrt(statistics.shape[1] - 1))
-    return statistics[:, : -1 : classes + 1].sum(axis=1)
-
-
-def _differences_of_means(
-    groups: Sequence[Group],
-    right: Mapping[str, Float64[np.ndarray, "n"]],
-    baselines: Sequence[str],
-    user: np.ndarray,
-    seed: int,
-) -> list[Difference]:
-    """The mean of each group of several runs, compared with every baseline."""
-    differences = []
-    for group in groups:
-        if len(group.runs) > 1:
-            mean = np.mean([right[run] for run in group.runs], axis=0)
-            differences += [
-                _difference(f"{group.name} mean", mean, baseline, right[baseline], user, seed)
-                for baseline in baselines
-            ]
-    return differences
-
-
-def _difference(
-    name: str,
-    right: Float64[np.ndarray, "n"],
-    baseline: str,
-    other: Float64[np.ndarray, "n"],
-    user: np.ndarray,
-    seed: int,
-) -> Difference:
-    """The difference in accuracy, and its interval over users."""
-    columns = np.stack([right - other, np.ones(right.size)], axis=1)
-    sums = paired.resample_users(user, columns, seed)
-    bounds = paired.interval(sums[:, 0] / sums[:, 1])
-    return Difference(
-        model=name,
-        baseline=baseline,
-        difference=float((right - other).mean()),
-        interval=bounds,
-        at_least_level=bounds[0] > -paired.MARGIN,
-    )
-
-
-def _tests(
-    name: str,
-    right: Mapping[str, Float64[np.ndarray, "n"]],
-    baselines: Sequence[str],
-    user: np.ndarray,
-    seed: int,
-) -> list[Difference]:
-    """Compares one model with every baseline; Holm's correction covers these comparisons."""
-    mine = right[name] > 0
-    others = [right[baseline] > 0 for baseline in baselines]
-    p = [paired.mcnemar(mine, other) for other in others]
-    return [
-        msgspec.structs.replace(
-            _difference(name, right[name], baseline, right[baseline], user, seed),
-            only_model_right=int((mine & ~other).sum()),
-            only_baseline_right=int((other & ~mine).sum()),
-            mcnemar_p=raw,
-            holm_p=corrected,
-        )
-        for baseline, other, raw, corrected in zip(
-            baselines, others, p, paired.holm(p), strict=True
-        )
-    ]

@@ -1,7 +1,5 @@
 """What a comparison writes: comparison.json (docs/formats.md)."""
 
-from typing import Annotated, TypeAlias
-
 import msgspec
 
 from sasnet_jax import files
@@ -9,9 +7,7 @@ from sasnet_jax.baselines.registry import Description
 from sasnet_jax.corpus.contexts import TargetReview
 from sasnet_jax.corpus.corpus import Count
 from sasnet_jax.scores.metrics import Scores
-
-Interval: TypeAlias = Annotated[list[float], msgspec.Meta(min_length=2, max_length=2)]
-Probability: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1)]
+from sasnet_jax.scores.paired import Difference, Interval
 
 
 class Spread(msgspec.Struct, kw_only=True, frozen=True):
@@ -52,25 +48,11 @@ class ComparedBaseline(Description, kw_only=True, frozen=True, tag="baseline", t
     test_intervals: dict[str, Interval]
 
 
-class Difference(msgspec.Struct, kw_only=True, frozen=True):
-    """A model's test accuracy minus a baseline's."""
-
-    model: str
-    baseline: str
-    difference: float
-    interval: Interval
-    at_least_level: bool
-    only_model_right: Count | None = None  # for one model, not for a mean over seeds
-    only_baseline_right: Count | None = None
-    mcnemar_p: Probability | None = None
-    holm_p: Probability | None = None
-
-
 class Comparison(files.Record, kw_only=True, frozen=True):
     """comparison.json."""
 
     made_by = "python -m sasnet_jax.evaluate --output"
-    version = 0
+    version = 1  # 0 held seeds fixed, and its "at least level" allowed 0.02
     corpus_sha256: str
     target_review: TargetReview
     classes: Count

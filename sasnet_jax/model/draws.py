@@ -26,7 +26,7 @@ class Data(NamedTuple):
 
     tables: tuple[Float[HostOrDevice, "reviews e"], ...]  # one per store, as stored
     scalings: tuple[ZScore, ...]  # one per store, still to be applied
-    stars: Float[HostOrDevice, "reviews"]
+    stars: Float[HostOrDevice, "reviews"]  # in steps of the rating scale
     label: Int8[HostOrDevice, "reviews"]
     contexts: Contexts
     counts: Int32[HostOrDevice, "reviews 2 c"] | None  # classes in the contexts; for the bias term

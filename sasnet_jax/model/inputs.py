@@ -83,7 +83,7 @@ def build_data(
     return Data(
         tables=transform.tables(stores),
         scalings=tuple(store.scaling() for store in transform.stores),
-        stars=corpus.stars,
+        stars=corpus.ratings.steps(corpus.stars),
         label=label,
         contexts=contexts,
         counts=counts,

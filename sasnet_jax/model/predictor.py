@@ -18,7 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float32, Int32
 
 from sasnet_jax.cli import ProgressBar, UserError
-from sasnet_jax.corpus.corpus import CLASS_NAMES, labels_of
+from sasnet_jax.corpus.corpus import CLASS_NAMES
 from sasnet_jax.corpus.counts import bias_features
 from sasnet_jax.corpus.transform import InputTransform
 from sasnet_jax.features import effects, of_sets
@@ -82,6 +82,7 @@ class Predictor:
         if self._config.target_review == "include":
             warnings.warn(f"{runs[0]} was trained with the {LEAKY}", stacklevel=2)
         self.classes = CLASS_NAMES[self._config.classes]
+        self._ratings = runs[0].record.ratings
         self._transforms = [run.transform() for run in runs]
         self.dim = sum(self._transforms[0].dims)
         graphdef, like = network.definition(self._config, self._transforms[0].width)
@@ -208,10 +209,15 @@ class Predictor:
             read = transform.apply(np.concatenate([one.vectors[rows] for one, rows in chosen]))
             embeddings = np.zeros((*mask.shape, read.shape[1]), np.float32)
             embeddings[mask] = read
-            stars = np.full(mask.shape, np.nan, np.float32)
-            stars[mask] = np.concatenate([one.stars[rows] for one, rows in chosen])
-            label = self._labels(stars) if self._config.votes else None
-            every.append((embeddings, stars if self._reads_stars else None, mask, label))
+            rated = np.concatenate([one.stars[rows] for one, rows in chosen])
+            steps = label = None
+            if self._reads_stars:
+                steps = np.zeros(mask.shape, np.float32)
+                steps[mask] = self._ratings.steps(rated)
+            if self._config.votes:
+                label = np.full(mask.shape, -1, np.int32)
+                label[mask] = self._labels(rated)
+            every.append((embeddings, steps, mask, label))
         return ReviewSet(*jax.tree.map(lambda *leaves: jnp.stack(leaves), *every))
 
     def _checked(self, reviews: Reviews) -> Reviews:
@@ -219,6 +225,13 @@ class Predictor:
         if not isinstance(reviews, Reviews):
             kind = type(reviews).__name__
             raise UserError(f"users and businesses must be lists of sasnet_jax.Reviews, not {kind}")
+        if reviews.stars is not None:
+            outside = reviews.stars[~self._ratings.holds(reviews.stars) & ~np.isnan(reviews.stars)]
+            if outside.size:
+                raise UserError(
+                    f"stars of reviews must be {self._ratings.range}, not {outside[0]:g}: the run "
+                    f"was trained on ratings of {self._ratings}"
+                )
         if reviews.stars is not None and not self._config.sees_stars and not self._has_warned:
             self._has_warned = True
             warnings.warn("the run reads texts alone: it ignores the stars", stacklevel=4)
@@ -236,11 +249,11 @@ class Predictor:
             )
         return reviews
 
-    def _labels(self, stars: Float32[np.ndarray, "..."]) -> Int32[np.ndarray, "..."]:
+    def _labels(self, stars: Float32[np.ndarray, "n"]) -> Int32[np.ndarray, "n"]:
         """The class of each rating; -1 where there is none."""
         known = ~np.isnan(stars)
         label = np.full(stars.shape, -1, np.int32)
-        label[known] = labels_of(stars[known], len(self.classes))
+        label[known] = self._ratings.labels(stars[known], len(self.classes))
         return label
 
     def _count(self, members: Members) -> Float32[np.ndarray, "c"]:

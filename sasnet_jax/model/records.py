@@ -15,6 +15,7 @@ import msgspec
 from sasnet_jax import files
 from sasnet_jax.cli import UserError
 from sasnet_jax.corpus.contexts import TargetReview
+from sasnet_jax.corpus.ratings import RatingScale
 from sasnet_jax.corpus.transform import InputTransform
 from sasnet_jax.model.config import TrainConfig
 from sasnet_jax.scores.metrics import Loss, Share
@@ -37,6 +38,7 @@ class RunRecord(files.Record, kw_only=True, frozen=True):
     corpus_sha256: str
     stores: list[dict[str, Any]]  # the identity of each
     class_shares: list[float] | None = None  # of the training reviews
+    ratings: RatingScale = RatingScale()  # of the corpus
     zscore_sha256: str | None = None
     simple_models_sha256: str | None = None  # None if the network builds on none
 

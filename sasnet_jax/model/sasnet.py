@@ -15,18 +15,17 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from sasnet_jax.corpus.ratings import STEPS
 from sasnet_jax.model.config import CrossAttention, ReviewFeatures
 from sasnet_jax.model.layers import AttentionBlock, dropout, masked_mean
 from sasnet_jax.model.pairwise import Gate, Match, Votes
-
-_HALF_STARS = 11  # 0, 0.5, ..., 5
 
 
 class ReviewSet(NamedTuple):
     """Sets of reviews. Where `mask` is False the content does not matter, but must be finite."""
 
     embeddings: Float[Array, "b s e"]
-    stars: Float[Array, "b s"] | None
+    stars: Float[Array, "b s"] | None  # in steps of the rating scale (`RatingScale.steps`)
     mask: Bool[Array, "b s"]
     label: Int[Array, "b s"] | None = None  # for votes; -1 where a review does not vote
 
@@ -59,8 +58,8 @@ class SASNet(nnx.Module):
     key weights never matter and get no gradient. `"set"` attends before pooling: each review of the
     user attends to every review of the business, which is not degenerate.
 
-    `review_features="text+stars"` adds an embedding of a review's stars (half-star grid) to its
-    token. The target is in neither set, so its stars are never seen.
+    `review_features="text+stars"` adds an embedding of a review's stars (the nearest of the STEPS
+    of the rating scale) to its token. The target is in neither set, so its stars are never seen.
 
     `bias_term=True` is not the paper's: how the other reviews of both sides were rated (features
     of `sasnet_jax.corpus.counts`) enters the classifier and, linearly, the logits. On real
@@ -118,7 +117,7 @@ class SASNet(nnx.Module):
         self.dropout = dropout
         self.project = nnx.Linear(embedding_dim, width, rngs=rngs)
         with_stars = review_features == "text+stars"
-        self.stars = nnx.Embed(_HALF_STARS, width, rngs=rngs) if with_stars else None
+        self.stars = nnx.Embed(STEPS, width, rngs=rngs) if with_stars else None
         self.no_reviews = nnx.Param(0.02 * jax.random.normal(rngs.params(), (width,)))
 
         def block() -> AttentionBlock:
@@ -191,7 +190,7 @@ class SASNet(nnx.Module):
         return (
             tokens
             if self.stars is None or reviews.stars is None
-            else tokens + self.stars(star_index(reviews.stars))
+            else tokens + self.stars(jnp.round(reviews.stars).astype(jnp.int32))
         )
 
     def _encoded(
@@ -271,8 +270,3 @@ def _mean_vote(
     """Starts as the mean of the logs of all votes."""
     votes = shape[0] // shape[1]
     return jnp.tile(jnp.eye(shape[1], dtype=dtype), (votes, 1)) / votes
-
-
-def star_index(stars: Float[Array, "..."]) -> Int[Array, "..."]:
-    """Position of a rating on the half-star grid."""
-    return jnp.round(stars * 2).astype(jnp.int32)

@@ -47,13 +47,12 @@ class Reviews:
 
         Args:
           vectors: [n, e], or empty.
-          stars: of each review, or None where it has none; half stars count.
+          stars: of each review on the scale of the run's corpus, or None where it has none.
           other_effect: of each review, as in `Run.users` and `Run.businesses` of a run with
             `--crossed_bias` or `--offset`.
 
         Raises:
-          UserError: the vectors are not a finite matrix, or the stars are outside (0, 5] or
-            differ in number, or so do the effects.
+          UserError: the vectors are not a finite matrix, or stars or effects differ in number.
         """
         self.vectors = _numbers("vectors", vectors)
         if not self.vectors.size and self.vectors.ndim < 2:
@@ -63,14 +62,9 @@ class Reviews:
                 f"vectors of reviews must be finite and of shape [n, e], not {self.vectors.shape}"
             )
         self.stars = None if stars is None else _numbers("stars", stars)
-        if self.stars is not None:
-            if self.stars.shape != (len(self),):
-                shape = self.stars.shape
-                raise UserError(
-                    f"{len(self)} vectors, but stars of shape {shape}: give one per review"
-                )
-            if ((self.stars <= 0) | (self.stars > 5)).any():
-                raise UserError("stars of reviews must be above 0 and at most 5")
+        if self.stars is not None and self.stars.shape != (len(self),):
+            shape = self.stars.shape
+            raise UserError(f"{len(self)} vectors, but stars of shape {shape}: give one per review")
         self.other_effect = None
         if other_effect is not None:
             self.other_effect = _numbers("other_effect", other_effect)

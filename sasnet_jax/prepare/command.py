@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+import numpy as np
 import polars as pl
 
 from sasnet_jax import __version__, cli, files
 from sasnet_jax.cli import UserError, setting
 from sasnet_jax.corpus import corpus
 from sasnet_jax.corpus.contexts import SIDES, read_grouped, write_grouped
-from sasnet_jax.corpus.corpus import Choice, CorpusRecord, Step
+from sasnet_jax.corpus.corpus import CLASSES, Choice, Corpus, CorpusRecord
+from sasnet_jax.corpus.ratings import RatingScale
 from sasnet_jax.corpus.splits import SPLITS, SplitScheme, split_reviews
 from sasnet_jax.prepare import filters
 from sasnet_jax.prepare.archives import require_regular_file
@@ -23,12 +25,7 @@ from sasnet_jax.prepare.reviews import ReviewDumps, read_businesses
 from sasnet_jax.synthetic import ceiling
 from sasnet_jax.synthetic.world import Truth, generate
 
-# Paper section 2.1, shown beside the counts of Yelp's dump.
-PAPER_COUNTS = {
-    "read": {"reviews": 6_200_000, "users": 1_900_000, "businesses": 150_000},
-    "filtered": {"reviews": 2_787_011, "users": 103_251, "businesses": 61_272},
-    "chosen": {"reviews": 75_379, "users": 11_117, "businesses": 3_752},
-}
+_STARS = RatingScale()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,13 +49,24 @@ class PrepareConfig:
     user_column: str = setting("", help="column of the user id", topic="unknown formats")
     business_column: str = setting("", help="column of the business id", topic="unknown formats")
     stars_column: str = setting(
-        "", help="column of the stars (0 < stars <= 5)", topic="unknown formats"
+        "", help="column of the stars, or another rating", topic="unknown formats"
     )
     text_column: str = setting("", help="column of the text", topic="unknown formats")
     date_column: str = setting(
         "", help="column of the date (ISO 8601 or epoch)", topic="unknown formats"
     )
     review_id_column: str = setting("", help="column of the review id", topic="unknown formats")
+    ratings: str = setting(
+        str(_STARS), help="LOW..HIGH of the ratings; of 0..5 the 0 is no rating", topic="ratings"
+    )
+    bad_up_to: float = setting(
+        _STARS.bad_up_to, help="highest rating of the class bad", topic="ratings"
+    )
+    excellent_from: float = setting(
+        _STARS.excellent_from,
+        help="lowest rating of the class excellent; good is between",
+        topic="ratings",
+    )
     output: str = setting("", help="corpus folder to write", topic="output", required=True)
     min_reviews_user: int = setting(1, help="fewest reviews per user", topic="choosing", minimum=1)
     min_reviews_business: int = setting(
@@ -139,6 +147,10 @@ class PrepareConfig:
             raise UserError("--synthetic generates its own businesses: leave out --businesses")
         if bool(self.choose_users) != bool(self.choose_businesses):
             raise UserError("give both --choose_users and --choose_businesses, or neither")
+        if _scale(self) != _STARS and self.synthetic:
+            raise UserError(
+                "--synthetic has its own stars: leave out --ratings, --bad_up_to, --excellent_from"
+            )
 
 
 def run(config: PrepareConfig) -> None:
@@ -191,7 +203,10 @@ def _settings(
 def _fill(folder: Path, config: PrepareConfig, settings: Future[dict[str, Any]]) -> None:
     """Raw reviews -> filters -> one review per pair -> choice -> split -> files."""
     review_paths, business_path = _sources(folder, config)
-    dumps = ReviewDumps(review_paths, _columns(config))
+    scale = _scale(config)
+    dumps = ReviewDumps(
+        review_paths, _columns(config), scale, needs_dates=config.split == "by_time"
+    )
     for path, name in zip(review_paths, dumps.formats, strict=True):
         print(f"{path.name}: {name}")
     of_yelp = bool(config.reviews) and set(dumps.formats) == {"Yelp"}
@@ -199,18 +214,21 @@ def _fill(folder: Path, config: PrepareConfig, settings: Future[dict[str, Any]])
         rejects, business_rejects = (Rejects(file, config.max_reject_fraction) for _ in range(2))
         scan = dumps.scan(rejects)
         _print_rejects(scan.lines, rejects.by_reason)
+        if scan.unreadable_dates:
+            print(f"{scan.unreadable_dates:,} dates cannot be read: they count as missing")
         businesses = read_businesses(business_path, business_rejects) if business_path else None
-    kept, steps = _filter(scan.reviews, config, of_yelp)
+    minima = (config.min_reviews_user, config.min_reviews_business)
+    kept, steps = filters.one_of_each_pair(scan.reviews, *minima, config.filter, of_yelp)
     kept, choice = _choose(kept, config)
-    steps += [_count("chosen", kept, of_yelp)] if choice else []
+    steps += [filters.count("chosen", kept, of_yelp)] if choice else []
     split, boundaries = split_reviews(kept, config.split, config.seed, config.held_out)
 
-    tables = corpus.tables_of(kept, split, businesses)
+    tables = corpus.tables_of(kept, split, businesses, scale)
     texts = dumps.texts(kept)
     texts_sha256 = corpus.write_reviews(folder / "reviews.parquet", tables["reviews"], texts)
     for name in ("users", "businesses", "categories"):
         tables[name].write_parquet(folder / f"{name}.parquet")
-    prepared = corpus.read_columns(folder, config.split, texts_sha256)
+    prepared = corpus.read_columns(folder, config.split, texts_sha256, scale)
     write_grouped(prepared)
     record = CorpusRecord(
         program_version=__version__,
@@ -221,6 +239,7 @@ def _fill(folder: Path, config: PrepareConfig, settings: Future[dict[str, Any]])
         files_sha256=corpus.hash_files(folder),
         lines=scan.lines,
         rejected=rejects.by_reason,
+        unreadable_dates=scan.unreadable_dates,
         businesses_rejected=business_rejects.by_reason,
         steps=steps,
         choice=choice,
@@ -229,8 +248,7 @@ def _fill(folder: Path, config: PrepareConfig, settings: Future[dict[str, Any]])
         reviews_per={side: corpus.histogram(tables["reviews"][side]) for side in SIDES},
     )
     files.write_record(folder / "corpus.json", record)
-    for name in SPLITS:
-        print(f"{name:14}{prepared.rows(name).size:>12,} reviews")
+    _print_corpus(prepared)
     if config.synthetic:
         path = folder / "synthetic" / "truth.json"
         truth = files.read_record(path, Truth)
@@ -249,24 +267,16 @@ def _sources(folder: Path, config: PrepareConfig) -> tuple[list[Path], Path | No
     return [raw_folder / "review.ndjson"], raw_folder / "business.ndjson"
 
 
-def _filter(
-    reviews: pl.DataFrame, config: PrepareConfig, of_yelp: bool
-) -> tuple[pl.DataFrame, list[Step]]:
-    """The reviews that pass the counts, one of each pair, and the counts after each step."""
-    steps = [_count("read", reviews, of_yelp)]
-    kept = filters.with_enough_reviews(
-        reviews, config.min_reviews_user, config.min_reviews_business, config.filter
-    )
-    steps.append(_count("filtered", kept, of_yelp))
-    kept = filters.earliest_of_each_pair(kept)
-    steps.append(_count("deduplicated", kept, of_yelp))
-    if kept.is_empty():
-        raise UserError(
-            f"no review is left: of {steps[0].reviews} read, {steps[1].reviews} passed "
-            f"--min_reviews_user={config.min_reviews_user} "
-            f"--min_reviews_business={config.min_reviews_business}"
-        )
-    return kept, steps
+def _scale(config: PrepareConfig) -> RatingScale:
+    """The scale of the ratings, with its cuts.
+
+    Raises:
+      UserError: it is none, or leaves a class without ratings.
+    """
+    try:
+        return RatingScale.parse(config.ratings, config.bad_up_to, config.excellent_from)
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def _columns(config: PrepareConfig) -> dict[str, str]:
@@ -307,21 +317,6 @@ def _choose(kept: pl.DataFrame, config: PrepareConfig) -> tuple[pl.DataFrame, Ch
     return kept.filter(keep), choice
 
 
-def _count(step: str, reviews: pl.DataFrame, of_yelp: bool) -> Step:
-    """Counts what is left after a step, and prints it."""
-    counts = {
-        "reviews": reviews.height,
-        "users": reviews["user_id"].n_unique(),
-        "businesses": reviews["business_id"].n_unique(),
-    }
-    line = f"{step:14}" + "".join(f"{count:>12,} {name}" for name, count in counts.items())
-    paper = PAPER_COUNTS.get(step) if of_yelp else None
-    if paper:
-        line += "   paper: " + ", ".join(f"{count:,}" for count in paper.values())
-    print(line)
-    return Step(step=step, **counts, paper=paper)
-
-
 def _check(output: Path, settings: dict[str, Any]) -> None:
     """Checks an existing corpus.
 
@@ -329,7 +324,10 @@ def _check(output: Path, settings: dict[str, Any]) -> None:
       UserError: it was written with other settings, or was damaged since.
     """
     record = files.read_record(output / "corpus.json", CorpusRecord)
-    files.refuse_other_settings(output, record.settings, settings)
+    # Settings that are newer than the corpus had their defaults.
+    defaults = {field.name: field.default for field in dataclasses.fields(PrepareConfig)}
+    before = {name: record.settings.get(name, defaults.get(name)) for name in settings}
+    files.refuse_other_settings(output, record.settings | before, settings)
     prepared = corpus.read_corpus(output)
     for side in SIDES:
         read_grouped(prepared, side)
@@ -341,3 +339,11 @@ def _print_rejects(lines: int, by_reason: dict[str, int]) -> None:
     print(f"{lines:,} lines read, {sum(by_reason.values()):,} rejected")
     for reason, count in by_reason.items():
         print(f"  {count:,} x {reason}")
+
+
+def _print_corpus(prepared: Corpus) -> None:
+    shares = np.bincount(prepared.label, minlength=len(CLASSES)) / prepared.label.size
+    classes = " / ".join(f"{share:.0%}" for share in shares)
+    print(f"ratings {prepared.ratings}, {prepared.ratings.cuts}: {classes}")
+    for name in SPLITS:
+        print(f"{name:14}{prepared.rows(name).size:>12,} reviews")

@@ -7,7 +7,57 @@ from typing import Literal
 
 import polars as pl
 
+from sasnet_jax.cli import UserError
+from sasnet_jax.corpus.corpus import Step
+
 FilterMode = Literal["once", "core"]
+
+# Shown beside the counts of Yelp's dump.
+PAPER_COUNTS = {
+    "read": {"reviews": 6_200_000, "users": 1_900_000, "businesses": 150_000},
+    "filtered": {"reviews": 2_787_011, "users": 103_251, "businesses": 61_272},
+    "chosen": {"reviews": 75_379, "users": 11_117, "businesses": 3_752},
+}
+
+
+def one_of_each_pair(
+    reviews: pl.DataFrame,
+    min_reviews_user: int,
+    min_reviews_business: int,
+    mode: FilterMode,
+    of_yelp: bool,
+) -> tuple[pl.DataFrame, list[Step]]:
+    """The reviews that pass the counts, one of each pair, and what each step leaves.
+
+    Raises:
+      UserError: no review is left.
+    """
+    steps = [count("read", reviews, of_yelp)]
+    kept = with_enough_reviews(reviews, min_reviews_user, min_reviews_business, mode)
+    steps.append(count("filtered", kept, of_yelp))
+    kept = earliest_of_each_pair(kept)
+    steps.append(count("deduplicated", kept, of_yelp))
+    if kept.is_empty():
+        raise UserError(
+            f"no review is left: of {steps[0].reviews} read, {steps[1].reviews} passed "
+            f"--min_reviews_user={min_reviews_user} --min_reviews_business={min_reviews_business}"
+        )
+    return kept, steps
+
+
+def count(step: str, reviews: pl.DataFrame, of_yelp: bool) -> Step:
+    """Counts what is left after a step, and prints it; for Yelp's dump beside the paper's."""
+    counts = {
+        "reviews": reviews.height,
+        "users": reviews["user_id"].n_unique(),
+        "businesses": reviews["business_id"].n_unique(),
+    }
+    line = f"{step:14}" + "".join(f"{count:>12,} {name}" for name, count in counts.items())
+    paper = PAPER_COUNTS.get(step) if of_yelp else None
+    if paper:
+        line += "   paper: " + ", ".join(f"{count:,}" for count in paper.values())
+    print(line)
+    return Step(step=step, **counts, paper=paper)
 
 
 def with_enough_reviews(

@@ -19,20 +19,13 @@ import msgspec
 import polars as pl
 
 from sasnet_jax.cli import UserError
+from sasnet_jax.corpus.ratings import RatingScale
 from sasnet_jax.prepare import dumps
 from sasnet_jax.prepare.dumps import Block
 from sasnet_jax.prepare.formats import Columns
 from sasnet_jax.prepare.rejects import EMPTY_TEXT, Rejected
 
 _Id = Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]  # every id is kept in memory
-_REVIEW_FIELDS = (
-    ("user_id", _Id),
-    ("business_id", _Id),
-    ("stars", Annotated[float, msgspec.Meta(gt=0, le=5)]),
-    ("text", str | None, None),
-    ("date", str | int | float | None, None),
-    ("review_id", str | None, None),
-)
 _BUSINESS_FIELDS = (
     ("business_id", _Id),
     ("name", str | None, None),
@@ -47,9 +40,11 @@ SCANNED: dict[str, pl.DataType] = {
     "date": pl.Datetime("us"),
     "text_length": pl.Int32(),
     "id_hash": pl.UInt64(),
+    "date_is_unreadable": pl.Boolean(),
 }
-_WRITTEN = {name: kind for name, kind in SCANNED.items() if name != "id_hash"}
-_WRITTEN |= {"date": pl.String(), "review_id": pl.String()}  # as the dump has them
+_WRITTEN = {name: SCANNED[name] for name in ("line", "user_id", "business_id", "stars")}
+# As the dump has them.
+_WRITTEN |= {"date": pl.String(), "text_length": pl.Int32(), "review_id": pl.String()}
 BUSINESSES: dict[str, pl.DataType] = {
     "line": pl.Int64(),
     "business_id": pl.String(),
@@ -131,6 +126,19 @@ def _validated(decode: Callable[[Any], msgspec.Struct], record: Any) -> msgspec.
         return re.sub(r" \(byte \d+\)", "", str(error))  # minus the position, to count by reason
 
 
+def _review_struct(columns: Columns, stars: Any = float) -> type[msgspec.Struct]:
+    """A review as a dump has it, with stars of the type given."""
+    fields = (
+        ("user_id", _Id),
+        ("business_id", _Id),
+        ("stars", stars),
+        ("text", str | None, None),
+        ("date", Any, None),  # a date that cannot be read need not cost the review
+        ("review_id", str | None, None),
+    )
+    return _struct(fields, columns)
+
+
 @functools.cache
 def _struct(fields: tuple, columns: Columns) -> type[msgspec.Struct]:
     return msgspec.defstruct("Record", fields, rename=dict(columns), gc=False)
@@ -142,14 +150,18 @@ def _decoder(kind: type[msgspec.Struct]) -> msgspec.json.Decoder:
 
 
 def scan_block(
-    block: Block, columns: Columns, most_malformed: float
+    block: Block, columns: Columns, ratings: RatingScale, needs_dates: bool, most_malformed: float
 ) -> tuple[pl.DataFrame, Rejected, int]:
-    """The usable reviews of a block (SCANNED), its rejects, and its newlines."""
+    """The usable reviews of a block (SCANNED), its rejects, and its newlines.
+
+    A review whose date is unreadable is rejected if it needs one, and otherwise has none.
+    """
+    kind = _review_struct(columns, Annotated[float, msgspec.Meta(**ratings.bounds)])
     parts: list[pl.DataFrame] = []
     rows: dict[str, list[Any]] = {name: [] for name in _WRITTEN}
     rejected = _none_rejected()
     newlines = 0
-    for decoded in _decode(block, _struct(_REVIEW_FIELDS, columns), rejected, most_malformed):
+    for decoded in _decode(block, kind, rejected, most_malformed):
         for name, values in _as_written(decoded).items():
             rows[name] += values
         if len(rows["line"]) >= _FRAME_ROWS:
@@ -159,13 +171,16 @@ def scan_block(
     written = pl.concat([*parts, _frame(rows)], rechunk=True)
     date, unreadable = _parse_dates(written["date"])
     ids = written["review_id"]
-    table = written.with_columns(date, ids.hash().set(ids.is_null(), None).alias("id_hash"))
-    table = table.select(*SCANNED)
+    table = written.with_columns(
+        date,
+        ids.hash().set(ids.is_null(), None).alias("id_hash"),
+        unreadable.alias("date_is_unreadable"),
+    ).select(*SCANNED)
     control_character = written["user_id"].str.contains(_CONTROL_CHARACTERS)
     control_character |= written["business_id"].str.contains(_CONTROL_CHARACTERS)
     usable = pl.repeat(True, written.height, eager=True)
     for reason, where in (
-        ("unreadable date", unreadable),
+        *([("unreadable date", unreadable)] if needs_dates else []),
         ("control character in an id", control_character),
         (EMPTY_TEXT, written["text_length"] == 0),
     ):
@@ -197,7 +212,7 @@ def _frame(rows: dict[str, list[Any]]) -> pl.DataFrame:
 
 def read_texts(block: Block, columns: Columns, lines: list[int]) -> pl.DataFrame:
     """`review_id, text` of the records at some lines of a block."""
-    kind = _struct(_REVIEW_FIELDS, columns)
+    kind = _review_struct(columns)
     try:
         if block.records is not None:
             values = dict(block.records)
@@ -229,16 +244,23 @@ def read_businesses(
     return pl.DataFrame(rows, schema=BUSINESSES, orient="row"), rejected, newlines
 
 
-def _date_texts(dates: list[str | int | float | None]) -> pl.Series:
+def _date_texts(dates: list[Any]) -> pl.Series:
     """Dates as a dump would write them in quotes."""
     try:
         return pl.Series(dates, dtype=pl.String)
-    except (TypeError, OverflowError):  # numbers among them
-        texts = [
-            f"{date:.6f}".rstrip("0").rstrip(".") if isinstance(date, float) else date
-            for date in dates
-        ]
-        return pl.Series([None if text is None else str(text) for text in texts], dtype=pl.String)
+    except (TypeError, OverflowError):  # not all of them texts
+        return pl.Series([_date_text(date) for date in dates], dtype=pl.String)
+
+
+def _date_text(date: Any) -> str | None:
+    match date:
+        case None | str():
+            return date
+        case float():
+            return f"{date:.6f}".rstrip("0").rstrip(".")
+        case int() if not isinstance(date, bool):
+            return str(date)
+    return type(date).__name__  # not a date
 
 
 def _parse_dates(texts: pl.Series) -> tuple[pl.Series, pl.Series]:

@@ -25,6 +25,7 @@ import polars as pl
 from loky import ProcessPoolExecutor
 
 from sasnet_jax.cli import ProgressBar, UserError
+from sasnet_jax.corpus.ratings import RatingScale
 from sasnet_jax.prepare import dumps, filters, formats, records
 from sasnet_jax.prepare.dumps import Block
 from sasnet_jax.prepare.formats import Columns
@@ -41,11 +42,12 @@ class Scan:
 
     `reviews` are the usable ones in file order: `user_id, business_id, stars, date, text_length`
     (characters), and `block` and `line`, by which `ReviewDumps.texts` finds them again. `lines`
-    counts the rejects too.
+    counts the rejects too, and `unreadable_dates` those of the reviews, which count as undated.
     """
 
     reviews: pl.DataFrame
     lines: int
+    unreadable_dates: int
 
 
 class ReviewDumps:
@@ -54,12 +56,21 @@ class ReviewDumps:
     Args:
       paths: the files.
       columns: what the dumps call a field of FORMATS, if no known format fits.
+      ratings: the scale, outside which a review is malformed.
+      needs_dates: whether a review with an unreadable date is malformed too.
 
     Raises:
       UserError: a file is missing, damaged, or in no known format.
     """
 
-    def __init__(self, paths: Sequence[Path], columns: Mapping[str, str]):
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        columns: Mapping[str, str],
+        ratings: RatingScale = RatingScale(),  # noqa: B008, it is frozen
+        needs_dates: bool = False,
+    ):
+        self._ratings, self._needs_dates = ratings, needs_dates
         self._dumps = [dumps.open_dump(path, "review") for path in paths]
         recognized = [formats.recognise_reviews(dump, columns) for dump in self._dumps]
         self.formats = [name for name, _ in recognized]
@@ -91,7 +102,8 @@ class ReviewDumps:
             for index, columns in enumerate(self._columns):
                 before = 0
                 blocks = self._blocks(index, "reading")
-                tasks = ((block, columns, rejects.most_malformed) for block in blocks)
+                rules = (columns, self._ratings, self._needs_dates, rejects.most_malformed)
+                tasks = ((block, *rules) for block in blocks)
                 for usable, rejected, newlines in apply(records.scan_block, tasks):
                     reviews.append(usable)
                     rejects.add(self._names[index], rejected, before)
@@ -111,7 +123,8 @@ class ReviewDumps:
         if repeated.any():  # otherwise millions of rows would be copied in vain
             self._reject_repeated(usable_reviews.filter(repeated), rejects)
             usable_reviews = usable_reviews.filter(~repeated)
-        return Scan(usable_reviews.drop("id_hash"), lines)
+        unreadable_dates = int(usable_reviews["date_is_unreadable"].sum())
+        return Scan(usable_reviews.drop("id_hash", "date_is_unreadable"), lines, unreadable_dates)
 
     def texts(self, chosen: pl.DataFrame) -> Iterator[pl.DataFrame]:
         """Reads the texts of some reviews.

@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 
 from sasnet_jax.corpus.corpus import CLASSES, NO_DATE, Corpus
+from sasnet_jax.corpus.ratings import STEPS
 from sasnet_jax.corpus.splits import SPLITS
 from sasnet_jax.report import charts
 from sasnet_jax.report.charts import Bars
@@ -24,7 +25,7 @@ class Example:
     """A review to read."""
 
     row: int
-    stars: str
+    stars: str  # with their unit
     label: str  # of CLASSES
     split: str
     text: str
@@ -61,14 +62,15 @@ def pictures(sources: Sources, texts: pl.Series) -> list[Bars]:
 
 
 def _stars(corpus: Corpus) -> Bars | None:
-    half_stars = np.round(corpus.stars * 2) / 2
-    values, count = np.unique(half_stars, return_counts=True)
-    label = [0 if value <= 3 else 1 if value < 5 else 2 for value in values]
+    scale, stars = corpus.ratings, corpus.stars
+    if np.unique(stars).size > STEPS:
+        stars = scale.nearest_steps(stars)
+    values, count = np.unique(stars, return_counts=True)
     return charts.counts(
-        "Stars",
-        {f"{value:g} ★": int(n) for value, n in zip(values, count, strict=True)},
-        "colored by class: bad up to 3, good between, excellent 5",
-        [CLASSES[one] for one in label],
+        "Ratings",
+        {scale.shown(value): int(n) for value, n in zip(values.tolist(), count, strict=True)},
+        f"colored by class: {scale.cuts}",
+        [CLASSES[label] for label in scale.labels(values, len(CLASSES))],
     )
 
 
@@ -109,7 +111,7 @@ def example(corpus: Corpus, row: int, text: str, length: int) -> Example:
     words = " ".join(text.split())
     return Example(
         row,
-        f"{corpus.stars[row]:g}",
+        corpus.ratings.shown(float(corpus.stars[row])),
         CLASSES[corpus.label[row]],
         str(corpus.split[row]),
         words if len(words) <= length else words[:length].rstrip() + " …",

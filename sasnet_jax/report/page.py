@@ -58,6 +58,7 @@ def _contents(sources: Sources, sample: int, seed: int, show_texts: bool) -> dic
     matched = {group.first.paper for group in groups}  # rows of the paper's Table 2
     return {
         "classes": CLASSES,
+        "ratings": corpus.ratings,
         "leaky": LEAKY,
         "headlines": _headlines(sources, groups),
         "steps": sources.record.steps,

@@ -202,18 +202,23 @@ def comparison(compared: Comparison) -> Table:
                 f"{difference.difference:+.3f}",
                 f"[{low:+.3f}, {high:+.3f}]",
                 "–" if difference.holm_p is None else f"{difference.holm_p:.2g}",
+                paired.signed(difference.log_loss_difference, difference.log_loss_interval),
                 "yes" if difference.at_least_level else "no",
             ]
         )
     protocol = LEAKY if compared.target_review == "include" else models.EXCLUDED
     return Table(
-        f"Difference in test accuracy, {protocol}",
-        ["model against baseline", "difference", "95 % interval", "p", "at least level"],
+        f"Difference in test accuracy and log-loss, {protocol}",
+        [
+            *("model against baseline", "accuracy", "95 % interval", "p"),
+            *("log-loss, nats", "at least level"),
+        ],
         rows,
         [
             f"{compared.test_reviews:,} reviews of {compared.test_users:,} users. The intervals "
-            "are by bootstrap over users; p is McNemar's, Holm-corrected over the baselines. At "
-            f"least level: the interval lies above -{paired.MARGIN}."
+            "are by bootstrap over users and seeds; p is McNemar's, Holm-corrected over the "
+            f"baselines. At least level: the interval lies above -{paired.MARGIN} of accuracy, or "
+            f"below +{paired.LOSS_MARGIN} nats."
         ],
     )
 

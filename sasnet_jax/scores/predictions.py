@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 import numpy as np
@@ -77,16 +77,23 @@ def write(
     Returns:
       The file's SHA-256.
     """
+    columns = {"row": rows, "split": corpus.split[rows].tolist()}
+    return write_columns(path, corpus, columns, probability)
+
+
+def write_columns(
+    path: Path,
+    corpus: Corpus,
+    columns: Mapping[str, Any],
+    probability: Float[np.ndarray, "n c"],
+) -> str:
+    """Writes `columns`, among them `row`, the labels and the probabilities as `write` does."""
     classes = probability.shape[1]
-    columns = {
-        "row": rows,
-        "split": corpus.split[rows].tolist(),
-        "label": corpus.labels(classes)[rows],
-    }
-    columns |= {name: probability[:, i] for i, name in enumerate(_columns(classes))}
+    table = {**columns, "label": corpus.labels(classes)[columns["row"]]}
+    table |= {name: probability[:, i] for i, name in enumerate(_columns(classes))}
     path.parent.mkdir(parents=True, exist_ok=True)
     with files.replacing(path) as file:
-        pl.DataFrame(columns).write_parquet(file)
+        pl.DataFrame(table).write_parquet(file)
     return files.file_sha256(path)
 
 

@@ -23,8 +23,8 @@ from sasnet_jax.model.config import TrainConfig
 from sasnet_jax.model.run import Run
 from sasnet_jax.scores import predictions
 from sasnet_jax.sweep import search_space
-from sasnet_jax.sweep.search_space import INCIDENTAL, Distribution
-from sasnet_jax.train import loop
+from sasnet_jax.sweep.search_space import Distribution
+from sasnet_jax.train import flagfile, loop
 
 _EPOCHS_BEFORE_PRUNING = 3
 # A trial's attributes, from its metrics.jsonl at the best epoch.
@@ -91,7 +91,7 @@ def run(config: SweepConfig) -> None:
     settings = {
         "corpus_sha256": corpus.sha256,
         "stores": [store.identity for store in stores],
-        **{f"base.{name}": value for name, value in _decisive(base).items()},
+        **{f"base.{name}": value for name, value in flagfile.decisive(base).items()},
         **{f"vary.{name}": str(values) for name, values in space.items()},
         "prune_after_trials": config.prune_after_trials,
         "seed": config.seed,
@@ -122,23 +122,8 @@ def run(config: SweepConfig) -> None:
 
 def _read_search(config: SweepConfig) -> tuple[TrainConfig, dict[str, Distribution]]:
     """The base settings, with the data of the sweep, and the space."""
-    arguments = ["sweep", f"--flagfile={config.base}", f"--corpus={config.corpus}"]
-    arguments += [*(f"--store={name}" for name in config.store), f"--output={config.output}"]
-    try:
-        base = cli.parse(TrainConfig, arguments, "")
-    except UserError as error:
-        raise UserError(f"--base={config.base}: {error}") from None
-    if base.store != config.store:
-        raise UserError(f"--base={config.base} names its own --store: take it out")
-    if base.processes > 1:
-        raise UserError(
-            f"--base={config.base}: a sweep trains in one process: take --processes out"
-        )
-    return base, search_space.read(config.vary, arguments)
-
-
-def _decisive(config: TrainConfig) -> dict[str, Any]:
-    return {k: v for k, v in dataclasses.asdict(config).items() if k not in INCIDENTAL}
+    given = (config.base, config.corpus, config.store, config.output)
+    return flagfile.read(*given), search_space.read(config.vary, flagfile.arguments(*given))
 
 
 def _stop(*_: Any) -> None:
@@ -270,6 +255,6 @@ def _write_best(config: SweepConfig, best: TrainConfig, words: str, corpus_sha25
         f"# --base={config.base} with --seed={config.seed}:",
         *(f"#   --vary={declaration}" for declaration in config.vary),
     ]
-    lines += [f"--{name}={_flag(value)}" for name, value in _decisive(best).items()]
+    lines += [f"--{name}={_flag(value)}" for name, value in flagfile.decisive(best).items()]
     with files.replacing(Path(config.output) / "best.flags") as file:
         file.write("\n".join([*lines, ""]).encode())

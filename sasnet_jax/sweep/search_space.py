@@ -15,12 +15,11 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from sasnet_jax import cli
 from sasnet_jax.cli import UserError
-from sasnet_jax.model.config import RESUMABLE, TrainConfig
+from sasnet_jax.model.config import TrainConfig
+from sasnet_jax.train.flagfile import INCIDENTAL
 
 Distribution: TypeAlias = CategoricalDistribution | FloatDistribution | IntDistribution
 
-# What decides neither the losses of a run nor how they may be compared.
-INCIDENTAL = {*RESUMABLE} - {"epochs", "patience"}
 _NOT_COMPARABLE = ("target_review", "classes")
 
 

@@ -28,6 +28,7 @@ def describe(config: TrainConfig, corpus: Corpus, stores: tuple[Store, ...]) -> 
         corpus_sha256=corpus.sha256,
         stores=[store.identity for store in stores],
         class_shares=inputs.training_shares(config, corpus).tolist(),
+        ratings=corpus.ratings,
     )
 
 

@@ -52,9 +52,11 @@ def rows_of(written: list[dict]) -> list[Row]:
     return [tuple(review[field] for field in _FIELDS) for review in dated]
 
 
-def read(paths: list[Path], columns: dict[str, str] | None = None) -> tuple[list[Row], list[Row]]:
+def read(
+    paths: list[Path], columns: dict[str, str] | None = None, **rules
+) -> tuple[list[Row], list[Row]]:
     """Every usable review with its text; and `file, line, reason` of the rejects in that order."""
-    found, file = ReviewDumps(paths, columns or {}), io.BytesIO()
+    found, file = ReviewDumps(paths, columns or {}, **rules), io.BytesIO()
     rejects = Rejects(file, 1.0)
     scan = found.scan(rejects)
     written = [json.loads(line) for line in file.getvalue().splitlines()]
@@ -162,7 +164,7 @@ def records_by_csv(data: bytes) -> list[tuple[int, Row | None]]:
 
 
 def _row(record: dict) -> Row | None:
-    """The fields of a valid review; no valid date is written but in DATE_FORMAT."""
+    """The fields of a valid review; no readable date is written but in DATE_FORMAT."""
     review_id, user, business, stars, date, text = (record.get(field) for field in _FIELDS)
     ids = (user, business)
     if not all(isinstance(name, str) and re.fullmatch(r"[^\0-\x1f\x7f]+", name) for name in ids):
@@ -176,5 +178,5 @@ def _row(record: dict) -> Row | None:
     try:
         date = datetime.strptime(date, DATE_FORMAT) if date not in (None, "") else None
     except (TypeError, ValueError):
-        return None
+        date = None
     return review_id or None, user, business, float(np.float32(stars)), date, text

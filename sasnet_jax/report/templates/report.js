@@ -35,7 +35,7 @@ if (map) {
     const review = reviews[index];
     if (!review) return;
     // textContent: a review is text, whatever it holds.
-    reading.querySelector("b").textContent = review.stars + " ★, " + review.label;
+    reading.querySelector("b").textContent = review.stars + ", " + review.label;
     reading.querySelector("small").textContent = [review.category, review.split].filter(Boolean).join(" · ");
     reading.querySelector("p").textContent = review.text;
   }

@@ -5,7 +5,7 @@ from conftest import reviews_frame
 
 from sasnet_jax.cli import UserError
 from sasnet_jax.corpus import splits
-from sasnet_jax.corpus.splits import SPLITS, split_reviews
+from sasnet_jax.corpus.splits import SPLITS, folds_of_users, split_reviews
 
 SCHEMES = ("by_user", "by_review", "within_user", "by_time")
 
@@ -107,3 +107,19 @@ def test_hashes_are_uniform():
     found = np.sort(splits._uniform(0, [f"user {i}" for i in range(20_000)]))
     gap = np.abs(found - (np.arange(20_000) + 0.5) / 20_000).max()
     assert gap < 1.95 / np.sqrt(20_000)  # Kolmogorov-Smirnov at 0.1 %
+
+
+@pytest.mark.parametrize("folds", [3, 10])
+def test_every_user_is_in_one_of_folds_of_equal_size_whatever_the_order(folds):
+    users = pl.Series([f"user {i}" for i in range(1004)])
+    fold = folds_of_users(users, folds, seed=1)
+    sizes = np.bincount(fold, minlength=folds)
+    assert sizes.size == folds and sizes.max() - sizes.min() <= 1
+    order = np.random.default_rng(0).permutation(users.len())
+    np.testing.assert_array_equal(folds_of_users(users[order], folds, seed=1), fold[order])
+    assert (folds_of_users(users, folds, seed=2) != fold).any()
+
+
+def test_more_folds_than_users_are_refused():
+    with pytest.raises(UserError, match="--folds=4 is more than the corpus has users, 3"):
+        folds_of_users(pl.Series(["a", "b", "c"]), 4, seed=0)

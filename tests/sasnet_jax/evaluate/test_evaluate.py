@@ -98,7 +98,33 @@ def test_runs_that_differ_in_the_seed_are_a_group(world, trained, made, tmp_path
         assert {baseline for name, baseline in compared if name == model} == against
     for one in found["comparisons"]:
         assert one["interval"][0] <= one["difference"] <= one["interval"][1]
-        assert one["at_least_level"] == (one["interval"][0] > -0.02)
+        low, high = one["log_loss_interval"]
+        assert low <= one["log_loss_difference"] <= high
+        assert one["at_least_level"] == (one["interval"][0] > -0.01 or high < 0.005)
+        models = found["models"] | {"net mean": found["groups"]["net"]}
+        mine, other = (models[one[key]]["test"]["log_loss"] for key in ("model", "baseline"))
+        mine = mine["mean"] if one["model"] == "net mean" else mine
+        assert one["log_loss_difference"] == pytest.approx(mine - other, rel=1e-5)
+
+
+def test_the_interval_of_a_mean_over_seeds_holds_the_seeds(world):
+    """Two runs that are right everywhere and nowhere: their mean is anything between."""
+    corpus = world.corpus
+    rows = np.concatenate([corpus.rows("validation"), corpus.rows("test")])
+    label = corpus.label[rows].astype(int)
+    right, wrong = (np.eye(3)[(label + i) % 3] * 0.8 + 0.2 / 3 for i in (0, 1))
+    found = comparison.compare(
+        corpus,
+        [comparison.Group("net", ("net-0", "net-1"))],
+        {"net-0": Predictions(rows, right), "net-1": Predictions(rows, wrong)},
+        {_baseline("even", "text"): Predictions(rows, np.full((rows.size, 3), 1 / 3))},
+        target_review="exclude",
+        seed=0,
+    )
+    mean, *_ = found.comparisons
+    assert mean.model == "net mean" and mean.mcnemar_p is None
+    low, high = mean.interval
+    assert high - low > 0.9
 
 
 def _baseline(name, sees):

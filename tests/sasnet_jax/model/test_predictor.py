@@ -9,6 +9,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 import polars as pl
 import pytest
@@ -20,10 +21,12 @@ from written_runs import SWITCHES, switched, write_run
 import sasnet_jax
 from sasnet_jax.cli import UserError
 from sasnet_jax.corpus.contexts import contexts_of
-from sasnet_jax.corpus.corpus import labels_of
+from sasnet_jax.corpus.ratings import RatingScale
 from sasnet_jax.evaluate import command as evaluate
-from sasnet_jax.model import network, sampling, sets
+from sasnet_jax.model import inputs, network, sampling, sets
+from sasnet_jax.model.config import TrainConfig
 from sasnet_jax.model.sasnet import Known, ReviewSet
+from sasnet_jax.train import run_folder
 
 EVERY_SWITCH = pytest.mark.parametrize("name", [None, *SWITCHES], ids=lambda name: name or "none")
 BASES = pytest.mark.parametrize("base", [0, 1], ids=["off", "on"])
@@ -42,7 +45,7 @@ def _bias_features(sides, classes, shares) -> np.ndarray:
     """Smoothed log class frequencies and log(1 + n) of both sides, by the definition."""
     features = []
     for side in sides:
-        counts = np.bincount(labels_of(side.stars, classes), minlength=classes)
+        counts = np.bincount(RatingScale().labels(side.stars, classes), minlength=classes)
         smoothed = (counts + 5 * shares) / (counts.sum() + 5)
         features += [*np.log(smoothed), np.log1p(counts.sum())]
     return np.array(features, np.float32)
@@ -63,7 +66,7 @@ def _crossed_features(sides, effects) -> np.ndarray:
 
 def _votes(voting, other, heads, shares) -> list[np.ndarray]:
     """The log-shares by which one side votes in each head, a review at a time."""
-    logs, label = [], labels_of(voting[0].stars, shares.size)
+    logs, label = [], RatingScale().labels(voting[0].stars, shares.size)
     for head in heads:
         counts = np.zeros(shares.size)
         for vector, of_class in zip(voting[1][:, head], label, strict=True):
@@ -99,10 +102,12 @@ def _by_the_network(run, pairs, size=8) -> np.ndarray:
     sides = []
     for side in zip(*pairs, strict=True):
         read = [np.pad(transform.apply(x.vectors), ((0, size - len(x)), (0, 0))) for x in side]
-        stars = [np.pad(x.stars, (0, size - len(x))) for x in side]
+        stars = [np.pad(2 * x.stars, (0, size - len(x))) for x in side]  # in half stars
         mask = [np.arange(size) < len(x) for x in side]
-        label = [labels_of(x, config.classes).astype(np.int32) for x in stars]
-        sides.append(ReviewSet(*(jnp.stack(part) for part in (read, stars, mask, label))))
+        label = [np.maximum(RatingScale().labels(x / 2, config.classes), 0) for x in stars]
+        sides.append(
+            ReviewSet(*(jnp.asarray(np.stack(part)) for part in (read, stars, mask, label)))
+        )
     features = []
     if config.bias_term:
         features.append([_bias_features(p, config.classes, run.class_shares()) for p in pairs])
@@ -268,6 +273,51 @@ def test_reviews_that_a_run_cannot_read_are_refused(world, tmp_path):
     np.testing.assert_array_equal(found, text.score(plain, plain))
 
 
+def test_a_run_knows_the_scale_of_its_corpus(world, tmp_path):
+    """Doubled stars on a doubled scale mean the same; its own end is the run's, and not 5."""
+    scale = RatingScale(high=10.0, bad_up_to=6.0, excellent_from=10.0)
+    people = _people(world)
+    doubled = [sasnet_jax.Reviews(one.vectors, 2 * one.stars) for one in people]
+    settings = {"review_features": "text+stars", "bias_term": True, "eval_set_size": 8}
+    stars = write_run(world, tmp_path / "stars", **settings).predictor()
+    run = write_run(world, tmp_path / "doubled", **settings)
+    edit_json(run.folder / "config.json", ratings=msgspec.to_builtins(scale))
+    others = sasnet_jax.load_run(run.folder).predictor()
+    np.testing.assert_array_equal(others.score(doubled, doubled), stars.score(people, people))
+    for predictor, rating, range_ in (
+        (stars, 7, "above 0 and at most 5, not 7"),
+        (stars, 0, "above 0 and at most 5, not 0"),
+        (others, 10.5, r"at least 0 and at most 10, not 10.5: .* ratings of 0\.\.10"),
+        (others, np.inf, "not inf"),
+    ):
+        with pytest.raises(UserError, match=range_):
+            predictor.score([sasnet_jax.Reviews(np.zeros((1, 16)), [rating])], people)
+
+
+def test_training_reads_and_records_the_scale_of_its_corpus(world):
+    config = TrainConfig(
+        corpus=str(world.corpus_folder), store=(str(world.store_folder),), output="x"
+    )
+    corpus, stores = inputs.open_inputs(config)
+    transform = inputs.fit_transform(config, corpus, stores)
+    scale = RatingScale(low=-5.0)
+    moved = dataclasses.replace(corpus, ratings=scale)
+    assert run_folder.describe(config, moved, stores).ratings == scale
+    data = inputs.build_data(config, moved, stores, transform)
+    np.testing.assert_array_equal(data.stars, corpus.stars + 5)  # eleven steps from -5 to 5
+
+
+def test_a_run_older_than_ratings_reads_stars(world, tmp_path):
+    run = write_run(world, tmp_path / "run", review_features="text+stars")
+    people = _people(world)
+    scores = run.predictor().score(people, people)
+    path = run.folder / "config.json"
+    values = {name: value for name, value in edit_json(path).items() if name != "ratings"}
+    path.write_text(json.dumps(values))
+    older = sasnet_jax.load_run(run.folder).predictor()
+    np.testing.assert_array_equal(older.score(people, people), scores)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -278,8 +328,6 @@ def test_reviews_that_a_run_cannot_read_are_refused(world, tmp_path):
         (([[1.0], [1.0, 2.0]],), "must be numbers in rows of equal length"),
         (([[1.0, 2.0]], [3, 4]), r"1 vectors, but stars of shape \(2,\)"),
         (([[1.0, 2.0]], ["good"]), "stars of reviews must be numbers"),
-        (([[1.0, 2.0]], [7]), "above 0 and at most 5"),
-        (([[1.0, 2.0]], [0]), "above 0 and at most 5"),
     ],
 )
 def test_what_are_no_reviews_is_refused(arguments, message):

@@ -10,7 +10,7 @@ from written_runs import NETWORK_SWITCHES, switched
 
 from sasnet_jax.corpus.counts import bias_features
 from sasnet_jax.model.layers import AttentionBlock, dropout, masked_mean
-from sasnet_jax.model.sasnet import Known, ReviewSet, SASNet, star_index
+from sasnet_jax.model.sasnet import Known, ReviewSet, SASNet
 
 WIDTH, EMBEDDING, SET = 16, 12, 5
 EVERY_NETWORK = pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def _sets(batch=6, size=SET, seed=0) -> tuple[ReviewSet, ReviewSet]:
         sides.append(
             ReviewSet(
                 jnp.asarray(rng.normal(size=(batch, size, EMBEDDING)), jnp.float32),
-                jnp.asarray(rng.integers(2, 11, (batch, size)) / 2, jnp.float32),
+                jnp.asarray(rng.integers(1, 11, (batch, size)), jnp.float32),
                 jnp.asarray(np.arange(size) < lengths[:, None]),
                 jnp.asarray(rng.integers(-1, 3, (batch, size)), jnp.int32),  # -1: unknown
             )
@@ -309,7 +309,7 @@ def _numpy_logits(network, user, business, known):
             tokens = _gelu(_linear(network.project, np.float64(reviews.embeddings[row])[kept]))
             if network.stars is not None:
                 grid = np.float64(network.stars.embedding[...])
-                tokens += grid[(2 * np.asarray(reviews.stars)[row, kept]).astype(int)]
+                tokens += grid[np.asarray(reviews.stars)[row, kept].astype(int)]
             if not kept.size:
                 tokens = np.float64(network.no_reviews[...])[None]
             for block in network.encoder:
@@ -423,7 +423,3 @@ def test_dropout_keeps_the_mean_and_drops_the_rate():
     assert abs(share - rate) < 4 * np.sqrt(rate * (1 - rate) / x.size)
     np.testing.assert_allclose(dropped[dropped > 0], 1 / (1 - rate), rtol=1e-6)
     np.testing.assert_array_equal(dropout(x, 0.2, None), x)
-
-
-def test_stars_lie_on_the_half_star_grid():
-    assert star_index(jnp.array([0.5, 1.0, 3.5, 5.0])).tolist() == [1, 2, 7, 10]

@@ -32,6 +32,7 @@ from written_dumps import (
 )
 
 from sasnet_jax.cli import UserError
+from sasnet_jax.corpus.ratings import RatingScale
 from sasnet_jax.prepare import command as prepare
 from sasnet_jax.prepare.reviews import ReviewDumps
 
@@ -51,11 +52,6 @@ from sasnet_jax.prepare.reviews import ReviewDumps
         ({"user_id": "a\nb"}, "control character"),
         ({"business_id": "a\0"}, "control character"),
         ({"user_id": "\ud800"}, "surrogate"),
-        ({"date": "yesterday"}, "unreadable date"),
-        ({"date": "2018-02-30 10:00:00"}, "unreadable date"),
-        ({"date": "0000-01-01 00:00:00"}, "unreadable date"),  # a year that only polars knows
-        ({"date": "+10000-01-01 00:00:00"}, "unreadable date"),
-        ({"date": 10**400}, "unreadable date"),
         ({"text": " \n"}, "empty text"),
         ({"text": None}, "empty text"),
         (json.dumps(GOOD).encode()[:-9], "truncated"),
@@ -77,6 +73,42 @@ def test_a_bad_record_is_rejected_and_its_neighbours_are_kept(tmp_path, bad, rea
     assert rows == rows_of(written)
     assert [reject[:2] for reject in rejects] == [(path.name, 3 if last else 2)]
     assert reason in rejects[0][2]
+
+
+@pytest.mark.parametrize("needs_dates", [False, True])
+@pytest.mark.parametrize(
+    "date",
+    [
+        "yesterday",
+        "2018-02-30 10:00:00",
+        "0000-01-01 00:00:00",  # a year that only polars knows
+        "+10000-01-01 00:00:00",
+        10**400,
+        True,
+        ["2018-07-07"],
+        {"$date": "2018-07-07"},
+    ],
+)
+def test_an_unreadable_date_is_missing_unless_dates_are_needed(tmp_path, date, needs_dates):
+    written = reviews(4)
+    (tmp_path / "review.json").write_bytes(ndjson([*written, GOOD | {"date": date}]))
+    rows, rejects = read([tmp_path / "review.json"], needs_dates=needs_dates)
+    undated = [("r", "u", "b", 4.0, None, "fine")]
+    assert rows == rows_of(written) + ([] if needs_dates else undated)
+    assert rejects == ([("review.json", 5, "unreadable date")] if needs_dates else [])
+
+
+@pytest.mark.parametrize("suffix", ["json", "csv"])
+def test_a_rating_outside_the_scale_is_rejected(tmp_path, suffix):
+    ratings = [-2, -1.5, -1, 0, 9.5, 10, 10.5, "nan", "inf"]
+    reviewed = zip(reviews(9), ratings, strict=True)
+    written = [review | {"stars": rating, "text": "fine"} for review, rating in reviewed]
+    path = tmp_path / f"review.{suffix}"
+    path.write_bytes(csv_table(written) if suffix == "csv" else ndjson(written))
+    rows, rejects = read([path], ratings=RatingScale(low=-1.5, high=10.0))
+    assert [row[3] for row in rows] == [-1.5, -1, 0, 9.5, 10]
+    assert [line - (suffix == "csv") for _, line, _ in rejects] == [1, 7, 8, 9]
+    assert ">= -1.5" in rejects[0][2] and "<= 10" in rejects[1][2]
 
 
 @pytest.mark.parametrize("lines", [b"[\n{}, {}]", b"[{}\n, {}]", b"[{}, {}\n]"])

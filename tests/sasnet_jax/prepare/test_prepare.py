@@ -10,11 +10,19 @@ import time
 import numpy as np
 import polars as pl
 import pytest
-from conftest import PATIENCE_SECONDS, ROOT, assert_one_line_mistake, reviews_frame, run_command
+from conftest import (
+    PATIENCE_SECONDS,
+    ROOT,
+    assert_one_line_mistake,
+    edit_json,
+    reviews_frame,
+    run_command,
+)
 
 from sasnet_jax import files
 from sasnet_jax.cli import UserError
-from sasnet_jax.corpus.corpus import read_corpus
+from sasnet_jax.corpus.corpus import Corpus, CorpusRecord, read_corpus
+from sasnet_jax.corpus.ratings import RatingScale
 from sasnet_jax.prepare import command as prepare
 from sasnet_jax.prepare import filters
 from sasnet_jax.prepare.command import PrepareConfig
@@ -40,7 +48,7 @@ def _write(path, records):
 @pytest.mark.parametrize("suffix", ["ndjson", "ndjson.gz"])
 def test_every_line_is_kept_or_rejected_with_its_reason(tmp_path, suffix):
     bad = ["not json", GOOD | {"stars": "Like"}, GOOD | {"stars": None}, GOOD | {"stars": 6.0}]
-    bad += [GOOD | {"user_id": ""}, GOOD | {"date": "yesterday"}, GOOD | {"text": " \n"}, "{}"]
+    bad += [GOOD | {"user_id": ""}, GOOD | {"user_id": "a\nb"}, GOOD | {"text": " \n"}, "{}"]
     path = _write(tmp_path / f"reviews.{suffix}", [*_lines(60), *bad])
     output = tmp_path / "corpus"
     prepare.run(PrepareConfig(reviews=(str(path),), output=str(output), max_reject_fraction=0.5))
@@ -64,6 +72,96 @@ def test_a_corpus_is_hashed_once_and_another_split_has_another_hash(world, monke
     assert corpus.sha256 == corpus.sha256
     assert len(digests) == 1
     assert dataclasses.replace(corpus, split_scheme="by_time").sha256 != corpus.sha256
+
+
+@pytest.mark.parametrize("split", ["by_user", "by_time"])
+def test_unreadable_dates_are_counted_or_rejected(tmp_path, split, capsys):
+    dated = [line | {"date": f"2020-01-{1 + i % 28:02}"} for i, line in enumerate(_lines(80))]
+    odd = [line | {"date": "last week"} for line in _lines(83)[80:]]
+    odd.append(dict(odd[-1]))  # a repeated id is rejected, and its date not counted
+    path = _write(tmp_path / "reviews.ndjson", [*dated, *odd])
+    output = tmp_path / "corpus"
+    prepare.run(
+        PrepareConfig(
+            reviews=(str(path),), output=str(output), split=split, max_reject_fraction=0.1
+        )
+    )
+    record = files.read_record(output / "corpus.json", CorpusRecord)
+    by_time = split == "by_time"
+    assert record.unreadable_dates == (0 if by_time else 3)
+    assert record.rejected == ({"unreadable date": 4} if by_time else {"repeated id": 1})
+    assert ("3 dates cannot be read" in capsys.readouterr().out) != by_time
+    assert pl.read_parquet(output / "reviews.parquet")["date"].null_count() == (not by_time) * 3
+
+
+def _doubled(tmp_path, **settings) -> tuple[Corpus, Corpus]:
+    """A corpus of stars, and one of the same reviews with doubled stars, of `settings`."""
+    stars = [0.5, 1, 2.5, 3, 3.5, 4, 4.5, 5] * 10
+    corpora = []
+    for factor, rated in ((1, {}), (2, settings)):
+        records = [r | {"stars": factor * s} for r, s in zip(_lines(80), stars, strict=True)]
+        path = _write(tmp_path / f"{factor}.ndjson", records)
+        output = tmp_path / f"corpus_{factor}"
+        prepare.run(PrepareConfig(reviews=(str(path),), output=str(output), **rated))
+        corpora.append(read_corpus(output))
+    return corpora[0], corpora[1]
+
+
+def test_a_doubled_scale_with_doubled_cuts_has_the_same_classes(tmp_path):
+    scale = {"ratings": "0..10", "bad_up_to": 6.0, "excellent_from": 10.0}
+    stars, doubled = _doubled(tmp_path, **scale)
+    np.testing.assert_array_equal(doubled.stars, 2 * stars.stars)
+    np.testing.assert_array_equal(doubled.label, stars.label)
+    np.testing.assert_array_equal(
+        doubled.ratings.steps(doubled.stars), stars.ratings.steps(stars.stars)
+    )
+    assert stars.labels(5).max() == 4
+    with pytest.raises(UserError, match="--classes=5 needs stars out of 5, not 0..10"):
+        doubled.labels(5)
+
+
+def test_other_cuts_of_the_same_reviews_are_another_corpus(tmp_path):
+    path = _write(tmp_path / "reviews.ndjson", _lines(80))
+    output = tmp_path / "corpus"
+    prepare.run(PrepareConfig(reviews=(str(path),), output=str(output)))
+    with pytest.raises(UserError, match="made with other bad_up_to"):
+        prepare.run(PrepareConfig(reviews=(str(path),), output=str(output), bad_up_to=4.0))
+    corpus = read_corpus(output)
+    other = dataclasses.replace(corpus, ratings=RatingScale(bad_up_to=4.0))
+    assert other.sha256 != corpus.sha256
+
+
+def test_a_corpus_older_than_ratings_has_stars_and_is_complete(tmp_path, capsys):
+    path = _write(tmp_path / "reviews.ndjson", _lines(80))
+    config = PrepareConfig(reviews=(str(path),), output=str(tmp_path / "corpus"))
+    prepare.run(config)
+    before = read_corpus(tmp_path / "corpus")
+    written = tmp_path / "corpus" / "corpus.json"
+    settings = json.loads(written.read_text())["settings"]
+    newer = ("ratings", "bad_up_to", "excellent_from")
+    edit_json(written, settings={k: v for k, v in settings.items() if k not in newer})
+    old = read_corpus(tmp_path / "corpus")
+    assert (old.ratings, old.sha256) == (RatingScale(), before.sha256)
+    prepare.run(config)
+    assert "already complete" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "mentions"),
+    [
+        ({"ratings": "10"}, ("--ratings=10", "LOW..HIGH")),
+        ({"ratings": "0...5"}, ("--ratings=0...5", "LOW..HIGH")),
+        ({"ratings": "5..0"}, ("--ratings=5..0", "LOW below HIGH")),
+        ({"ratings": "0..1"}, ("--bad_up_to=3 --excellent_from=5", "--ratings=0..1")),
+        ({"bad_up_to": 5.0}, ("--bad_up_to=5 --excellent_from=5", "bad_up_to < excellent_from")),
+        ({"bad_up_to": 0.0}, ("--bad_up_to=0", "0 < bad_up_to")),
+        ({"ratings": "0..10", "excellent_from": 10.5}, ("excellent_from <= 10",)),
+    ],
+)
+def test_ratings_that_leave_a_class_impossible_are_refused(flags, mentions):
+    with pytest.raises(UserError) as refused:
+        PrepareConfig(reviews=("x",), output="y", **flags)
+    assert all(mention in str(refused.value) for mention in mentions)
 
 
 def test_labels_follow_the_stars(tmp_path):

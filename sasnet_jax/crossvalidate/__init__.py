@@ -1,0 +1,1 @@
+"""Corpus, stores and flagfiles of train -> every review predicted once, models compared."""
