@@ -19,6 +19,7 @@ from sasnet_jax.prepare.reviews import ReviewDumps, read_businesses
 from sasnet_jax.synthetic import ceiling
 from sasnet_jax.synthetic.world import generate
 
+World = Literal["aspects", "aspects_noisy", "kinds", "null", "veto"]  # synthetic.families.FAMILIES
 # Paper section 2.1, shown beside the counts of Yelp's dump.
 PAPER_COUNTS = {
     "read": {"reviews": 6_200_000, "users": 1_900_000, "businesses": 150_000},
@@ -37,6 +38,9 @@ class PrepareConfig:
     businesses: str = setting("", help="dump of businesses, or the same archive", topic="input")
     synthetic: int = setting(
         0, help="number of reviews to generate instead of reading any", topic="input", minimum=0
+    )
+    world: World = setting(
+        "aspects", help="rules of the generated reviews (docs/formats.md)", topic="input"
     )
     max_reject_fraction: float = setting(
         0.01,
@@ -116,6 +120,8 @@ class PrepareConfig:
             raise UserError("--synthetic has its own columns: leave out --user_column and the like")
         if self.synthetic and self.businesses:
             raise UserError("--synthetic generates its own businesses: leave out --businesses")
+        if self.world != "aspects" and not self.synthetic:
+            raise UserError(f"--world={self.world} is of generated reviews: add --synthetic=NUMBER")
         if bool(self.choose_users) != bool(self.choose_businesses):
             raise UserError("give both --choose_users and --choose_businesses, or neither")
 
@@ -208,7 +214,7 @@ def _fill(folder: Path, config: PrepareConfig, settings: Future[dict[str, Any]])
     if config.synthetic:
         truth = folder / "synthetic" / "truth.json"
         known = files.read_json(truth, "python -m sasnet_jax.prepare")
-        known |= ceiling.measure(made, config.synthetic, config.seed)
+        known |= ceiling.measure(made, config.synthetic, config.seed, config.world)
         files.write_json(truth, known)
 
 
@@ -219,7 +225,7 @@ def _sources(folder: Path, config: PrepareConfig) -> tuple[list[Path], Path | No
         return [Path(name) for name in config.reviews], business_path
     raw_folder = folder / "synthetic"
     raw_folder.mkdir()
-    generate(config.synthetic, config.seed, raw_folder)
+    generate(config.synthetic, config.seed, raw_folder, world=config.world)
     return [raw_folder / "review.ndjson"], raw_folder / "business.ndjson"
 
 

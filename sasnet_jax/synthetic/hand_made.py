@@ -1,0 +1,138 @@
+"""The model that a person would make by hand, who knows how a synthetic world works.
+
+The world's own formula, fed with simple sums over what the texts and stars of a target's context
+say, beside the features of the bias regression; a logistic regression weighs them. Every model that
+learns what matters in a world gets here.
+
+- `aspects`: tastes of length one from what a user speaks of, praise per mention of an aspect, stars
+  minus what the words explain, each shrunk, and the products of tastes and qualities.
+- `veto`: the same, but of each set of aspects that can be cared for its worst quality, weighed with
+  how likely the user's words make the set.
+- `kinds`: how likely the user's words make each kind, and the stars of the business's reviews,
+  weighed with how likely their words make their writers of each kind; and their products.
+- `null`: counts alone.
+"""
+
+import numpy as np
+import scipy.sparse
+from jaxtyping import Float, Int32
+from scipy.special import softmax
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from sasnet_jax.corpus.contexts import averaging_matrix, contexts_of
+from sasnet_jax.corpus.corpus import CLASSES, Corpus, labels_of
+from sasnet_jax.corpus.counts import bias_features, class_shares
+from sasnet_jax.scores import metrics
+from sasnet_jax.synthetic import opinions, tastes
+from sasnet_jax.synthetic.families import CARED_FOR
+from sasnet_jax.synthetic.text import MENTION_FLOOR, Words
+from sasnet_jax.synthetic.vocabulary import ASPECTS
+
+_USUAL_STARS = 3.6
+_PENALTIES = (0.001, 0.003, 0.01, 0.03, 0.1, 1.0)  # C
+_FAVOURITE = 5.0  # mentions that saying "what matters most to me" is worth
+_TASTE, _QUALITY, _USER, _BUSINESS = 0.4, 0.5, 2.0, 4.0  # shrinkage, in mentions or reviews
+_OPINION = 1.5
+
+
+def predict(corpus: Corpus, words: Words, world: str) -> Float[np.ndarray, "n 3"]:
+    """P(bad, good, excellent) of the test reviews; the penalty is the best on validation.
+
+    Args:
+      corpus: whose contexts are seen.
+      words: what its texts say; stars of 0 are not known.
+      world: the family.
+    """
+    features, label = {}, {}
+    facts = _facts(words)
+    for split in ("train", "validation", "test"):
+        rows = corpus.rows(split)
+        features[split], label[split] = _features(corpus, facts, rows, world), corpus.label[rows]
+    scaler = StandardScaler().fit(features["train"])
+    scaled = {split: scaler.transform(inputs) for split, inputs in features.items()}
+    tried = []
+    for penalty in _PENALTIES:
+        model = LogisticRegression(C=penalty, max_iter=300)
+        model.fit(scaled["train"], label["train"])
+        loss = metrics.log_loss(label["validation"], model.predict_proba(scaled["validation"]))
+        tried.append((loss, model))
+    return min(tried, key=lambda one: one[0])[1].predict_proba(scaled["test"])
+
+
+def _facts(words: Words) -> dict[str, Float[np.ndarray, "reviews _"]]:
+    """What each review says, in columns that can be summed."""
+    mentioned = (words.level >= 0).astype(float)
+    praise = np.where(words.level >= 0, words.level - 2.0, 0.0)
+    spoken = np.where(words.mentions > 0, words.order[:, 0], -1)
+    first, favourite = (
+        (index[:, None] == np.arange(len(ASPECTS))).astype(float)
+        for index in (spoken, words.favourite)
+    )
+    care = mentioned + first + _FAVOURITE * favourite
+    known = (words.stars > 0)[:, None].astype(float)
+    stars = known * (words.stars[:, None] - _USUAL_STARS)
+    explained = (care * praise).sum(1, keepdims=True) / np.maximum(care.sum(1, keepdims=True), 1)
+    label = labels_of(words.stars.astype(np.float32), len(CLASSES))
+    style = opinions.log_kinds(words)
+    kind = softmax(style, axis=1)
+    return {
+        "n": np.ones_like(known),
+        "known": known,
+        "stars": stars,
+        "beyond": known * (stars - explained),
+        "classes": known * (label[:, None] == np.arange(len(CLASSES))),
+        "mentioned": mentioned,
+        "praise": praise,
+        "care": care,
+        "style": style,
+        "known_by_kind": known * kind,
+        "stars_by_kind": stars * kind,
+    }
+
+
+def _features(
+    corpus: Corpus,
+    facts: dict[str, Float[np.ndarray, "reviews _"]],
+    rows: Int32[np.ndarray, "n"],
+    world: str,
+) -> Float[np.ndarray, "n f"]:
+    sums = []
+    for context in contexts_of(corpus, "exclude"):
+        seen: scipy.sparse.csr_matrix = averaging_matrix(context, rows).sign()
+        sums.append({name: seen @ column for name, column in facts.items()})
+    user, business = sums
+    counts = np.stack([side["classes"] for side in sums], axis=1)  # [n, 2, c]
+    shares = class_shares(corpus.label[corpus.rows("train")], len(CLASSES))
+    features = [np.asarray(bias_features(counts.astype(np.float32), shares))]
+    for side, shrink in zip(sums, (_USER, _BUSINESS), strict=True):
+        features.append(side["stars"] / (side["known"] + shrink))
+    if world == "kinds":
+        kind = softmax(user["style"], axis=1)
+        opinion = business["stars_by_kind"] / (business["known_by_kind"] + _OPINION)
+        features += [opinion, kind, kind * opinion, (kind * opinion).sum(1, keepdims=True)]
+    elif world != "null":
+        features += _of_aspects(user, business, world == "veto")
+    return np.hstack(features)
+
+
+def _of_aspects(
+    user: dict[str, Float[np.ndarray, "n _"]],
+    business: dict[str, Float[np.ndarray, "n _"]],
+    veto: bool,
+) -> list[Float[np.ndarray, "n _"]]:
+    quality = business["praise"] / (business["mentioned"] + _QUALITY)
+    taste = user["care"] + _TASTE
+    taste /= np.linalg.norm(taste, axis=1, keepdims=True)
+    features = [taste, quality]
+    for side, shrink in ((user, _USER), (business, _BUSINESS)):
+        features += [side["praise"] / (side["n"] + shrink)]
+        features += [side["beyond"] / (side["known"] + shrink)]
+    if not veto:
+        return [*features, (taste[:, :, None] * quality[:, None, :]).reshape(len(taste), -1)]
+    cared = tastes.listed_tastes()
+    worst = np.where(cared > 0, quality[:, None], np.inf).min(axis=2)  # [n, sets]
+    # How much likelier it is to speak of an aspect that is cared for, per mention.
+    likelier = np.log(1 + 1 / np.sqrt(CARED_FOR) / MENTION_FLOOR)
+    weight = softmax(likelier * (user["care"] @ (cared > 0).T), axis=1)
+    return [*features, (weight * worst).sum(1, keepdims=True)]

@@ -1,0 +1,331 @@
+"""Bayesian inference where a liking is a match of a taste and qualities: `aspects`, `veto`.
+
+In: what the texts and stars of each target's context say. Out: the probabilities of its classes.
+
+- The business. Its reviews tell its qualities through the levels that they mention, one aspect at a
+  time, so the posterior of each quality is exact on a grid. Its bias follows from the stars, given
+  how much each reviewer's choice of words tells of their taste.
+- The user of `aspects`. Taste and bias are sampled: prior samples weighted by what the user's
+  reviews mention, say and rate, then moved by a Metropolis-Hastings chain, as weights alone
+  degenerate for a user with many reviews.
+- The user of `veto`. Every set of aspects that can be cared for is weighed, with biases on a grid.
+
+A match counts as normal with its own mean and variance, and of another review's user or business
+nothing but that review is used. So this is one concrete predictor, close below the best possible.
+"""
+
+import itertools
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.special import ndtr
+from scipy.stats import norm
+
+from sasnet_jax.synthetic.text import LEVEL_CUTS, MENTION_FLOOR, Words
+from sasnet_jax.synthetic.vocabulary import ASPECTS
+from sasnet_jax.synthetic.families import (
+    BUSINESS_BIAS,
+    CARED_FOR,
+    CUISINE_QUALITY,
+    STAR_NOISE,
+    TASTE_CONCENTRATION,
+    USER_BIAS,
+    VISIT_NOISE,
+    WORST_MEAN,
+    WORST_SCALE,
+    class_probabilities,
+    draw_tastes,
+    star_cuts,
+)
+
+_PRIOR_SAMPLES = 1000  # of a user
+_SAMPLES = 200  # of a user, after resampling
+_MOVES = 15  # of each sample
+_STEPS = (0.1, 0.4, 1.2)  # of a move, in the logarithm of a taste
+_REVIEWERS = 200  # samples of each other reviewer's taste
+_GRID = np.linspace(-4, 4, 81)  # of a quality
+_BIAS_GRID = np.linspace(-3.5, 3.5, 29) * BUSINESS_BIAS
+_EXPERIENCE_GRID = np.linspace(-5, 5, 51)
+_BIASES = 15  # of each listed user
+_CHUNK = 500  # reviews at a time
+_IMPOSSIBLE = -1e4  # log-probability; finite, so that the sum of a few is comparable
+_LEVEL_EDGES = np.array([-np.inf, *LEVEL_CUTS, np.inf])
+_K = len(ASPECTS)
+
+
+class Business(NamedTuple):
+    """What is known of a business: normal, independent qualities and bias."""
+
+    quality: Float[np.ndarray, "k"]
+    quality_variance: Float[np.ndarray, "k"]
+    bias: float
+    bias_variance: float
+
+
+class User(NamedTuple):
+    """Weighed tastes of a user, each with some biases."""
+
+    taste: Float[np.ndarray, "p k"]
+    bias: Float[np.ndarray, "p b"]
+    weight: Float[np.ndarray, "p b"]  # of sum 1
+
+
+class Product:
+    """The match of `aspects`, taste . experience; each experience counts as normal."""
+
+    def __init__(
+        self,
+        level: Int[np.ndarray, "n k"],
+        mean: Float[np.ndarray, "n k"],
+        variance: Float[np.ndarray, "n k"],
+    ):
+        """Takes the experiences' mean and variance before the level that a text tells, or -1."""
+        self.mean, self.variance = _felt(level, mean, variance)
+
+    def moments(
+        self, taste: Float[np.ndarray, "p k"]
+    ) -> tuple[Float[np.ndarray, "p n"], Float[np.ndarray, "p n"]]:
+        """Mean and variance of each match under each taste."""
+        return taste @ self.mean.T, taste**2 @ self.variance.T
+
+
+class Worst:
+    """The match of `veto`, the worst experience that is cared for."""
+
+    def __init__(
+        self,
+        level: Int[np.ndarray, "n k"],
+        mean: Float[np.ndarray, "n k"],
+        variance: Float[np.ndarray, "n k"],
+    ):
+        """Takes the experiences' mean and variance before the level that a text tells, or -1."""
+        deviation = np.sqrt(variance)
+        edges = np.where((level < 0)[..., None], [-np.inf, np.inf], _interval(level))
+        edges = edges.clip(*_EXPERIENCE_GRID[[0, -1]])
+        low, high, x = (
+            norm.sf((edge - mean[..., None]) / deviation[..., None])
+            for edge in (edges[..., :1], edges[..., 1:], _EXPERIENCE_GRID)
+        )
+        above = ((x - high) / np.maximum(low - high, 1e-9)).clip(1e-9, 1)  # P(experience > x)
+        self._log_above = np.log(above).transpose(1, 0, 2)  # [k, n, grid]
+
+    def moments(
+        self, taste: Float[np.ndarray, "p k"]
+    ) -> tuple[Float[np.ndarray, "p n"], Float[np.ndarray, "p n"]]:
+        """Mean and variance of each match under each taste."""
+        above = np.exp(np.tensordot((taste > 0).astype(float), self._log_above, 1))
+        first = np.trapezoid(above, _EXPERIENCE_GRID)  # integrals of P(worst > x) and its moment
+        second = 2 * np.trapezoid(above * _EXPERIENCE_GRID, _EXPERIENCE_GRID)
+        start = _EXPERIENCE_GRID[0]
+        mean, square = start + first, start**2 + second
+        variance = np.maximum(square - mean**2, 1e-6)
+        return WORST_SCALE * (mean - WORST_MEAN), WORST_SCALE**2 * variance
+
+
+Match: TypeAlias = type[Product] | type[Worst]
+
+
+class Users:
+    """Infers users from the reviews that they wrote elsewhere.
+
+    Args:
+      words: of all reviews.
+      rows: the reviews to infer from, ascending.
+      usual: quality that each cuisine is known for.
+      match: of the family.
+      rng: of samples and moves.
+    """
+
+    def __init__(
+        self,
+        words: Words,
+        rows: Int[np.ndarray, "m"],
+        usual: Float[np.ndarray, "c k"],
+        match: Match,
+        rng: np.random.Generator,
+    ):
+        self._words, self._rows, self._usual, self._match, self._rng = words, rows, usual, match, rng
+        self._log_gamma = np.empty((0, _K))
+        if match is Worst:
+            self.prior = _listed_users()
+        else:
+            self._log_gamma, bias = _sampled_users(_PRIOR_SAMPLES, rng)
+            weight = np.full((_PRIOR_SAMPLES, 1), 1 / _PRIOR_SAMPLES)
+            self.prior = User(_taste(self._log_gamma), bias, weight)
+        # Of every hypothesis and review once, as targets of one user share most reviews.
+        parts = [
+            self._log_likelihood(self.prior.taste, self.prior.bias, rows[first : first + _CHUNK])
+            for first in range(0, rows.size, _CHUNK)
+        ]
+        empty = np.zeros((*self.prior.bias.shape, 0))
+        self._table = np.concatenate([empty, *parts], axis=2)  # [p, b, m]
+
+    def infer(self, rows: Int[np.ndarray, "n"]) -> User:
+        """What these reviews tell of their user."""
+        told = self._table[:, :, np.searchsorted(self._rows, rows)].sum(axis=2)
+        weight = self.prior.weight * np.exp(told - told.max())
+        weight /= weight.sum()
+        if self._match is Worst:
+            return self.prior._replace(weight=weight)
+        uniform = np.full((_SAMPLES, 1), 1 / _SAMPLES)
+        rng = self._rng
+        chosen = rng.choice(weight.size, _SAMPLES, p=weight[:, 0])
+        log_gamma, bias = self._log_gamma[chosen], self.prior.bias[chosen]
+        density = told[chosen, 0] + _log_prior(log_gamma, bias)
+        for move in range(_MOVES if rows.size else 0):
+            step = _STEPS[move % len(_STEPS)]
+            new_gamma = log_gamma + step * rng.normal(size=log_gamma.shape)
+            new_bias = bias + step * USER_BIAS * rng.normal(size=bias.shape)
+            new_density = self._log_likelihood(_taste(new_gamma), new_bias, rows).sum(axis=(1, 2))
+            new_density += _log_prior(new_gamma, new_bias)
+            accept = np.log(rng.random(_SAMPLES)) < new_density - density
+            log_gamma = np.where(accept[:, None], new_gamma, log_gamma)
+            bias = np.where(accept[:, None], new_bias, bias)
+            density = np.where(accept, new_density, density)
+        return User(_taste(log_gamma), bias, uniform)
+
+    def _log_likelihood(
+        self,
+        taste: Float[np.ndarray, "p k"],
+        bias: Float[np.ndarray, "p b"],
+        rows: Int[np.ndarray, "n"],
+    ) -> Float[np.ndarray, "p b n"]:
+        words = self._words.take(rows)
+        mean = self._usual[words.cuisine]
+        variance = np.full_like(mean, 1 - CUISINE_QUALITY**2 + VISIT_NOISE**2)
+        liking, spread = self._match(words.level, mean, variance).moments(taste)
+        spread += BUSINESS_BIAS**2 + STAR_NOISE**2
+        stars = _log_stars(bias[:, :, None] + liking[:, None], spread[:, None], words.stars)
+        return _log_words(taste, words)[:, None] + stars
+
+
+def listed_tastes() -> Float[np.ndarray, "p k"]:
+    """Every taste that a user of `veto` may have."""
+    sets = list(itertools.combinations(range(_K), CARED_FOR))
+    taste = np.zeros((len(sets), _K))
+    taste[np.arange(len(sets))[:, None], sets] = 1 / np.sqrt(CARED_FOR)
+    return taste
+
+
+def _listed_users() -> User:
+    """Every taste of `veto`, with a grid of biases."""
+    taste = listed_tastes()
+    nodes, weights = np.polynomial.hermite_e.hermegauss(_BIASES)
+    weight = weights / weights.sum() / len(taste)
+    return User(taste, *(np.tile(each, (len(taste), 1)) for each in (USER_BIAS * nodes, weight)))
+
+
+def _sampled_users(
+    samples: int, rng: np.random.Generator
+) -> tuple[Float[np.ndarray, "p k"], Float[np.ndarray, "p 1"]]:
+    """Logarithms of unnormalised tastes (a Dirichlet draw is one of gamma draws), and biases."""
+    # A gamma draw of shape a < 1 in logarithms, where the draw itself may underflow.
+    a = TASTE_CONCENTRATION
+    gamma = np.log(rng.gamma(a + 1, size=(samples, _K))) + np.log(rng.random((samples, _K))) / a
+    return gamma, rng.normal(scale=USER_BIAS, size=(samples, 1))
+
+
+def _log_prior(
+    log_gamma: Float[np.ndarray, "p k"], bias: Float[np.ndarray, "p 1"]
+) -> Float[np.ndarray, "p"]:
+    of_taste = TASTE_CONCENTRATION * log_gamma - np.exp(log_gamma)
+    return of_taste.sum(axis=1) - 0.5 * (bias[:, 0] / USER_BIAS) ** 2
+
+
+def _taste(log_gamma: Float[np.ndarray, "p k"]) -> Float[np.ndarray, "p k"]:
+    taste = np.exp(log_gamma - log_gamma.max(axis=1, keepdims=True))
+    return taste / np.linalg.norm(taste, axis=1, keepdims=True)
+
+
+def _log_words(taste: Float[np.ndarray, "p k"], words: Words) -> Float[np.ndarray, "p n"]:
+    """Log-probability of what each review chooses to mention, and says to care for."""
+    weight = (taste + MENTION_FLOOR)[:, words.order]  # [p, n, k], in order of mention
+    left = np.cumsum(weight[..., ::-1], axis=-1)[..., ::-1]
+    mentioned = np.arange(_K) < words.mentions[:, None]
+    chosen = np.where(mentioned, np.log(weight / left), 0.0).sum(axis=-1)
+    favourite = taste[:, words.favourite] >= taste.max(axis=1, keepdims=True)
+    return np.where((words.favourite < 0) | favourite, chosen, _IMPOSSIBLE)
+
+
+def _log_stars(
+    liking: Float[np.ndarray, "..."], variance: Float[np.ndarray, "..."], stars: np.ndarray
+) -> Float[np.ndarray, "..."]:
+    """Log-probability of stars, and 0 where they are not known (0)."""
+    edges = np.array([-np.inf, *star_cuts(), np.inf])
+    deviation = np.sqrt(variance)
+    known = np.maximum(stars, 1)
+    below, above = (edges[known - 1 + i] - liking for i in (0, 1))
+    told = np.log(np.maximum(ndtr(above / deviation) - ndtr(below / deviation), 1e-12))
+    return np.where(stars > 0, told, 0.0)
+
+
+def _interval(level: Int[np.ndarray, "n k"]) -> Float[np.ndarray, "n k 2"]:
+    """The experiences of each level; of -1, those of level 0."""
+    at_least = np.maximum(level, 0)[..., None]
+    return _LEVEL_EDGES[np.concatenate([at_least, at_least + 1], axis=-1)]
+
+
+def _felt(
+    level: Int[np.ndarray, "n k"],
+    mean: Float[np.ndarray, "n k"],
+    variance: Float[np.ndarray, "n k"],
+) -> tuple[Float[np.ndarray, "n k"], Float[np.ndarray, "n k"]]:
+    """Mean and variance of the experience of each aspect, given the level that a text tells."""
+    deviation = np.sqrt(variance)
+    low, high = ((edge - mean) / deviation for edge in np.moveaxis(_interval(level), -1, 0))
+    mass = np.maximum(norm.cdf(high) - norm.cdf(low), 1e-9)
+    density_low, density_high = norm.pdf(low), norm.pdf(high)
+    shift = (density_low - density_high) / mass
+    low, high = (np.where(np.isfinite(edge), edge, 0.0) for edge in (low, high))
+    shrunk = 1 + (low * density_low - high * density_high) / mass - shift**2
+    told = level >= 0
+    felt = np.where(told, mean + deviation * shift, mean)
+    return felt, np.where(told, variance * np.clip(shrunk, 1e-6, 1), variance)
+
+
+def infer_business(
+    words: Words, usual: Float[np.ndarray, "c k"], match: Match, rng: np.random.Generator
+) -> Business:
+    """What the reviews of a business tell of it."""
+    if not words.stars.size:  # not even its cuisine
+        return Business(np.zeros(_K), np.ones(_K), 0.0, BUSINESS_BIAS**2)
+    own_variance = 1 - CUISINE_QUALITY**2
+    prior = usual[words.cuisine[0]]
+    told = ndtr((_LEVEL_EDGES[1:, None] - _GRID) / VISIT_NOISE)
+    told -= ndtr((_LEVEL_EDGES[:-1, None] - _GRID) / VISIT_NOISE)  # P(level | quality) [5, grid]
+    counts = np.stack([(words.level == level).sum(axis=0) for level in range(5)], axis=1)  # [k, 5]
+    log_posterior = counts @ np.log(np.maximum(told, 1e-12))
+    log_posterior -= (_GRID - prior[:, None]) ** 2 / (2 * own_variance)
+    posterior = np.exp(log_posterior - log_posterior.max(axis=1, keepdims=True))
+    posterior /= posterior.sum(axis=1, keepdims=True)
+    quality = posterior @ _GRID
+    quality_variance = posterior @ _GRID**2 - quality**2
+
+    mean = np.broadcast_to(quality, words.level.shape)
+    visits = match(words.level, mean, mean * 0 + quality_variance + VISIT_NOISE**2)
+    taste = listed_tastes() if match is Worst else draw_tastes(_REVIEWERS, rng)
+    log_weight = _log_words(taste, words)
+    weight = np.exp(log_weight - log_weight.max(axis=0))
+    weight /= weight.sum(axis=0)  # [p, n]
+    liking, spread = visits.moments(taste)
+    spread += USER_BIAS**2 + STAR_NOISE**2
+    log_bias = -0.5 * (_BIAS_GRID / BUSINESS_BIAS) ** 2
+    stars = _log_stars(_BIAS_GRID[:, None, None] + liking, spread, words.stars)  # [grid, p, n]
+    log_bias = log_bias + np.log((weight * np.exp(stars)).sum(axis=1)).sum(axis=1)
+    bias_posterior = np.exp(log_bias - log_bias.max())
+    bias_posterior /= bias_posterior.sum()
+    bias = float(bias_posterior @ _BIAS_GRID)
+    bias_variance = float(bias_posterior @ _BIAS_GRID**2) - bias**2
+    return Business(quality, quality_variance, bias, bias_variance)
+
+
+
+def predict(user: User, business: Business, match: Match) -> Float[np.ndarray, "3"]:
+    """P(bad, good, excellent) of a visit."""
+    variance = business.quality_variance + VISIT_NOISE**2
+    visit = match(np.full((1, _K), -1), business.quality[None], variance[None])
+    mean, variance = visit.moments(user.taste)  # [p, 1]
+    liking = user.bias + business.bias + mean
+    variance = np.broadcast_to(variance + business.bias_variance + STAR_NOISE**2, liking.shape)
+    return user.weight.ravel() @ class_probabilities(liking.ravel(), variance.ravel())
