@@ -6,9 +6,9 @@ reviews. Both see of a target what SASNet sees too: its context (DESIGN section 
 alone or with its stars. Nothing is known of the target, and nothing of the latent truth but the
 distributions and what each cuisine is known for.
 
-The inference is one concrete predictor: no better may exist in `kinds` and `null`, a slightly better
-one does in the others, where likings count as normal. It is well calibrated: the accuracy that it
-expects is the one that it has on the targets, within chance.
+The inference is one concrete predictor: there is none better in `kinds` and `null`, and slightly
+better ones in the others, where likings count as normal. It is well calibrated: the accuracy that
+it expects is the one that it has on the targets, within chance.
 """
 
 from typing import Any
@@ -38,11 +38,13 @@ def measure(corpus: Corpus, reviews: int, seed: int, world: str) -> dict[str, An
 
     Returns:
       For truth.json: `inference` and `hand_made`, each by what they see (`texts`,
-      `texts_and_stars`).
+      `texts_and_stars`); nothing where there is no test review, or nothing to learn from.
     """
+    targets, training = corpus.rows("test"), corpus.rows("train")
+    if not targets.size or np.unique(corpus.label[training]).size < 2:
+        return {}
     usual = make_world(reviews, seed, world=world).usual
     words = read_words(corpus.texts(), FAMILIES[world].read)
-    targets = corpus.rows("test")
     truth: dict[str, Any] = {"inference": {}, "hand_made": {}}
     known = {"texts": words.stars, "texts_and_stars": corpus.stars.astype(int)}
     for sees, stars in known.items():

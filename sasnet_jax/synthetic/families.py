@@ -17,6 +17,7 @@ visit, so reading the target's own review helps a model as it does on real revie
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -42,14 +43,16 @@ NOISE_VARIANCE = VISIT_NOISE**2 + STAR_NOISE**2  # of a visit: tastes have lengt
 _STAR_SHARES = (0.12, 0.08, 0.10, 0.25, 0.45)  # of one to five stars
 CUISINE_QUALITY = 0.4  # the part of a quality (of standard deviation 1) that a cuisine shares
 TASTE_CONCENTRATION = 0.3  # of the Dirichlet distribution of tastes: most users care for little
-OPINIONS = np.sqrt(2) * np.linspace(-1, 1, 5)  # of a kind of users: equally likely, variance 1
+_DISCONTENT = 0.05  # how much less is liked than in `aspects`
+# Of a kind of users: equally likely, of variance 1.
+OPINIONS = np.sqrt(2) * np.linspace(-1, 1, 5) - _DISCONTENT
 CARED_FOR = 3  # aspects, of a user who forgives nothing
 # Mean and variance of the least of three standard normal variables (Bose and Gupta 1959).
 _LEAST_MEAN = -1.5 / np.sqrt(np.pi)
 _LEAST_VARIANCE = 1 + np.sqrt(3) / (2 * np.pi) - _LEAST_MEAN**2
 # Makes the worst experience, of variance 1 + VISIT_NOISE^2, as wide as a product of aspects.
-WORST_MEAN = _LEAST_MEAN * np.sqrt(1 + VISIT_NOISE**2)
 WORST_SCALE = 1 / np.sqrt(_LEAST_VARIANCE)
+WORST_MEAN = _LEAST_MEAN * np.sqrt(1 + VISIT_NOISE**2) + _DISCONTENT / WORST_SCALE
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,7 +79,7 @@ YELP = Shape(  # the whole dump: 1.9 M users and 150 k businesses of 6.2 M revie
 )
 
 
-_NOISY = Shape(reviews_per_user=5.0, user_spread=1.3, small_talk=3.0)
+_NOISY = Shape(reviews_per_user=5.0, reviews_per_business=30.0, small_talk=3.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -191,6 +194,7 @@ def _between(
     return np.diff(below, axis=1, prepend=0.0, append=1.0)
 
 
+@functools.cache
 def star_cuts() -> Float[np.ndarray, "4"]:
     """The likings at which the stars change."""
     spread = 1 + USER_BIAS**2 + BUSINESS_BIAS**2 + NOISE_VARIANCE

@@ -18,15 +18,13 @@ import scipy.sparse
 from jaxtyping import Float, Int32
 from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 
 from sasnet_jax.corpus.contexts import averaging_matrix, contexts_of
 from sasnet_jax.corpus.corpus import CLASSES, Corpus, labels_of
 from sasnet_jax.corpus.counts import bias_features, class_shares
 from sasnet_jax.scores import metrics
 from sasnet_jax.synthetic import opinions, tastes
-from sasnet_jax.synthetic.families import CARED_FOR
-from sasnet_jax.synthetic.text import MENTION_FLOOR, Words
+from sasnet_jax.synthetic.text import Words
 from sasnet_jax.synthetic.vocabulary import ASPECTS
 
 _USUAL_STARS = 3.6
@@ -49,15 +47,25 @@ def predict(corpus: Corpus, words: Words, world: str) -> Float[np.ndarray, "n 3"
     for split in ("train", "validation", "test"):
         rows = corpus.rows(split)
         features[split], label[split] = _features(corpus, facts, rows, world), corpus.label[rows]
-    scaler = StandardScaler().fit(features["train"])
-    scaled = {split: scaler.transform(inputs) for split, inputs in features.items()}
+    mean, deviation = features["train"].mean(axis=0), features["train"].std(axis=0)
+    scale = np.where(deviation > 0, deviation, 1)
+    scaled = {split: (inputs - mean) / scale for split, inputs in features.items()}
     tried = []
     for penalty in _PENALTIES:
-        model = LogisticRegression(C=penalty, max_iter=300)
-        model.fit(scaled["train"], label["train"])
-        loss = metrics.log_loss(label["validation"], model.predict_proba(scaled["validation"]))
+        model = LogisticRegression(C=penalty, max_iter=300).fit(scaled["train"], label["train"])
+        loss = metrics.log_loss(label["validation"], _probability(model, scaled["validation"]))
         tried.append((loss, model))
-    return min(tried, key=lambda one: one[0])[1].predict_proba(scaled["test"])
+    return _probability(min(tried, key=lambda one: one[0])[1], scaled["test"])
+
+
+def _probability(
+    model: LogisticRegression, inputs: Float[np.ndarray, "n f"]
+) -> Float[np.ndarray, "n 3"]:
+    """Of all classes, those without a training review among them."""
+    probability = np.zeros((len(inputs), len(CLASSES)))
+    if len(inputs):
+        probability[:, model.classes_] = model.predict_proba(inputs)
+    return probability
 
 
 def _facts(words: Words) -> dict[str, Float[np.ndarray, "reviews _"]]:
@@ -74,6 +82,7 @@ def _facts(words: Words) -> dict[str, Float[np.ndarray, "reviews _"]]:
     stars = known * (words.stars[:, None] - _USUAL_STARS)
     explained = (care * praise).sum(1, keepdims=True) / np.maximum(care.sum(1, keepdims=True), 1)
     label = labels_of(words.stars.astype(np.float32), len(CLASSES))
+    sets = tastes.log_words(tastes.listed_tastes(), words).T
     style = opinions.log_kinds(words)
     kind = softmax(style, axis=1)
     return {
@@ -85,6 +94,7 @@ def _facts(words: Words) -> dict[str, Float[np.ndarray, "reviews _"]]:
         "mentioned": mentioned,
         "praise": praise,
         "care": care,
+        "sets": sets,
         "style": style,
         "known_by_kind": known * kind,
         "stars_by_kind": stars * kind,
@@ -130,9 +140,8 @@ def _of_aspects(
         features += [side["beyond"] / (side["known"] + shrink)]
     if not veto:
         return [*features, (taste[:, :, None] * quality[:, None, :]).reshape(len(taste), -1)]
-    cared = tastes.listed_tastes()
-    worst = np.where(cared > 0, quality[:, None], np.inf).min(axis=2)  # [n, sets]
-    # How much likelier it is to speak of an aspect that is cared for, per mention.
-    likelier = np.log(1 + 1 / np.sqrt(CARED_FOR) / MENTION_FLOOR)
-    weight = softmax(likelier * (user["care"] @ (cared > 0).T), axis=1)
-    return [*features, (weight * worst).sum(1, keepdims=True)]
+    cared = tastes.listed_tastes() > 0
+    worst = np.where(cared, quality[:, None], np.inf).min(axis=2)  # [n, sets]
+    mean = quality @ cared.T
+    weight = softmax(user["sets"], axis=1)
+    return features + [(weight * match).sum(1, keepdims=True) for match in (worst, mean)]

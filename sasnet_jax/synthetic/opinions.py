@@ -4,9 +4,9 @@ In: what the texts and stars of each target's context say. Out: the probabilitie
 
 The reviews of a user tell their kind by style and their bias by stars, one apart from the other, as
 the opinion behind each star is another's and as likely as any. The reviews of a business tell the
-opinions of all kinds together: each is weighed with the kinds that its own style may be of. All of
-these are listed, and biases are on a Gauss-Hermite grid, so nothing is approximated but an integral;
-of another review's user or business nothing but that review is used.
+opinions of all kinds together: each is weighed with the kinds that its own style may be of. All
+opinions are listed and biases are on a Gauss-Hermite grid, so only an integral is approximated. Of
+another review's user or business nothing but that review is used.
 """
 
 import itertools
@@ -16,8 +16,6 @@ import scipy.sparse
 from jaxtyping import Float, Int
 from scipy.special import softmax
 
-from sasnet_jax.synthetic.text import OWN_STYLE, Words
-from sasnet_jax.synthetic.vocabulary import STYLES
 from sasnet_jax.synthetic.families import (
     NOISE_VARIANCE,
     OPINIONS,
@@ -25,6 +23,8 @@ from sasnet_jax.synthetic.families import (
     class_probabilities,
     star_probabilities,
 )
+from sasnet_jax.synthetic.text import OWN_STYLE, Words
+from sasnet_jax.synthetic.vocabulary import STYLES
 
 _CHUNK = 20_000  # reviews at a time
 _BIASES = 15  # of a user
@@ -59,7 +59,11 @@ def predict(
 
     listed = np.array(list(itertools.product(range(OPINIONS.size), repeat=kinds)))  # [s, h]
     by_opinion = _stars_by_opinion(words.stars)  # [reviews, o]
-    told, seen, columns = np.zeros((of_kind.shape[0], len(listed))), business.indices, business.tocsc()
+    told, seen, columns = (
+        np.zeros((of_kind.shape[0], len(listed))),
+        business.indices,
+        business.tocsc(),
+    )
     for rows in np.array_split(np.unique(seen), 1 + seen.size // _CHUNK):
         told += columns[:, rows] @ _log_reviews(
             softmax(style[rows], axis=1), by_opinion[rows], listed

@@ -15,15 +15,13 @@ nothing but that review is used. So this is one concrete predictor, close below 
 """
 
 import itertools
+from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import ndtr
-from scipy.stats import norm
 
-from sasnet_jax.synthetic.text import LEVEL_CUTS, MENTION_FLOOR, Words
-from sasnet_jax.synthetic.vocabulary import ASPECTS
 from sasnet_jax.synthetic.families import (
     BUSINESS_BIAS,
     CARED_FOR,
@@ -38,6 +36,8 @@ from sasnet_jax.synthetic.families import (
     draw_tastes,
     star_cuts,
 )
+from sasnet_jax.synthetic.text import LEVEL_CUTS, MENTION_FLOOR, Words
+from sasnet_jax.synthetic.vocabulary import ASPECTS
 
 _PRIOR_SAMPLES = 1000  # of a user
 _SAMPLES = 200  # of a user, after resampling
@@ -104,7 +104,7 @@ class Worst:
         edges = np.where((level < 0)[..., None], [-np.inf, np.inf], _interval(level))
         edges = edges.clip(*_EXPERIENCE_GRID[[0, -1]])
         low, high, x = (
-            norm.sf((edge - mean[..., None]) / deviation[..., None])
+            ndtr((mean[..., None] - edge) / deviation[..., None])
             for edge in (edges[..., :1], edges[..., 1:], _EXPERIENCE_GRID)
         )
         above = ((x - high) / np.maximum(low - high, 1e-9)).clip(1e-9, 1)  # P(experience > x)
@@ -145,7 +145,13 @@ class Users:
         match: Match,
         rng: np.random.Generator,
     ):
-        self._words, self._rows, self._usual, self._match, self._rng = words, rows, usual, match, rng
+        self._words, self._rows, self._usual, self._match, self._rng = (
+            words,
+            rows,
+            usual,
+            match,
+            rng,
+        )
         self._log_gamma = np.empty((0, _K))
         if match is Worst:
             self.prior = _listed_users()
@@ -155,7 +161,7 @@ class Users:
             self.prior = User(_taste(self._log_gamma), bias, weight)
         # Of every hypothesis and review once, as targets of one user share most reviews.
         parts = [
-            self._log_likelihood(self.prior.taste, self.prior.bias, rows[first : first + _CHUNK])
+            self._likelihood_of(rows[first : first + _CHUNK])(self.prior.taste, self.prior.bias)
             for first in range(0, rows.size, _CHUNK)
         ]
         empty = np.zeros((*self.prior.bias.shape, 0))
@@ -173,11 +179,12 @@ class Users:
         chosen = rng.choice(weight.size, _SAMPLES, p=weight[:, 0])
         log_gamma, bias = self._log_gamma[chosen], self.prior.bias[chosen]
         density = told[chosen, 0] + _log_prior(log_gamma, bias)
+        log_likelihood = self._likelihood_of(rows)
         for move in range(_MOVES if rows.size else 0):
             step = _STEPS[move % len(_STEPS)]
             new_gamma = log_gamma + step * rng.normal(size=log_gamma.shape)
             new_bias = bias + step * USER_BIAS * rng.normal(size=bias.shape)
-            new_density = self._log_likelihood(_taste(new_gamma), new_bias, rows).sum(axis=(1, 2))
+            new_density = log_likelihood(_taste(new_gamma), new_bias).sum(axis=(1, 2))
             new_density += _log_prior(new_gamma, new_bias)
             accept = np.log(rng.random(_SAMPLES)) < new_density - density
             log_gamma = np.where(accept[:, None], new_gamma, log_gamma)
@@ -185,19 +192,20 @@ class Users:
             density = np.where(accept, new_density, density)
         return User(_taste(log_gamma), bias, uniform)
 
-    def _log_likelihood(
-        self,
-        taste: Float[np.ndarray, "p k"],
-        bias: Float[np.ndarray, "p b"],
-        rows: Int[np.ndarray, "n"],
-    ) -> Float[np.ndarray, "p b n"]:
+    def _likelihood_of(self, rows: Int[np.ndarray, "n"]) -> Callable[..., Float[np.ndarray, "..."]]:
+        """Log-probability [p, b, n] of what these reviews say, of tastes [p, k], biases [p, b]."""
         words = self._words.take(rows)
         mean = self._usual[words.cuisine]
         variance = np.full_like(mean, 1 - CUISINE_QUALITY**2 + VISIT_NOISE**2)
-        liking, spread = self._match(words.level, mean, variance).moments(taste)
-        spread += BUSINESS_BIAS**2 + STAR_NOISE**2
-        stars = _log_stars(bias[:, :, None] + liking[:, None], spread[:, None], words.stars)
-        return _log_words(taste, words)[:, None] + stars
+        visits = self._match(words.level, mean, variance)
+
+        def log_likelihood(taste, bias):
+            liking, spread = visits.moments(taste)
+            spread = spread[:, None] + BUSINESS_BIAS**2 + STAR_NOISE**2
+            stars = _log_stars(bias[:, :, None] + liking[:, None], spread, words.stars)
+            return log_words(taste, words)[:, None] + stars
+
+        return log_likelihood
 
 
 def listed_tastes() -> Float[np.ndarray, "p k"]:
@@ -238,11 +246,12 @@ def _taste(log_gamma: Float[np.ndarray, "p k"]) -> Float[np.ndarray, "p k"]:
     return taste / np.linalg.norm(taste, axis=1, keepdims=True)
 
 
-def _log_words(taste: Float[np.ndarray, "p k"], words: Words) -> Float[np.ndarray, "p n"]:
+def log_words(taste: Float[np.ndarray, "p k"], words: Words) -> Float[np.ndarray, "p n"]:
     """Log-probability of what each review chooses to mention, and says to care for."""
-    weight = (taste + MENTION_FLOOR)[:, words.order]  # [p, n, k], in order of mention
-    left = np.cumsum(weight[..., ::-1], axis=-1)[..., ::-1]
-    mentioned = np.arange(_K) < words.mentions[:, None]
+    most = words.mentions.max(initial=0)
+    weight = (taste + MENTION_FLOOR)[:, words.order[:, :most]]  # [p, n, most], in their order
+    left = (taste + MENTION_FLOOR).sum(axis=1)[:, None, None] - np.cumsum(weight, axis=-1) + weight
+    mentioned = np.arange(most) < words.mentions[:, None]
     chosen = np.where(mentioned, np.log(weight / left), 0.0).sum(axis=-1)
     favourite = taste[:, words.favourite] >= taste.max(axis=1, keepdims=True)
     return np.where((words.favourite < 0) | favourite, chosen, _IMPOSSIBLE)
@@ -274,8 +283,8 @@ def _felt(
     """Mean and variance of the experience of each aspect, given the level that a text tells."""
     deviation = np.sqrt(variance)
     low, high = ((edge - mean) / deviation for edge in np.moveaxis(_interval(level), -1, 0))
-    mass = np.maximum(norm.cdf(high) - norm.cdf(low), 1e-9)
-    density_low, density_high = norm.pdf(low), norm.pdf(high)
+    mass = np.maximum(ndtr(high) - ndtr(low), 1e-9)
+    density_low, density_high = (np.exp(-0.5 * x**2) / np.sqrt(2 * np.pi) for x in (low, high))
     shift = (density_low - density_high) / mass
     low, high = (np.where(np.isfinite(edge), edge, 0.0) for edge in (low, high))
     shrunk = 1 + (low * density_low - high * density_high) / mass - shift**2
@@ -305,7 +314,7 @@ def infer_business(
     mean = np.broadcast_to(quality, words.level.shape)
     visits = match(words.level, mean, mean * 0 + quality_variance + VISIT_NOISE**2)
     taste = listed_tastes() if match is Worst else draw_tastes(_REVIEWERS, rng)
-    log_weight = _log_words(taste, words)
+    log_weight = log_words(taste, words)
     weight = np.exp(log_weight - log_weight.max(axis=0))
     weight /= weight.sum(axis=0)  # [p, n]
     liking, spread = visits.moments(taste)
@@ -318,7 +327,6 @@ def infer_business(
     bias = float(bias_posterior @ _BIAS_GRID)
     bias_variance = float(bias_posterior @ _BIAS_GRID**2) - bias**2
     return Business(quality, quality_variance, bias, bias_variance)
-
 
 
 def predict(user: User, business: Business, match: Match) -> Float[np.ndarray, "3"]:

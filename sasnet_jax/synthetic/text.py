@@ -38,14 +38,13 @@ from sasnet_jax.synthetic.vocabulary import (
 
 LEVEL_CUTS = (-1.2, -0.4, 0.4, 1.2)  # of an experience, in standard deviations of quality
 MENTION_FLOOR = 0.05  # so that now and then a user speaks of what they do not care for
-OWN_STYLE = 0.5  # the share of style words that are of the user's own kind
+OWN_STYLE = 0.6  # the share of style words that are of the user's own kind
 _MOST_MENTIONS = 4
 _TELLS_TASTE = 0.3  # the fraction of reviews that say what their user cares for
-_NOISY_MENTIONS = 2  # at most, among small talk
+_NOISY_MENTIONS = 3  # at most, among small talk
 _NOISY_TELLS_TASTE = 0.1
-_NOISY_TELLS_STARS = 0.5
-_STYLE_TELLS_STARS = 0.58
-_STYLE_WORDS = 5  # at most per text
+_TELLS_STARS = 0.6  # the fraction of texts with a verdict, among small talk
+_STYLE_WORDS = 6  # at most per text, and half as many at least
 _COINED = 30  # rare synonyms of a meaning
 _NAMES = 1000  # of people and places in small talk
 _KINDS = range(len(STYLES))
@@ -126,7 +125,7 @@ class ReviewWriter:
 
 
 class NoisyWriter(ReviewWriter):
-    """Writes of the same, as people do: beside the point, in rare words, often without a verdict."""
+    """Writes of the same as people do: with digressions, in rare words, often without a verdict."""
 
     def write(
         self,
@@ -136,13 +135,13 @@ class NoisyWriter(ReviewWriter):
         cuisine: Int[np.ndarray, "n"],
     ) -> list[str]:
         """One text per row."""
-        rng, n = self._rng, stars.size
+        rng, n, rated = self._rng, stars.size, stars.tolist()
         ranked = _aspects_in_order(taste, rng).tolist()
         mentions = rng.integers(1, _NOISY_MENTIONS + 1, size=n).tolist()
         levels = np.searchsorted(LEVEL_CUTS, experience).tolist()
         dice = rng.integers(1 << 30, size=(n, 6)).tolist()
         tells_taste = (rng.random(n) < _NOISY_TELLS_TASTE).tolist()
-        tells_stars = (rng.random(n) < _NOISY_TELLS_STARS).tolist()
+        tells_stars = (rng.random(n) < _TELLS_STARS).tolist()
         # Of several aspects that are equally dear, any.
         favourite = (taste + 1e-6 * rng.random(taste.shape)).argmax(axis=1).tolist()
         talk = [self._talk(count) for count in rng.poisson(self._small_talk, size=n).tolist()]
@@ -160,7 +159,7 @@ class NoisyWriter(ReviewWriter):
             for j, sentence in enumerate(talk[i]):
                 parts.insert((roll[4] >> 3 * j) % (len(parts) + 1), sentence)
             if tells_stars[i]:
-                said = _pick(VERDICT_FRAMES, roll[5]).format(a=_zipf(rng, _verdicts(stars[i])))
+                said = _pick(VERDICT_FRAMES, roll[5]).format(a=_zipf(rng, _verdicts(rated[i])))
                 parts.insert(0 if roll[5] % 5 == 0 else len(parts), said)
             texts.append(". ".join(parts) + ".")
         return texts
@@ -186,20 +185,20 @@ class StyleWriter(ReviewWriter):
         cuisine: Int[np.ndarray, "n"],
     ) -> list[str]:
         """One text per row, of the one kind of user that has any `taste`."""
-        rng, n, kinds = self._rng, stars.size, len(STYLES)
+        rng, n, rated, kinds = self._rng, stars.size, stars.tolist(), len(STYLES)
         kind = taste.argmax(axis=1)[:, None]
         other = (kind + rng.integers(1, kinds, size=(n, _STYLE_WORDS))) % kinds
         spoken = np.where(rng.random(other.shape) < OWN_STYLE, kind, other).tolist()
-        counts = rng.integers(2, _STYLE_WORDS + 1, size=n).tolist()
+        counts = rng.integers(_STYLE_WORDS // 2, _STYLE_WORDS + 1, size=n).tolist()
         fillers = rng.poisson(3 * self._small_talk, size=n).tolist()
         names = rng.poisson(self._small_talk / 2, size=n).tolist()
-        tells_stars = (rng.random(n) < _STYLE_TELLS_STARS).tolist()
+        tells_stars = (rng.random(n) < _TELLS_STARS).tolist()
         texts = []
         for i in range(n):
             words = [_zipf(rng, _habits(style)) for style in spoken[i][: counts[i]]]
             words += [FILLERS[word] for word in rng.integers(len(FILLERS), size=fillers[i])]
             words += [_zipf(rng, _names()).capitalize() for _ in range(names[i])]
-            words += [_zipf(rng, _verdicts(stars[i]))] if tells_stars[i] else []
+            words += [_zipf(rng, _verdicts(rated[i])) for _ in range(2 * tells_stars[i])]
             texts.append(" ".join([words[word] for word in rng.permutation(len(words))]))
         return texts
 

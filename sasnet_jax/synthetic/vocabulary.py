@@ -154,12 +154,27 @@ STYLES = (
     ("honestly", "like", "totally", "dude", "lol", "gonna", "super", "vibe", "kinda", "tbh"),
     ("one", "rather", "indeed", "moreover", "thus", "shall", "quite", "whilst", "upon", "hence"),
     ("kids", "hubby", "mom", "family", "bless", "y'all", "sweetie", "folks", "weekend", "grandma"),
-    ("texture", "notes", "palate", "acidity", "chef", "plating", "umami", "menu", "pairing", "sear"),
+    (
+        "texture",
+        "notes",
+        "palate",
+        "acidity",
+        "chef",
+        "plating",
+        "umami",
+        "menu",
+        "pairing",
+        "sear",
+    ),
 )
 FILLERS = tuple(
-    "the a we and to of in was at with on it for that there our after before then near they had "
-    "some by from when this evening table friend street car train rain week door went came sat "
-    "called waited talked walked ordered paid left again early late corner window Tuesday June".split()
+    word
+    for words in (
+        "the a we and to of in was at with on it for that there our after before then near they",
+        "had some by from when this evening table friend street car train rain week door went",
+        "came sat called waited talked walked ordered paid left again early late corner window",
+    )
+    for word in words.split()
 )
 COMPANY = ("We met {x} there", "{x} had told us about it", "It is near {x}", "{x} drove us home")
 _SYLLABLES = tuple(c + v for c in "bdfgklmnprstvz" for v in "aeiou")

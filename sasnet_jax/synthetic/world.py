@@ -173,4 +173,3 @@ def _chunks(
             ],
             float(best),
         )
-
