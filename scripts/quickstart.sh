@@ -33,9 +33,9 @@ import json, sys
 
 truth = json.load(open(sys.argv[1]))
 print(
-    f"\nThe best possible accuracy here: {truth['best_accuracy_knowing_the_other_reviews']:.3f} for one who "
-    f"reads the other reviews perfectly,\n{truth['best_accuracy_knowing_the_latents']:.3f} for one who "
-    "knows the world that made them."
+    "\nBayesian inference by the rules of this world, which reads the other reviews perfectly, reaches "
+    f"{truth['inference']['texts']['accuracy']:.3f},\nand {truth['best_accuracy_knowing_the_latents']:.3f} "
+    "is the best possible accuracy for one who knows the world that made them."
 )
 END
 cat <<END

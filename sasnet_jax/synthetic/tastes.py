@@ -115,10 +115,8 @@ class Worst:
     ) -> tuple[Float[np.ndarray, "p n"], Float[np.ndarray, "p n"]]:
         """Mean and variance of each match under each taste."""
         above = np.exp(np.tensordot((taste > 0).astype(float), self._log_above, 1))
-        first = np.trapezoid(above, _EXPERIENCE_GRID)  # integrals of P(worst > x) and its moment
-        second = 2 * np.trapezoid(above * _EXPERIENCE_GRID, _EXPERIENCE_GRID)
-        start = _EXPERIENCE_GRID[0]
-        mean, square = start + first, start**2 + second
+        share, middle = -np.diff(above), (_EXPERIENCE_GRID[1:] + _EXPERIENCE_GRID[:-1]) / 2
+        mean, square = share @ middle, share @ middle**2
         variance = np.maximum(square - mean**2, 1e-6)
         return WORST_SCALE * (mean - WORST_MEAN), WORST_SCALE**2 * variance
 
