@@ -1,11 +1,13 @@
 import json
 from itertools import product
+from typing import get_args
 
 import numpy as np
 import pytest
 import scipy.sparse
 from scipy.special import ndtr
 
+from sasnet_jax.cli import UserError
 from sasnet_jax.corpus.contexts import contexts_of
 from sasnet_jax.corpus.corpus import read_corpus
 from sasnet_jax.prepare import command as prepare
@@ -201,6 +203,12 @@ def test_the_inference_has_the_accuracy_that_it_expects(prepared):
         assert reached["log_loss"] < truth["hand_made"][sees]["log_loss"] + 0.05
     same = truth["inference"]["texts"] == truth["inference"]["texts_and_stars"]
     assert same == (world == "aspects")  # where each text tells its stars
+
+
+def test_every_family_can_be_asked_for_and_only_of_generated_reviews():
+    assert set(get_args(prepare.World)) == set(FAMILIES)
+    with pytest.raises(UserError, match="--world=kinds .* add --synthetic=NUMBER"):
+        prepare.PrepareConfig(reviews=("reviews.json",), world="kinds", output="corpus")
 
 
 def test_the_ceilings_never_use_the_target_itself(prepared):
