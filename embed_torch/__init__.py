@@ -1,6 +1,6 @@
-"""Review texts in, one embedding per review out, as NumPy memory maps (PyTorch, run once).
+"""Embeds review texts once, by PyTorch, into a store of NumPy memory maps.
 
-`load_encoder` and `Encoder` are the library (docs/library.md); they are loaded when first used.
+`load_encoder` and `Encoder` are the library (docs/library.md); they are imported on first use.
 """
 
 from typing import TYPE_CHECKING, Any

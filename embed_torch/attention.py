@@ -1,10 +1,10 @@
-"""Runs a network over texts packed one after the other, without a token of padding.
+"""Runs a network over texts packed one after the other, without any padding.
 
 In: token ids of several texts. Out: the states [t, e] of all their tokens after the final norm, and
 what the last block's attention was computed from, for attentional pooling. Hugging Face networks
-ask `AttentionInterface` for their attention function by name; the one registered here lets each
-token see its own text only. A network that does not do the same when packed (MPNet, with biases by
-distance; Llama 4, whose masks are chunks) runs over texts of one length instead, which need no
+ask `AttentionInterface` for their attention function by name; the function registered here lets
+each token see its own text only. A network whose states change when packed (MPNet, with biases by
+distance; Llama 4, with masks in chunks) runs over texts of one length instead, which need no
 padding either.
 
 Shapes: t tokens of all texts, n heads, g key-value heads, h head width, e embedding width.
@@ -23,24 +23,24 @@ from torch.nn import functional
 from torch.nn.attention.varlen import varlen_attn
 
 NAME = "sasnet_packed"
-_CHECKED = "sasnet_packed_checked"  # the same, for one text: looks at the masks that are asked for
-# What networks tell their attention function that changes nothing here (no cache, no dropout; the
-# windows that count are those of the masks, with Hugging Face's own attention too).
+_CHECKED = "sasnet_packed_checked"  # the same for one text, but checks the masks that are asked for
+# Arguments of a network's attention function that change nothing here (no cache, no dropout; the
+# masks decide the windows, as in Hugging Face's own attention).
 _HARMLESS = {"dropout", "position_ids", "use_cache", "is_causal", "output_attentions"}
 _HARMLESS |= {"sliding_window"}
-# By how much the states of a packed text may differ from its states alone, relative to their norm:
-# by so many times what rounding makes of them, in any case by what an embedding may depend on its
-# batch (float32, half precision), and never by so much that another answer would pass.
+# How much the states of a packed text may differ from those of the text alone, relative to their
+# norm: some multiple of the rounding noise; at least what an embedding may depend on its batch
+# (float32, half precision); and never so much that a wrong answer would pass.
 _TIMES_NOISE, _SAME_ANSWER, _SAME_ANSWER_IN_HALF, _MOST = 4, 1e-5, 2e-2, 0.25
 
 
 class CannotPack(Exception):
-    """A network does not do over packed texts what it does over single ones; says how so."""
+    """A network computes something else over packed texts than over single ones; says what."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LastAttention:
-    """From what a block computed its attention: queries and keys of packed texts, rotated."""
+    """What a block computed its attention from: rotated queries and keys of packed texts."""
 
     query: Float[torch.Tensor, "n t h"]
     key: Float[torch.Tensor, "g t h"]
@@ -56,16 +56,16 @@ class Texts:
         self.lengths = list(lengths)
         self.offsets = [0, *itertools.accumulate(lengths)]
         self.boundaries = _to(device, torch.tensor(self.offsets, dtype=torch.int32))
-        self.last: LastAttention | None = None  # of the latest block
+        self.last: LastAttention | None = None  # of the block that ran last
 
     def of_one_length(self) -> list[tuple[int, int, int]]:
-        """(first token, texts, tokens a text) of consecutive texts of one length."""
-        found, start = [], 0
+        """(first token, texts, tokens per text) of each run of texts of one length."""
+        runs, start = [], 0
         for length, group in itertools.groupby(self.lengths):
             texts = sum(1 for _ in group)
-            found.append((start, texts, length))
+            runs.append((start, texts, length))
             start += texts * length
-        return found
+        return runs
 
 
 @torch.inference_mode()
@@ -74,7 +74,7 @@ def states_of(
 ) -> tuple[Float[torch.Tensor, "t e"], LastAttention | None]:
     """States of all tokens of a batch, text after text, and the last block's attention.
 
-    Without packed attention (`use_packed_attention`) the latter is None.
+    Without packed attention (`use_packed_attention`) the last block's attention is None.
     """
     device = network.device
     texts = Texts([len(ids) for ids in batch], device)
@@ -99,19 +99,19 @@ def states_of(
 
 
 def _to(device: torch.device, values: torch.Tensor) -> torch.Tensor:
-    """A copy on a device, of which a GPU need not be waited for."""
+    """Copies values to a device, without waiting for a GPU."""
     if device.type == "cuda":
         values = values.pin_memory()
     return values.to(device, non_blocking=True)
 
 
 def use_packed_attention(network: transformers.PreTrainedModel) -> None:
-    """Lets a network run over packed texts, if it then does what it does over single ones.
+    """Lets a network run over packed texts, if its states then stay those of single texts.
 
-    Its RMS norms become PyTorch's then.
+    Its RMS norms are then replaced by PyTorch's.
 
     Raises:
-      CannotPack: it does not; the network is left as it was.
+      CannotPack: its states differ; the network is left as it was.
     """
     config = network.config
     own, batch = config._attn_implementation, _probe(config)
@@ -122,7 +122,7 @@ def use_packed_attention(network: transformers.PreTrainedModel) -> None:
     for first in _first_positions(config, len(batch[0])):
         try:
             difference = _difference(_packed_states(network, batch, first), alone)
-        except Exception as error:  # each network fails in its own way over what it does not expect
+        except Exception as error:  # each network fails in its own way
             reasons.append(str(error).partition("\n")[0] or type(error).__name__)
             continue
         if difference <= allowed:
@@ -149,18 +149,18 @@ def _noise(
     batch: Sequence[Sequence[int]],
     alone: Float[torch.Tensor, "t e"],
 ) -> float:
-    """By how much states differ where the order of sums does: copies of a text, eager attention."""
+    """How much states differ with the order of sums: copies of a text, eager attention."""
     network.set_attn_implementation("eager")
     long, *short = batch
-    copies = [long, long, *short, *short]  # of each length as many tokens as in the batch
+    copies = [long, long, *short, *short]  # as many tokens of each length as in the batch
     states, _ = states_of(network, copies)
     return _difference(states.view(2, 2, -1, alone.shape[1])[:, 0].flatten(0, 1), alone)
 
 
 def _first_positions(config: transformers.PreTrainedConfig, length: int) -> list[int]:
-    """Where the positions of a text may begin: at 0, and as RoBERTa's, after that of padding."""
+    """Where the positions of a text may begin: at 0 or, as RoBERTa's, after that of padding."""
     padding = getattr(config, "pad_token_id", None)
-    # On a GPU, a position that is not in the table could not even be tried.
+    # On a GPU, trying a position that is not in the table would crash the process.
     if padding is None or padding + 1 + length > config.max_position_embeddings:
         return [0]
     return [0, padding + 1]
@@ -169,7 +169,7 @@ def _first_positions(config: transformers.PreTrainedConfig, length: int) -> list
 def _packed_states(
     network: transformers.PreTrainedModel, batch: Sequence[Sequence[int]], first: int
 ) -> Float[torch.Tensor, "t e"]:
-    """Has the network pack, with positions from `first`; raises ValueError where it cannot."""
+    """Runs the network packed, with positions from `first`; raises ValueError if it cannot."""
     network.config.first_packed_position = first
     network.set_attn_implementation(_CHECKED)
     states_of(network, batch[:1])
@@ -187,7 +187,7 @@ def _difference(states: Float[torch.Tensor, "t e"], expected: Float[torch.Tensor
 
 
 def _fuse_norms(network: torch.nn.Module) -> None:
-    """RMS norms by PyTorch's kernel: one pass over the states on a GPU, not Hugging Face's six."""
+    """Replaces RMS norms by PyTorch's: one pass over the states on a GPU, not six."""
     for parent in list(network.modules()):
         for name, norm in list(parent.named_children()):
             fused = _fused(norm)
@@ -197,7 +197,7 @@ def _fuse_norms(network: torch.nn.Module) -> None:
 
 @torch.inference_mode()
 def _fused(norm: Any) -> torch.nn.RMSNorm | None:
-    """PyTorch's norm of the same weight, where it gives the same."""
+    """PyTorch's norm with the same weight, if it gives the same result; else None."""
     weight: Any = getattr(norm, "weight", None)
     arguments = list(inspect.signature(norm.forward).parameters)
     is_plain = isinstance(weight, torch.nn.Parameter) and weight.dim() == 1
@@ -206,10 +206,10 @@ def _fused(norm: Any) -> torch.nn.RMSNorm | None:
     fused = torch.nn.RMSNorm(weight.shape, norm.variance_epsilon, device="meta")
     fused.weight = weight
     states = torch.linspace(-3, 3, 2 * len(weight)).view(2, -1).to(weight)
-    expected, found = norm(states), fused(states)
+    expected, actual = norm(states), fused(states)
     tolerance = 1e-5 if weight.dtype == torch.float32 else 1e-2
-    difference = (found.float() - expected.float()).norm() / expected.float().norm()
-    return fused if found.dtype == expected.dtype and difference <= tolerance else None
+    difference = (actual.float() - expected.float()).norm() / expected.float().norm()
+    return fused if actual.dtype == expected.dtype and difference <= tolerance else None
 
 
 def _packed_attention(
@@ -225,10 +225,10 @@ def _packed_attention(
 ) -> tuple[Float[torch.Tensor, "1 t n h"], None]:
     """Attention of every token to the tokens of its own text.
 
-    In the place of a mask comes its sliding window, an int, or None (`_window`).
+    `attention_mask` is the mask's sliding window, an int, or None (`_window`).
 
     Raises:
-      ValueError: the network wants more than this function does.
+      ValueError: the network asks for something that this function does not do.
     """
     if packed_texts is None:
         raise ValueError("the network does not pass on what its attention is told")
@@ -237,11 +237,11 @@ def _packed_attention(
     causal = bool(getattr(module, "is_causal", False) if causal is None else causal)
     wanted = {name for name, value in others.items() if value is not None} - _HARMLESS
     if wanted:
-        raise ValueError(f"packed attention does not know {', '.join(sorted(wanted))}")
+        raise ValueError(f"packed attention does not support {', '.join(sorted(wanted))}")
     if not isinstance(attention_mask, int | None) or (attention_mask is not None and not causal):
-        raise ValueError("packed attention does not know its masks")
+        raise ValueError("packed attention does not support its masks")
     packed_texts.last = LastAttention(query[0], key[0], scaling, causal, attention_mask)
-    # Flash attention knows no float32.
+    # Flash attention does not support float32.
     attend = _flash if query.is_cuda and query.dtype != torch.float32 else _by_length
     return attend(query[0], key[0], value[0], packed_texts)[None], None
 
@@ -268,7 +268,7 @@ def _flash(
         window_size=(before, 0 if texts.last.causal else before),
         enable_gqa=len(query) != len(key),
     )
-    assert isinstance(attended, torch.Tensor)  # a tuple only where more is asked for
+    assert isinstance(attended, torch.Tensor)  # a tuple only if more is asked for
     return attended
 
 
@@ -316,7 +316,7 @@ def visible(
 
 
 def _window(*_: Any, local_size: int | None = None, **__: Any) -> int | None:
-    """The sliding window of the mask that a network asks for: each text sees itself only anyway."""
+    """The sliding window of the mask that a network asks for; packing itself separates texts."""
     return local_size
 
 
@@ -328,10 +328,10 @@ def _checked_window(
     use_vmap: bool = False,
     **__: Any,
 ) -> int | str | None:
-    """The same, or what packed attention refuses where the mask is no sliding window.
+    """The same, or, if the mask is no sliding window, a value that packed attention refuses.
 
-    Asked at the window's edges, whatever its length: no text need be as long. `mask_function` tells
-    (text, head, query, key) pairs that are seen; `use_vmap` says that it is not a plain one.
+    The mask is checked at the window's edges, even if no text is that long. `mask_function` says
+    whether (text, head, query, key) is seen; `use_vmap` says that the function is not a plain one.
     """
     if local_size is None and not use_vmap:
         return None

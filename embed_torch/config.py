@@ -1,32 +1,31 @@
-"""Settings of an encoder, and of `python -m embed_torch`."""
+"""Declares the settings of an encoder, and of `python -m embed_torch`."""
 
 import dataclasses
 from typing import Literal
 
 from embed_torch import cli, pooling
 from embed_torch.cli import UserError, setting
-from embed_torch.prompts import Truncate
-
-Dtype = Literal["float32", "bfloat16", "float16"]
-StoreDtype = Literal["float16", "float32"]
-Gptq = Literal["dequantize", "packed"]
-PoolOver = Literal["all", "review"]
+from embed_torch.manifest import Dtype, Gptq, PoolOver, StoreDtype, Truncate
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class EncoderConfig:
-    """What turns a text into an embedding. None, or no pooling, is the checkpoint's own choice."""
+    """The settings of an encoder; None, or no pooling, leaves the choice to the checkpoint."""
 
     model: str = setting(
         "minilm",
-        help="directory or hub name of a network, minilm (as packaged), or words (hashed)",
+        help="network: a directory, a hub name, minilm (packaged), or words (hashed)",
         topic="model",
     )
     gptq: Gptq = setting(
-        "dequantize", help="4-bit weights to dense ones, or kept packed by gptqmodel", topic="model"
+        "dequantize",
+        help="make 4-bit weights dense, or keep them packed (needs gptqmodel)",
+        topic="model",
     )
-    dtype: Dtype = setting("float32", help="of the forward pass", topic="model")
-    instruction: str = setting("", help="system message; empty = plain review", topic="input")
+    dtype: Dtype = setting(
+        "float32", help="type of the weights and states in the forward pass", topic="model"
+    )
+    instruction: str = setting("", help="system message; empty = the review alone", topic="input")
     template: str = setting(
         "",
         help="chat template: empty = the model's own, phi3, a Jinja file, or Jinja text",
@@ -39,45 +38,47 @@ class EncoderConfig:
     )
     max_tokens: int = setting(
         0,
-        help="tokens of an input with its prompt; 0 = the model's own window",
+        help="most tokens of an input, prompt included; 0 = the model's own window",
         topic="input",
         minimum=0,
     )
     truncate: Truncate = setting(
-        "head", help="which part stays of a review that is too long", topic="input"
+        "head", help="which part to keep of a review that is too long", topic="input"
     )
     poolings: str = setting(
         "",
-        help=f"one or more of {','.join(pooling.POOLINGS)}, the first is the default; "
+        help=f"some of {','.join(pooling.POOLINGS)}, the default first; "
         "empty = the model's own, else mean",
         topic="output",
     )
     pool_over: PoolOver = setting(
-        "all", help="pool all tokens, or the review's without the prompt's", topic="output"
+        "all", help="pool all tokens, or only the review's, without the prompt's", topic="output"
     )
     normalize: bool | None = setting(
         None,
         help="scale embeddings to length 1 (--nonormalize: do not); left out = as the model does",
         topic="output",
     )
-    store_dtype: StoreDtype = setting("float16", help="of the stored embeddings", topic="output")
+    store_dtype: StoreDtype = setting(
+        "float16", help="type of the stored embeddings", topic="output"
+    )
     device: str = setting(
-        "", help="torch device; empty = cuda where there is one, else cpu", topic="speed"
+        "", help="torch device; empty = cuda if there is a GPU, else cpu", topic="speed"
     )
     batch_tokens: int = setting(
         0,
-        help="tokens in a batch; 0 = 4096, on a GPU 32768; there is no padding",
+        help="most tokens in a batch, none of them padding; 0 = 4096, on a GPU 32768",
         topic="speed",
         minimum=0,
     )
 
     def __post_init__(self):
-        """Refuses what cannot be meant."""
+        """Refuses values that are not allowed, and settings that exclude each other."""
         cli.check(self)
         if not self.model:
-            raise UserError("--model is empty: it names a directory, a hub name, minilm or words")
+            raise UserError("--model is empty: give a directory, a hub name, minilm or words")
         if self.template and not self.instruction:
-            raise UserError("--template is of instructed prompts: give --instruction too")
+            raise UserError("--template applies only with an instruction: give --instruction too")
         if self.prefix and self.instruction:
             raise UserError("--prefix and --instruction each prompt the model: give one of them")
         try:
@@ -88,30 +89,36 @@ class EncoderConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class EmbedConfig(EncoderConfig):
-    """What to embed, with what, and how."""
+    """The settings of `python -m embed_torch`: an encoder's, files, and workers."""
 
     corpus: str = setting("", help="corpus folder written by prepare", topic="files", required=True)
     output: str = setting("", help="store folder to write", topic="files", required=True)
     reuse: str = setting(
-        "", help="store from which reviews of the same text are copied", topic="files"
+        "", help="store to copy embeddings from, for reviews of the same text", topic="files"
     )
     dry_run: bool = setting(
         False,
-        help="say what it would do and how long it would take, and write nothing",
+        help="say what would be done and how long it would take; write nothing",
         topic="files",
     )
     engine: Literal["inline", "local", "ray"] = setting(
-        "inline", help="this process, one process a GPU, or Ray actors", topic="speed"
+        "inline",
+        help="embed in this process, in one process per GPU, or in Ray actors",
+        topic="speed",
     )
     workers: int = setting(
         0,
-        help="processes of local and ray; 0 = one a GPU, without GPUs one",
+        help="processes of local and ray; 0 = one per GPU, or one without GPUs",
         topic="speed",
         minimum=0,
     )
 
     def __post_init__(self):
-        """Refuses what cannot be meant."""
-        EncoderConfig.__post_init__(self)  # slots make a new class, which super() does not know
+        """Refuses values that are not allowed, and settings that exclude each other."""
+        EncoderConfig.__post_init__(
+            self
+        )  # slots=True makes a new class, which super() does not know
         if self.workers and self.engine == "inline":
-            raise UserError("--workers is of --engine=local or ray")
+            raise UserError(
+                "--workers applies only to several processes: give --engine=local or ray"
+            )

@@ -1,4 +1,4 @@
-"""Reads what is embedded of a corpus (docs/formats.md): review texts and category names."""
+"""Reads the parts of a corpus that are embedded (docs/formats.md): reviews, category names."""
 
 import dataclasses
 from pathlib import Path
@@ -22,7 +22,7 @@ def read_texts(folder: Path) -> Texts:
     """Reads and verifies the texts of a corpus.
 
     Raises:
-      UserError: the corpus is absent, unreadable, or its texts are not those it was hashed with.
+      UserError: the corpus is absent or unreadable, or its texts do not match their hash.
     """
     description = read_json(folder / "corpus.json", "python -m sasnet_jax.prepare")
     try:

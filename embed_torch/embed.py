@@ -1,8 +1,8 @@
-"""The embedding run: corpus texts -> tokens -> batches by length -> embeddings -> store.
+"""Embeds a corpus: texts -> tokens -> batches by length -> embeddings -> store.
 
-Reviews are done in windows of some thousands, in row order: while one is embedded, the next is
-tokenised. Which inputs share a batch depends on token counts and flags only, so a run that was
-interrupted, or that has other workers with as many threads, writes the same bytes.
+Reviews are embedded in windows of some thousands, in row order: while one window is embedded, the
+next is tokenized. Which inputs share a batch depends on token counts and flags only, so a run that
+was interrupted, or that has another number of workers with as many threads, writes the same bytes.
 """
 
 import contextlib
@@ -19,25 +19,33 @@ import numpy as np
 import torch
 import transformers
 
-from embed_torch import __version__, corpus, dry_run, packing, reuse, store
+from embed_torch import __version__, corpus, dry_run, packing, store
 from embed_torch.cli import Preempted, ProgressBar, UserError
 from embed_torch.config import EmbedConfig
 from embed_torch.encoder import Encoder
 from embed_torch.engines import Engine, Task, open_engine
-from embed_torch.files import sole_writer, texts_sha256
+from embed_torch.files import (
+    claim,
+    refuse_other_settings,
+    say_complete,
+    sole_writer,
+    texts_sha256,
+)
 from embed_torch.inputs import Inputs
-from embed_torch.store import CATEGORIES, MANIFEST, StoreWriter
+from embed_torch.manifest import CATEGORIES, MANIFEST, Manifest, read_manifest
+from embed_torch.reuse import Reused
+from embed_torch.store import StoreWriter
 
 _WINDOW_ROWS = 8192
-_FLUSH_SECONDS = 5.0  # the most work that a kill undoes, beside the batches at work
+_FLUSH_SECONDS = 5.0  # most work that a kill undoes, besides the batches in progress
 
 
 def run(config: EmbedConfig) -> None:
-    """Embeds a corpus, or finds that its store is complete.
+    """Embeds a corpus, or verifies that its store is complete.
 
     Raises:
-      UserError: anything about the corpus, the model or the output that the user can mend.
-      Preempted: SIGTERM came, and everything that was finished is saved.
+      UserError: the corpus, the model or the output has a fault that the user can correct.
+      Preempted: SIGTERM arrived, and everything finished is saved.
     """
     with _stopped_by_sigterm():
         _run(config)
@@ -45,53 +53,69 @@ def run(config: EmbedConfig) -> None:
 
 def _run(config: EmbedConfig) -> None:
     output = Path(config.output)
-    _refuse_foreign_folder(output)
+    claim(output, *store.RECORDS)
     texts = corpus.read_texts(Path(config.corpus))
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     encoder = Encoder(config)
-    names = texts_sha256(texts.categories) if texts.categories else None
-    settings = encoder.settings()
-    settings |= {"texts_sha256": texts.sha256, "category_names_sha256": names}
+    manifest = _describe(encoder, texts)
     if config.dry_run:
-        dry_run.report(config, texts, encoder, settings)
+        dry_run.report(config, texts, encoder, manifest)
         return
     with sole_writer(output):
         if (output / MANIFEST).exists():
-            _refuse_other_store(output, settings)
+            before = read_manifest(output)
+            refuse_other_settings(output, before.settings, manifest.settings)
+            store.check(output, before)
             store.remove_scratch(output)
-            print(f"store {output} is already complete: nothing to do")
+            say_complete(output)
             return
-        _Job(config, texts, encoder, settings).embed()
+        _Job(config, texts, encoder, manifest).embed()
+
+
+def _describe(encoder: Encoder, texts: corpus.Texts) -> Manifest:
+    """The manifest of the store to write; its counts are still 0."""
+    versions = {"python": sys.version.split()[0], "sasnet": __version__}
+    versions |= {"torch": str(torch.__version__), "transformers": transformers.__version__}
+    return Manifest(
+        **encoder.settings(),
+        **encoder.to_open_again(),
+        texts_sha256=texts.sha256,
+        category_names_sha256=texts_sha256(texts.categories) if texts.categories else None,
+        rows=len(texts.reviews),
+        reused=0,
+        truncated=0,
+        versions=versions,
+    )
 
 
 class _Job:
-    """One store from its beginning, or from where its journal ends."""
+    """One run that writes a store, from the beginning or from where its journal ends."""
 
     def __init__(
         self,
         config: EmbedConfig,
         texts: corpus.Texts,
         encoder: Encoder,
-        settings: dict[str, Any],
+        manifest: Manifest,
     ):
         self._config = config
         self._texts = texts
         self._encoder = encoder
-        self._settings = settings
+        self._manifest = manifest
         self._batch_tokens = encoder.batch_tokens
-        self._reused = reuse.identity(Path(config.reuse), settings) if config.reuse else None
-        self._left: dict[int, set[str]] = {}  # names of the batches to do, of windows begun
+        self._reused = Reused(Path(config.reuse), manifest) if config.reuse else None
+        self._left: dict[int, set[str]] = {}  # names of batches still to embed, of windows begun
         self._windows_begun = 0
 
     def embed(self) -> None:
-        """Embeds what is left, and completes the store."""
+        """Embeds what is still missing, and completes the store."""
         config, started = self._config, time.monotonic()
         print(f"loading {config.model} ...")
         with open_engine(config.engine, self._encoder.loading, config.workers) as engine:
             self._open_store()
             try:
-                tokens = self._work_off(engine)
+                tokens = self._embed_tasks(engine)
             except UserError:
                 self._writer.flush()
                 self._writer.discard_if_empty()
@@ -99,38 +123,30 @@ class _Job:
             finally:
                 self._writer.flush()
         rate = tokens / (time.monotonic() - started)
-        versions = {"python": sys.version.split()[0], "sasnet": __version__}
-        versions |= {"torch": torch.__version__, "transformers": transformers.__version__}
         rows = len(self._texts.reviews)
-        settings = {**self._settings, **self._encoder.to_open_again()}
-        manifest = {**settings, "rows": rows, "reused": rows - self._rows.size}
         total = int(self._writer.tokens.sum(dtype=np.int64))
-        cut = self._writer.finish({**manifest, "versions": versions})
+        cut = self._writer.finish(reused=rows - self._rows.size)
         print(
             f"{rows:,} reviews, {total:,} tokens, {cut:,} truncated -> {config.output} "
             f"({tokens:,} tokens embedded, {rate:,.0f} a second, loading included)"
         )
 
     def _open_store(self) -> None:
-        config, texts = self._config, self._texts
-        plan = {"batch_tokens": self._batch_tokens, "window_rows": _WINDOW_ROWS}
-        self._writer = StoreWriter(
-            Path(config.output),
-            {**self._settings, **plan, "reuse": self._reused},
-            poolings=self._encoder.poolings,
-            rows=len(texts.reviews),
-            categories=len(texts.categories),
-            dim=self._encoder.dim,
-            dtype=config.store_dtype,
-        )
+        config, texts, reused = self._config, self._texts, self._reused
+        plan = {
+            "batch_tokens": self._batch_tokens,
+            "window_rows": _WINDOW_ROWS,
+            "reuse": reused and reused.sha256,
+        }
+        self._writer = StoreWriter(Path(config.output), self._manifest, len(texts.categories), plan)
         self._writer.text_hashes[:] = store.text_hashes(texts.reviews)
         self._rows = np.arange(len(texts.reviews))
-        if config.reuse:
-            self._rows = reuse.copy_rows(Path(config.reuse), self._writer, self._encoder.poolings)
+        if reused:
+            self._rows = reused.copy_rows(self._writer, self._encoder.poolings)
             print(f"{len(texts.reviews) - self._rows.size:,} reviews copied from {config.reuse}")
 
-    def _work_off(self, engine: Engine) -> int:
-        """Has an engine do all tasks; returns how many tokens it did."""
+    def _embed_tasks(self, engine: Engine) -> int:
+        """Embeds all tasks by an engine; returns the number of their tokens."""
         texts = self._rows.size + len(self._texts.categories)
         tokens, in_flight, flushed = 0, 0, time.monotonic()
         with ProgressBar(total=texts, desc="embedding", unit="text", delay=1) as bar:
@@ -158,7 +174,7 @@ class _Job:
                     flushed = time.monotonic()
 
     def _tasks(self, skipped: Callable[[int], Any]) -> Iterator[Task]:
-        """The batches that the journal does not name as done; `skipped` hears of the others."""
+        """Yields the batches that are not done; tells `skipped` how many texts it passes over."""
         journal = self._writer.journal
         for window, inputs in self._windows(skipped):
             self._windows_begun = window + 1
@@ -168,7 +184,9 @@ class _Job:
                 self._writer.tokens_uncut[inputs.rows] = inputs.uncut
             plan = self._encoder.plan(inputs, journal.budget(window, self._batch_tokens))
             batches = {str(number): members for number, members in enumerate(plan)}
-            for name in sorted(journal.split[window], key=len):  # halves after the whole
+            for name in sorted(journal.split[window], key=len):  # a batch before its halves
+                if name not in batches:
+                    raise journal.damaged()
                 batches |= packing.halves(name, batches.pop(name))
             done = journal.done[window]
             skipped(sum(len(members) for name, members in batches.items() if name in done))
@@ -179,13 +197,13 @@ class _Job:
                     yield whole.part(name, members)
 
     def _task_of(self, window: int, inputs: Inputs) -> Task:
-        """All inputs of a window."""
+        """A task of all inputs of a window."""
         batch = self._encoder.batch(inputs)
         arrays = (CATEGORIES,) if inputs.of == "category" else batch.poolings
         return Task(window, "", arrays, inputs.rows, batch)
 
     def _windows(self, skipped: Callable[[int], Any]) -> Iterator[tuple[int, Inputs]]:
-        """The windows that are not complete, the last of category names; tokenised ahead."""
+        """Yields the windows that are not complete, tokenized ahead; category names come last."""
         rows = np.array_split(self._rows, range(_WINDOW_ROWS, self._rows.size, _WINDOW_ROWS))
         names = self._texts.categories
         complete = self._writer.journal.complete
@@ -202,7 +220,7 @@ class _Job:
                 else:
                     future = background.submit(self._encoder.category_inputs, names)
                     ahead.append((window, future))
-                # One window stays ahead, as long as there are more to come.
+                # One window stays ahead as long as more are to come.
                 while len(ahead) > 1 or (ahead and not of_reviews):
                     first, inputs = ahead.popleft()
                     yield first, inputs.result()
@@ -225,18 +243,18 @@ class _Job:
             self._writer.journal.note_complete(window)
 
     def _halve(self, task: Task) -> list[Task]:
-        """The two halves of a task that the memory did not hold.
+        """Splits a task that did not fit into memory into halves.
 
         Raises:
-          UserError: it is one text.
+          UserError: the task is a single text.
         """
         if len(task.rows) == 1:
             raise UserError(
                 f"the memory does not hold review {task.rows[0]} of {len(task.batch.ids[0])} "
-                "tokens: --max_tokens, or --dtype=bfloat16"
+                "tokens: cut it by a smaller --max_tokens, or give --dtype=bfloat16"
             )
         journal = self._writer.journal
-        unplanned = max(self._windows_begun, journal.windows)  # by this run, and by any before it
+        unplanned = max(self._windows_begun, journal.windows)  # by this run or an earlier one
         budget = journal.budget(unplanned, self._batch_tokens)
         smaller = max(1, sum(map(len, task.batch.ids)) // 2)
         journal.note_split(
@@ -250,7 +268,7 @@ class _Job:
 
 @contextlib.contextmanager
 def _stopped_by_sigterm() -> Iterator[None]:
-    """Leaves the work at once: what is finished is saved on the way out, the rest is done again."""
+    """Makes SIGTERM raise Preempted: finished work is saved on the way out, the rest is redone."""
 
     def stop(*_: Any) -> None:
         raise Preempted("run the same command to resume")
@@ -260,29 +278,3 @@ def _stopped_by_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, handler)
-
-
-def _refuse_foreign_folder(output: Path) -> None:
-    """A folder may be filled if it is new, or holds a store, finished or interrupted."""
-    if not output.exists():
-        return
-    if not output.is_dir():
-        raise UserError(f"--output={output} is a file, not a folder")
-    if not store.is_ours(output):
-        raise UserError(f"--output={output} holds other files: choose a new folder")
-
-
-def _refuse_other_store(output: Path, settings: dict[str, Any]) -> None:
-    manifest = store.read_manifest(output)
-    changed = [
-        name if name.endswith("sha256") else f"{name} ({manifest.get(name)!r})"
-        for name, value in settings.items()
-        if manifest.get(name) != value
-    ]
-    if not changed and not store.is_whole(output, manifest):
-        raise UserError(f"{output} is damaged, or of another version: remove it and embed again")
-    if changed:
-        raise UserError(
-            f"{output} holds a store made with other {', '.join(changed)}: "
-            "choose another --output, or remove it"
-        )

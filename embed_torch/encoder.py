@@ -1,10 +1,9 @@
-"""Texts to embeddings: a model with its prompt, pooling and normalization, as one object.
+"""Turns texts into embeddings: a model with its prompt, pooling and normalization.
 
 `load_encoder` opens the encoder of a finished store, or of a model. The embedding run
-(`embed_torch.embed`) and `--dry_run` hand texts to the same object.
+(`embed_torch.embed`) and `--dry_run` embed by the same object.
 """
 
-import dataclasses
 import functools
 import hashlib
 from collections.abc import Sequence
@@ -18,35 +17,42 @@ from embed_torch import backbone, packing, pooling, prompts, store, words
 from embed_torch.backbone import Backbone, Batch, Loading
 from embed_torch.checkpoint import find_checkpoint
 from embed_torch.cli import ProgressBar, UserError
-from embed_torch.config import Dtype, EncoderConfig, Gptq, PoolOver, StoreDtype
+from embed_torch.config import EncoderConfig
 from embed_torch.inputs import Inputs, Tokenization
-from embed_torch.prompts import Truncate
+from embed_torch.manifest import (
+    MANIFEST,
+    Dtype,
+    Gptq,
+    Manifest,
+    PoolOver,
+    StoreDtype,
+    Truncate,
+    read_manifest,
+)
 
 _TEXTS_AT_ONCE = 8192
-# What a store's manifest says of its encoder by names of settings.
-_SETTINGS = ("pool_over", "normalize", "truncate", "max_tokens")
 _VERIFIED = ("weights_sha256", "tokenizer_sha256", "template_sha256", "instruction_sha256")
 
 
 class Encoder:
-    """What gives the embedding of a text.
+    """Turns texts into embeddings.
 
-    The network is loaded at the first `encode`.
+    The network is loaded by the first `encode`.
 
     Attributes:
-      name: the model's, as it was named.
+      name: the model's name, as it was given.
       dim: embedding width e.
-      poolings: of `embed_torch.pooling.POOLINGS`; the first is that of `encode`.
+      poolings: some of `embed_torch.pooling.POOLINGS`; `encode` uses the first.
       normalize: whether embeddings are scaled to length 1.
-      max_tokens: the most tokens of an input, prompt included; longer texts are cut.
+      max_tokens: the most tokens of an input, prompt included; longer texts are truncated.
     """
 
     def __init__(self, config: EncoderConfig, revision: str | None = None):
-        """Finds the model, and settles what the settings leave to it.
+        """Finds the model, and takes from it what the settings leave open.
 
         Args:
           config: the settings.
-          revision: of a model from the hub, a commit; None for the newest.
+          revision: commit of a model from the hub; None for the newest.
 
         Raises:
           UserError: there is no such model, or the settings do not fit it.
@@ -63,7 +69,7 @@ class Encoder:
 
     @property
     def loading(self) -> Loading:
-        """How a process loads the network."""
+        """What a process needs to load the network."""
         config, checkpoint = self._config, self._checkpoint
         return Loading(
             checkpoint.name,
@@ -84,8 +90,9 @@ class Encoder:
     def encode(self, texts: Sequence[str]) -> Float32[np.ndarray, "n e"]:
         """The embeddings of some texts, rounded as a store rounds them.
 
-        A text has the same embedding whatever it is encoded with, and that of its store's row: in
-        float32 on a CPU to the bit, as far as measured (docs/library.md, with the exceptions).
+        A text's embedding does not depend on the other texts, and equals that of its row in a
+        store: in float32 on a CPU bit for bit, as far as measured (docs/library.md lists the
+        exceptions).
 
         Args:
           texts: any number of them, of any length.
@@ -102,7 +109,7 @@ class Encoder:
                 text.encode()
             except UnicodeEncodeError as error:
                 raise UserError(f"text {place} is not valid Unicode: {error}") from None
-        found = np.zeros((len(texts), self.dim), np.float32)
+        embeddings = np.zeros((len(texts), self.dim), np.float32)
         with ProgressBar(total=len(texts), desc="encoding", unit="text", delay=5) as bar:
             for first in range(0, len(texts), _TEXTS_AT_ONCE):
                 rows = list(range(first, min(first + _TEXTS_AT_ONCE, len(texts))))
@@ -112,12 +119,13 @@ class Encoder:
                     batch = whole.part(members).filled(self.network.fill)
                     vectors = self.network.embed(batch)[self.poolings[0]][: len(members)]
                     kept = [rows[member] for member in members]
-                    found[kept] = store.as_stored(vectors, self._config.store_dtype, kept, "text")
+                    dtype = self._config.store_dtype
+                    embeddings[kept] = store.as_stored(vectors, dtype, kept, "text")
                     bar.update(len(members))
-        return found
+        return embeddings
 
     def review_inputs(self, rows: list[int], texts: list[str]) -> Inputs:
-        """The inputs of reviews, by rows that are theirs in a message."""
+        """The inputs of reviews; messages name them by `rows`."""
         return self._tokenization.of_reviews(rows, texts)
 
     def category_inputs(self, names: list[str]) -> Inputs:
@@ -125,11 +133,11 @@ class Encoder:
         return self._tokenization.of_categories(names)
 
     def input_text(self, review: str) -> str:
-        """A review as the model sees it: cut, between the control tokens and the prompt."""
+        """A review as the model sees it: truncated, with its prompt and control tokens."""
         return self._tokenization.text(review)
 
     def batch(self, inputs: Inputs) -> Batch:
-        """Inputs with what is pooled of them and how; category names by their mean."""
+        """A batch of inputs, pooled as the settings say; category names by their mean."""
         if inputs.of == "category":
             return Batch(inputs.ids, (0, 0), ("mean",))
         around = inputs.around if self._config.pool_over == "review" else (0, 0)
@@ -138,7 +146,7 @@ class Encoder:
         return Batch(inputs.ids, around, self.poolings)
 
     def plan(self, inputs: Inputs, batch_tokens: int = 0) -> list[list[int]]:
-        """Which inputs share a batch; 0 tokens stand for the setting's number."""
+        """Which inputs share a batch; 0 stands for the number of tokens of the settings."""
         return packing.plan_batches(
             [len(ids) for ids in inputs.ids],
             batch_tokens or self.batch_tokens,
@@ -153,9 +161,9 @@ class Encoder:
         return packing.tokens_in_a_batch(config.batch_tokens, device)
 
     def settings(self) -> dict[str, Any]:
-        """What decides embeddings, as keys of a store's manifest.
+        """The settings that decide embeddings, as keys of a store's manifest.
 
-        A key that came later is left out where it says nothing, so that older stores still match.
+        A key that older stores lack is left out while it is empty, so that they still match.
         """
         config, checkpoint, prompt = self._config, self._checkpoint, self._tokenization.prompt
         return {
@@ -182,23 +190,23 @@ class Encoder:
         """Where to find the model and its template, as further keys of a store's manifest."""
         checkpoint, prompt = self._checkpoint, self._tokenization.prompt
         keys = {"template": prompt.template, "encoder_revision": checkpoint.revision}
-        if checkpoint.folder == Path(checkpoint.name):  # not from the hub, nor a package
+        if checkpoint.folder == Path(checkpoint.name):  # neither from the hub nor from a package
             keys["encoder_folder"] = str(Path(checkpoint.name).absolute())
         return {name: value for name, value in keys.items() if value is not None}
 
 
 class ModelSettings(TypedDict, total=False):
-    """What may be set of a model, as the flags of `python -m embed_torch` of these names."""
+    """The settings of a model, like the flags of `python -m embed_torch` of these names."""
 
     instruction: str  # system message of a causal model
-    prefix: str  # text before each text, in the place of the model's default prompt
-    pool_over: PoolOver  # all tokens, or those of the text without the prompt's
+    prefix: str  # put before each text, instead of the model's default prompt
+    pool_over: PoolOver  # all tokens, or only those of the text, without the prompt's
     normalize: bool  # scale embeddings to length 1
-    truncate: Truncate  # which part stays of a text that is too long
-    max_tokens: int  # of an input with its prompt
-    gptq: Gptq  # 4-bit weights to dense ones, or kept packed
-    dtype: Dtype  # of the forward pass
-    store_dtype: StoreDtype  # to which embeddings are rounded
+    truncate: Truncate  # which part to keep of a text that is too long
+    max_tokens: int  # most tokens of an input, prompt included
+    gptq: Gptq  # make 4-bit weights dense, or keep them packed
+    dtype: Dtype  # of weights and states in the forward pass
+    store_dtype: StoreDtype  # of the embeddings after rounding
 
 
 def load_encoder(
@@ -213,29 +221,29 @@ def load_encoder(
 ) -> Encoder:
     """Opens the encoder of a finished store, or that of a model, and loads its network.
 
-    Of a store everything is the store's, and the model is verified to be the one it was made with.
-    Of a model, what is not set is the checkpoint's own choice, or else the flag's default; its
-    embeddings are not rounded.
+    The encoder of a store has the store's settings, and its model is verified to be the same. The
+    encoder of a model takes what is not set from the checkpoint, or else from the flag's default;
+    its embeddings are not rounded.
 
     Args:
       source: a store's folder, a model's folder, a hub name, "minilm" or "words".
-      model: of a store, where its model lies now, if it has moved.
-      template: of an instructed prompt: "phi3", a Jinja file or text; empty for the model's own. Of
-        a store only if its template came from a file before stores kept theirs.
+      model: where a store's model lies now, if it has moved.
+      template: chat template of an instruction: "phi3", a Jinja file or text; empty for the
+        model's own. For a store, give it only if the store is too old to hold its template.
       pooling: one of `embed_torch.pooling.POOLINGS`; empty for the store's or model's default.
-      device: torch device; empty for cuda where there is one, else cpu.
-      batch_tokens: tokens in a batch; 0 for a good number.
-      **settings: `ModelSettings`, of a model.
+      device: torch device; empty for cuda if there is a GPU, else cpu.
+      batch_tokens: most tokens in a batch; 0 for a good number.
+      **settings: `ModelSettings`, for a model only.
 
     Raises:
       UserError: there is no such store or model, the model is not the store's, or a setting does
-        not fit it.
-      TypeError: `settings` has another name.
+        not fit the model.
+      TypeError: a setting's name is not known.
     """
     for name in sorted(settings.keys() - ModelSettings.__annotations__.keys()):
         raise TypeError(f"load_encoder() got an unexpected keyword argument {name!r}")
     if not str(source):
-        raise UserError("load_encoder: source is empty, where a store or a model is named")
+        raise UserError("load_encoder: source is empty: give a store or a model")
     folder = Path(source)
     common = {"device": device, "batch_tokens": batch_tokens}
     if str(source) not in ("minilm", words.NAME) and store.is_begun(folder):
@@ -243,60 +251,65 @@ def load_encoder(
             raise UserError(f"{name} cannot be chosen: store {source} has its own")
         encoder = _of_store(folder, str(model), str(template), pooling, common)
     elif model:
-        raise UserError(f"model={model} is of a store, and {source} is none ({store.MANIFEST})")
+        raise UserError(
+            f"model={model} applies only to a store, and {source} has no {MANIFEST}: omit model"
+        )
     else:
         chosen: dict[str, Any] = {"store_dtype": "float32", **settings, **common}
         chosen |= {"model": str(source), "template": str(template), "poolings": pooling}
         encoder = Encoder(EncoderConfig(**chosen))
-    _ = encoder.network  # a mistake in its weights is to be seen here
+    _ = encoder.network  # loads it, so that a fault of its weights is raised here
     return encoder
 
 
 def _of_store(
     folder: Path, model: str, template: str, pooling: str, settings: dict[str, Any]
 ) -> Encoder:
-    """The encoder that a store was made with, verified."""
-    keys = ("encoder", "poolings", "default_pooling", "compute_dtype", "dtype", *_SETTINGS)
-    manifest = store.read_manifest(folder, (*keys, *_VERIFIED))
-    pooling = pooling or manifest["default_pooling"]
-    if pooling not in manifest["poolings"]:
-        names = ", ".join(manifest["poolings"])
+    """Opens and verifies the encoder that a store was made with."""
+    manifest = read_manifest(folder)
+    pooling = pooling or manifest.default_pooling
+    if pooling not in manifest.poolings:
+        names = ", ".join(manifest.poolings)
         raise UserError(f"store {folder} has no pooling {pooling!r}, only {names}")
-    named, was = manifest["encoder"], manifest.get("encoder_folder", manifest["encoder"])
-    name = model or (named if Path(named).is_dir() and not Path(was).is_dir() else was)
+    named, folder_then = manifest.encoder, manifest.encoder_folder or manifest.encoder
+    moved = Path(named).is_dir() and not Path(folder_then).is_dir()
+    name = model or (named if moved else folder_then)
     try:
         config = EncoderConfig(
             model=name,
             poolings=pooling,
-            instruction=manifest["instruction"] or "",
-            template=_template_of(manifest),
-            prefix=manifest.get("prefix", ""),
-            gptq=manifest["gptq"] or "dequantize",
-            dtype=manifest["compute_dtype"],
-            store_dtype=manifest["dtype"],
-            **{setting: manifest[setting] for setting in _SETTINGS},
+            instruction=manifest.instruction or "",
+            template=template or _template_of(manifest),
+            prefix=manifest.prefix or "",
+            gptq=manifest.gptq or "dequantize",
+            dtype=manifest.compute_dtype,
+            store_dtype=manifest.dtype,
+            pool_over=manifest.pool_over,
+            normalize=manifest.normalize,
+            truncate=manifest.truncate,
+            max_tokens=manifest.max_tokens,
+            **settings,
         )
     except UserError as error:
-        raise UserError(f"{folder / store.MANIFEST}: {error}") from None
-    config = dataclasses.replace(config, template=template or config.template, **settings)
+        raise UserError(f"{folder / MANIFEST}: {error}") from None
     try:
-        encoder = Encoder(config, None if model else manifest.get("encoder_revision"))
+        encoder = Encoder(config, None if model else manifest.encoder_revision or None)
     except UserError as error:
         raise UserError(
-            f"store {folder} was made with {name}: {error} (has it moved? model=FOLDER)"
+            f"store {folder} was made with {name}: {error} (if it has moved, give model=FOLDER)"
         ) from None
-    has = encoder.settings()
-    other = [key for key in _VERIFIED if has[key] != manifest[key]]
+    actual = encoder.settings()
+    other = [key for key in _VERIFIED if actual[key] != getattr(manifest, key)]
     if other:
         remedy = "template=FILE" if other == ["template_sha256"] else "model=FOLDER"
         raise UserError(
             f"store {folder} was made with another model than {name}: {', '.join(other)} differ "
-            f"({remedy} says which one)"
+            f"(give {remedy})"
         )
     return encoder
 
 
-def _template_of(manifest: dict[str, Any]) -> str:
-    """The setting that gives a store's chat template: kept by the store, Phi-3's or the model's."""
+def _template_of(manifest: Manifest) -> str:
+    """The setting for a store's chat template: the store's copy, else phi3 or the model's own."""
     phi3 = hashlib.sha256(prompts.PHI3.encode()).hexdigest()
-    return manifest.get("template") or ("phi3" if manifest["template_sha256"] == phi3 else "")
+    return manifest.template or ("phi3" if manifest.template_sha256 == phi3 else "")

@@ -1,7 +1,7 @@
-"""Where batches are embedded: in this process, in one process a GPU, or by Ray actors.
+"""Embeds batches in this process, in one process per GPU, or in Ray actors.
 
-In: tasks, submitted as long as `capacity` allows. Out: their results in any order, None where the
-memory did not hold a batch. One process alone, the caller's, writes the store.
+In: tasks, submitted as long as `capacity` allows. Out: their results in any order; None if a batch
+did not fit into memory. Only the caller's process writes the store.
 """
 
 import abc
@@ -28,8 +28,8 @@ from embed_torch.cli import UserError
 from embed_torch.inline import Engine, Inline, Result, Task, in_turn
 
 _STOP_SECONDS = 5.0
-_IN_FLIGHT = 3  # tasks of a worker: one whose result is fetched, one at work, one waiting
-_MOST_DEATHS = 2  # of workers over one task, before the task is to blame
+_IN_FLIGHT = 3  # tasks per worker: one being fetched, one being embedded, one waiting
+_MOST_DEATHS = 2  # of workers over one task, before the task is blamed
 
 
 @contextlib.contextmanager
@@ -47,29 +47,29 @@ def open_engine(kind: str, loading: Loading, workers: int) -> Iterator[Engine]:
 
 
 class _Died(Exception):
-    """A worker is gone; says what is known of its end."""
+    """A worker has died; the message says what is known of its death."""
 
 
 class _Worker(abc.ABC):
-    """A process that embeds tasks, in the order in which it is sent them."""
+    """A process that embeds tasks in the order in which they are sent."""
 
     def __init__(self) -> None:
         self.tasks: deque[Task] = deque()  # sent and not yet answered, oldest first
 
     @abc.abstractmethod
     def send(self, task: Task) -> None:
-        """Gives it a task; that it has died is found out when its answer is received."""
+        """Sends a task; `receive` reports a worker that has died."""
 
     @abc.abstractmethod
     def receive(self) -> Result | UserError:
-        """Its answer to the oldest task; raises _Died."""
+        """Waits for the answer to the oldest task; raises _Died."""
 
 
 W = TypeVar("W", bound=_Worker)
 
 
 class _Workers(Engine, Generic[W]):
-    """Workers, one a GPU; what one was at when it died is done again by a fresh one."""
+    """Workers, one per GPU; when one dies, a new one repeats its tasks."""
 
     def __init__(self, workers: int):
         self.capacity = _IN_FLIGHT * workers
@@ -78,15 +78,15 @@ class _Workers(Engine, Generic[W]):
 
     @abc.abstractmethod
     def _start(self, index: int, overlap: bool) -> W:
-        """A fresh worker; with `overlap` it begins the next task before it ends the last."""
+        """Starts a worker; with `overlap` it begins the next task before it finishes the last."""
 
     @abc.abstractmethod
     def _wait(self, workers: list[W]) -> W:
-        """Waits for one of them that has answered, or died."""
+        """Waits until one of the workers has answered or died, and returns it."""
 
     @abc.abstractmethod
     def stop(self) -> None:
-        """Ends the workers, those still at work by force."""
+        """Ends the workers, by force those that still have tasks."""
 
     def submit(self, task: Task) -> None:
         """Gives a task to the worker that has the fewest."""
@@ -95,7 +95,7 @@ class _Workers(Engine, Generic[W]):
         worker.send(task)
 
     def next_finished(self) -> tuple[Task, Result]:
-        """The next result of any worker.
+        """Waits for the next result of any worker.
 
         Raises:
           UserError: a worker could not load the model, or one task kills every worker.
@@ -118,13 +118,13 @@ class _Workers(Engine, Generic[W]):
         if self._deaths[key] > _MOST_DEATHS:
             raise UserError(
                 f"{self._deaths[key]} workers died over the batch of review {first.rows[0]} "
-                f"({death}): out of memory? --batch_tokens, --workers"
+                f"({death}): if memory ran out, give fewer --batch_tokens or --workers"
             )
         print(
-            f"worker {index} died ({death}); its {len(dead.tasks)} batches are done again",
+            f"worker {index} died ({death}); a new worker repeats its {len(dead.tasks)} batches",
             file=sys.stderr,
         )
-        # One task at a time, so that the next to die dies of its oldest.
+        # Without overlap, so that if the new worker dies too, its oldest task is to blame.
         fresh = self._workers[index] = self._start(index, overlap=False)
         for task in dead.tasks:
             fresh.tasks.append(task)
@@ -151,16 +151,18 @@ class _Process(_Worker):
 
 
 class Local(_Workers[_Process]):
-    """Processes of this machine, worker i on GPU i."""
+    """Runs workers as processes of this machine, worker i on GPU i."""
 
     def __init__(self, loading: Loading, workers: int):
         self._context = multiprocessing.get_context("spawn")
         self._loading = loading
-        self._threads = max(1, len(os.sched_getaffinity(0)) // workers)
+        has_affinity = hasattr(os, "sched_getaffinity")  # macOS has not
+        cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+        self._threads = max(1, cores // workers)
         super().__init__(workers)
 
     def stop(self) -> None:
-        """Ends the workers, those still at work by force."""
+        """Ends the workers, by force those that still have tasks."""
         for worker in self._workers:
             worker.pipe.close()
         deadline = time.monotonic() + _STOP_SECONDS
@@ -188,7 +190,7 @@ class Local(_Workers[_Process]):
 def _work(
     pipe: multiprocessing.connection.Connection, loading: Loading, threads: int, overlap: bool
 ) -> None:
-    """A worker's life: ends when its parent does."""
+    """Runs a worker, until its parent ends."""
     torch.set_num_threads(threads)
     tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
 
@@ -209,7 +211,7 @@ def _work(
 
 
 class _Actor(_Worker):
-    """Its calls are done in order: the result of a task is asked for `ahead` tasks later."""
+    """Runs its calls in order: the result of a task is asked for `ahead` tasks later."""
 
     def __init__(self, ray: Any, actor: Any, ahead: int):
         super().__init__()
@@ -226,7 +228,7 @@ class _Actor(_Worker):
 
     @property
     def answer(self) -> futures.Future:
-        """Of the oldest task, to wait for."""
+        """The answer to the oldest task, to wait for."""
         if not self._answers:
             self._ask()
         return self._answers[0]
@@ -242,12 +244,12 @@ class _Actor(_Worker):
         return answer
 
     def _ask(self) -> None:
-        # Given what was begun, it fails where that failed.
+        # `finish` takes what `begin` returned, and so passes on its failure.
         self._answers.append(self._actor.finish.remote(self._begun.popleft()).future())
 
 
 class _Embedder:
-    """An encoder in an actor."""
+    """Embeds in an actor."""
 
     def __init__(self, loading: Loading):
         self._loading = loading
@@ -268,7 +270,7 @@ class _Embedder:
 
 
 class Ray(_Workers[_Actor]):
-    """Ray actors, one a GPU, on this machine or a cluster."""
+    """Runs workers as Ray actors, one per GPU, on this machine or a cluster."""
 
     def __init__(self, loading: Loading, workers: int):
         try:
@@ -284,9 +286,10 @@ class Ray(_Workers[_Actor]):
         if _on_every_gpu(loading) and gpus < workers:
             ray.shutdown()
             raise UserError(
-                f"--workers={workers} need a GPU each, and Ray has {gpus}: fewer, or --device=cpu"
+                f"--workers={workers} need a GPU each, and Ray has {gpus}: give "
+                "fewer, or --device=cpu"
             )
-        # An actor that asks for more than there is would wait for ever, and its tasks with it.
+        # An actor that asks for more than there is would wait forever, and so would its tasks.
         self._class = ray.remote(_Embedder).options(
             num_cpus=0, num_gpus=1 if _on_every_gpu(loading) else 0
         )
@@ -302,11 +305,11 @@ class Ray(_Workers[_Actor]):
 
     def _wait(self, workers: list[_Actor]) -> _Actor:
         answers = {worker.answer: worker for worker in workers}
-        # Ray's own wait makes a SystemError of what a signal's handler raises.
+        # Ray's own wait turns what a signal handler raises into a SystemError.
         done, _ = futures.wait(answers, return_when=futures.FIRST_COMPLETED)
         return answers[done.pop()]
 
 
 def _on_every_gpu(loading: Loading) -> bool:
-    """Whether each worker has a GPU of its own: there are some, and --device names no other."""
+    """Whether each worker has its own GPU: there are GPUs, and --device names no single device."""
     return torch.cuda.is_available() and loading.device in ("", "cuda")

@@ -1,8 +1,8 @@
-"""GPTQ checkpoints in the AutoGPTQ format, dequantized once to a dense network (paper section 2.2).
+"""Dequantizes GPTQ checkpoints in the AutoGPTQ format to dense networks (paper section 2.2).
 
 In: a folder with `config.json` and the safetensors of a causal language model whose Linear layers
 are packed to 4 or 8 bits. Out: its base network, without lm_head, with weights [out, in] on the
-device. Prefill is bound by arithmetic, so dense weights beat packed ones from a few hundred rows.
+device. Prefill is bound by arithmetic, so from a few hundred rows on dense weights are faster.
 
 A packed layer X is stored as int32 words of 32 / bits fields, lowest bits first: `X.qweight`
 [in / fields, out] along the inputs, `X.qzeros` [groups, out / fields] along the outputs,
@@ -31,8 +31,8 @@ _INTEGERS, _FLOATS = ("I32", "I64"), ("F16", "BF16", "F32", "F64")
 _SLAB = 256  # inputs dequantized at once, to bound the float32 in use; a multiple of the fields
 
 _Tensor = tuple[Any, str]  # an open safetensors file, and a name in it
-# Settings of AutoGPTQ, gptqmodel and transformers that what is stored does not depend on, or that
-# are checked here: what is read, how rounding was done, and how a loader should go about it.
+# Settings of AutoGPTQ, gptqmodel and transformers that do not change the meaning of what is stored,
+# or that are checked here: the layout, how rounding was done, and hints to loaders.
 _KNOWN = """
     bits group_size desc_act sym quant_method method checkpoint_format format is_marlin_format
     pack_dtype dynamic lm_head meta quantizer versionable model_name_or_path model_file_base_name
@@ -51,23 +51,24 @@ _KNOWN = """
 class Quantization:
     """How the weights of a GPTQ checkpoint are packed."""
 
-    bits: int  # of a weight: 4 or 8
+    bits: int  # per weight: 4 or 8
     group_size: int  # inputs that share a scale and a zero point; -1 = all
     desc_act: bool  # groups were formed in the order of activation: g_idx is a permutation
     sym: bool  # every zero point is the middle of the grid
-    zero_offset: int  # to add to a stored zero point: 1 in checkpoint_format gptq, 0 in gptq_v2
+    zero_offset: int  # added to a stored zero point: 1 in checkpoint_format gptq, 0 in gptq_v2
 
 
 def read_quantization(folder: Path) -> Quantization | None:
-    """What `config.json`, or else `quantize_config.json`, says of the packing.
+    """Reads how weights are packed from `config.json`, or else `quantize_config.json`.
 
-    transformers does not look into the second, and takes random weights for the packed ones.
+    transformers does not read the second file, and would put random weights for packed ones.
 
     Returns:
       None if the checkpoint is not quantized.
 
     Raises:
-      UserError: quantized by another method, in another layout or bits, or a malformed value.
+      UserError: the checkpoint is quantized by another method, in another layout or to other bits,
+        or a value is malformed.
     """
     path = folder / "config.json"
     values = read_json(path, _MADE_BY).get("quantization_config")
@@ -81,8 +82,8 @@ def read_quantization(folder: Path) -> Quantization | None:
     for name, other in (("checkpoint_format", "format"), ("quant_method", "method")):
         if {name, other} <= values.keys() and values[name] != values[other]:
             raise UserError(
-                f"{path}: {name} is {values[name]!r} and {other} {values[other]!r}: remove the one "
-                "that is wrong"
+                f"{path}: {name} is {values[name]!r} and {other} {values[other]!r}: remove "
+                "whichever is wrong"
             )
     method = values.get("quant_method", values.get("method"))
     layout = values.get("checkpoint_format", values.get("format", "gptq"))
@@ -104,13 +105,13 @@ def read_quantization(folder: Path) -> Quantization | None:
 
 
 def _refuse_other_mathematics(values: dict[str, Any], path: Path) -> None:
-    """Refuses settings that give the stored numbers another meaning, and those not known."""
+    """Refuses settings that give the stored numbers another meaning, and unknown settings."""
     dynamic = values.get("dynamic") or {}
     if not isinstance(dynamic, dict):
         raise UserError(f"{path}: dynamic is {dynamic!r}, not an object")
     overrides = [name for name in dynamic if not name.startswith("-")]
     faults = {key: value for key, value in values.items() if value and key not in _KNOWN.split()}
-    if overrides:  # those with a minus name layers that are not packed
+    if overrides:  # those with a minus sign name layers that are not packed
         faults["dynamic"] = values["dynamic"]
     if str(values.get("pack_dtype") or "int32").removeprefix("torch.") != "int32":
         faults["pack_dtype"] = values["pack_dtype"]
@@ -127,12 +128,12 @@ def load_dequantized(
     """Loads the base network of a GPTQ checkpoint, its weights computed in float32 on `device`.
 
     Names and shapes are checked before the first weight is read. Weights then go to the device one
-    by one, so that the host needs little more than one of them besides the memory-mapped files:
+    by one, so that the host holds little more than one of them besides the memory-mapped files:
     `model.safetensors`, the shards of an index, or safetensors of any name.
 
     Raises:
-      UserError: a weight is missing, unexpected, of a wrong shape or type, or packed otherwise; a
-        file is missing, damaged, or pickled. The message names it.
+      UserError: a weight is missing, unexpected, of a wrong shape or type, or packed otherwise, or
+        a file is missing, damaged, or pickled. The message names it.
     """
     network: Any = _empty_network(folder, dtype)
     plan = _plan(folder, network, quantization)
@@ -151,7 +152,7 @@ def load_dequantized(
 
 
 def _empty_network(folder: Path, dtype: torch.dtype) -> transformers.PreTrainedModel:
-    """The base network with its parameters on the device "meta", and its buffers computed.
+    """Builds the base network with parameters on the device "meta" and computed buffers.
 
     A network built under `torch.device("meta")` would lose the buffers that no checkpoint holds.
     """
@@ -173,9 +174,9 @@ def _empty_network(folder: Path, dtype: torch.dtype) -> transformers.PreTrainedM
 def _plan(
     folder: Path, network: transformers.PreTrainedModel, quantization: Quantization
 ) -> dict[str, list[dict[str, _Tensor]]]:
-    """Of each weight, in sections of its rows, the tensor or the parts of a packed one, by name.
+    """Finds, for each section of each weight's rows, its tensor, or its packed parts by name.
 
-    A weight is one section, but gptqmodel 7 writes Phi-3's gate_up_proj as gate_proj and up_proj.
+    A weight has one section, but gptqmodel 7 writes Phi-3's gate_up_proj as gate_proj and up_proj.
     """
     left = _open_tensors(folder, f"{network.base_model_prefix}.")
     fields, size = 32 // quantization.bits, quantization.group_size
@@ -210,7 +211,7 @@ def _plan(
                     )
             plan[name].append({part: left.pop(f"{section}.{part}") for part in shapes})
     for name, (file, key) in left.items():
-        # AutoGPTQ gives each packed layer a bias, of zeros where the network has none.
+        # AutoGPTQ gives each packed layer a bias: zeros if the network has none.
         packed = "qweight" in plan.get(f"{name.removesuffix('.bias')}.weight", [{}])[0]
         if not packed or file.get_tensor(key).any():
             raise UserError(
@@ -221,7 +222,7 @@ def _plan(
 
 
 def _open_tensors(folder: Path, prefix: str) -> dict[str, _Tensor]:
-    """The tensors of a checkpoint, unread, by their names in the base network."""
+    """Opens the tensors of a checkpoint, unread, by their names in the base network."""
     tensors: dict[str, _Tensor] = {}
     for path, promised in weight_files(folder).items():
         try:
@@ -230,7 +231,7 @@ def _open_tensors(folder: Path, prefix: str) -> dict[str, _Tensor]:
             raise UserError(f"{path} is missing or damaged ({error}): download it again") from None
         absent = promised.difference(file.keys())
         if absent:
-            raise UserError(f"{path} lacks {min(absent)}, which its index says it has")
+            raise UserError(f"{path} lacks {min(absent)}, which its index lists: download it again")
         for key in sorted(file.keys()):
             name = key.removeprefix(prefix)
             if name in tensors:
@@ -241,7 +242,7 @@ def _open_tensors(folder: Path, prefix: str) -> dict[str, _Tensor]:
 
 
 def weight_files(folder: Path) -> dict[Path, set[str]]:
-    """The safetensors files of a checkpoint, and the tensors that an index says they have.
+    """The safetensors files of a checkpoint, and the tensors that an index lists for them.
 
     Raises:
       UserError: there are none, or pickled weights only.
@@ -254,8 +255,8 @@ def weight_files(folder: Path) -> dict[Path, set[str]]:
         for key, shard in weight_map.items() if isinstance(weight_map, dict) else ():
             files.setdefault(folder / Path(str(shard)).name, set()).add(key)
     if not indexes:
-        found = [whole] if whole.exists() else folder.glob("*.safetensors")
-        files = {path: set() for path in found}
+        paths = [whole] if whole.exists() else folder.glob("*.safetensors")
+        files = {path: set() for path in paths}
     for path in files:
         if not path.is_file():
             raise UserError(f"{path} is missing or damaged: download it again")
@@ -284,7 +285,7 @@ def _dequantize(
     undoes that; adding 1 to each field would get the next zero point wrong.
 
     Raises:
-      UserError: the groups or the zero points at `where` are not of such a packing.
+      UserError: the groups or the zero points at `where` do not fit this packing.
     """
     scales, bits, device = parts["scales"].float(), quantization.bits, parts["scales"].device
     rows, columns = weight.shape
@@ -295,7 +296,7 @@ def _dequantize(
     ones = quantization.zero_offset * (0xFFFFFFFF // (2**bits - 1))
     zeros = _unpack(parts["qzeros"].long().T + ones, bits)[:rows].T.float()
     if quantization.sym and (zeros == 2 ** (bits - 1) + 2 * quantization.zero_offset - 1).all():
-        # Seen in the wild: stored as gptq_v2, and said to be gptq.
+        # Some checkpoints are stored as gptq_v2 but declared as gptq.
         raise UserError(f"{where} has zero points off by one: set the other checkpoint_format")
     for first in range(0, columns, _SLAB):
         group = g_idx[first : first + _SLAB]
@@ -328,5 +329,5 @@ def load_packed(
     except (OSError, ValueError, RuntimeError, KeyError, NotImplementedError) as error:
         raise UserError(f"gptqmodel cannot load {folder}: {error}") from None
     if model.model.dtype != dtype:
-        raise UserError(f"--gptq=packed computes in {model.model.dtype} here: set --dtype so")
+        raise UserError(f"--gptq=packed computes in {model.model.dtype} here: set --dtype to it")
     return model.model.base_model

@@ -1,6 +1,6 @@
-"""Tasks, and the engine that embeds them in this process; each worker of another engine has one.
+"""Defines tasks, and the engine that embeds them in this process (each worker runs one too).
 
-In: tasks. Out: their results, None where the memory did not hold a batch.
+In: tasks. Out: their results; None if a batch did not fit into memory.
 """
 
 import abc
@@ -24,12 +24,12 @@ class Task:
 
     window: int
     name: str
-    arrays: tuple[str, ...]  # of the store, one a pooling of the batch
+    arrays: tuple[str, ...]  # of the store, one per pooling of the batch
     rows: list[int]
     batch: Batch
 
     def part(self, name: str, members: list[int]) -> "Task":
-        """Some of its texts as a task."""
+        """A task of some of its texts."""
         rows = [self.rows[member] for member in members]
         return dataclasses.replace(self, name=name, rows=rows, batch=self.batch.part(members))
 
@@ -45,11 +45,11 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def next_finished(self) -> tuple[Task, Result]:
-        """Waits for some task that was submitted."""
+        """Waits until one of the submitted tasks is finished."""
 
 
 class Inline(Engine):
-    """This process. On a GPU the next batch is begun before the last one's result is fetched."""
+    """Embeds in this process; on a GPU, begins a batch before fetching the last one's result."""
 
     def __init__(self, backbone: Backbone, overlap: bool = True):
         self.capacity = 2 if overlap and backbone.device.type == "cuda" else 1
@@ -61,13 +61,13 @@ class Inline(Engine):
         self._begun.append((task, _or_none(lambda: self._backbone.start(task.batch))))
 
     def next_finished(self) -> tuple[Task, Result]:
-        """The task that was begun first."""
+        """Finishes the task that was begun first."""
         task, finish = self._begun.popleft()
         return task, finish and _or_none(finish)
 
 
 def in_turn(engine: Engine, tasks: queue.SimpleQueue[Task | None]) -> Iterator[Result]:
-    """Results of tasks, until None comes; what has come is begun as far as the engine allows."""
+    """Yields results of tasks in order, until None comes; begins tasks early if possible."""
     in_flight = 0
     while True:
         while in_flight < engine.capacity and not (in_flight and tasks.empty()):
@@ -81,12 +81,12 @@ def in_turn(engine: Engine, tasks: queue.SimpleQueue[Task | None]) -> Iterator[R
 
 
 def _or_none(function: Callable[[], Any]) -> Any:
-    """What a function returns, or None where the memory did not suffice."""
+    """Returns what a function returns, or None if memory ran out."""
     try:
         return function()
     except (torch.OutOfMemoryError, MemoryError):
         pass
-    except RuntimeError as error:  # so torch says it of the CPU
+    except RuntimeError as error:  # torch's error for a CPU
         if "can't allocate memory" not in str(error):
             raise
     if torch.cuda.is_available():

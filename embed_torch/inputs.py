@@ -1,4 +1,4 @@
-"""Texts -> token ids of whole inputs: prompt and review, cut to the window."""
+"""Turns texts into token ids of whole inputs: prompt and review, truncated to the window."""
 
 import dataclasses
 import functools
@@ -8,16 +8,17 @@ from embed_torch import prompts
 from embed_torch.checkpoint import Checkpoint
 from embed_torch.cli import UserError
 from embed_torch.config import EncoderConfig
+from embed_torch.limits import within_limits
 from embed_torch.prompts import Prompt
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Inputs:
-    """Tokenised texts.
+    """Tokenized texts.
 
     Attributes:
       of: what the texts are.
-      rows: of the reviews, or of the category names.
+      rows: row numbers of the reviews, or of the category names.
       ids: token ids of each input.
       uncut: tokens of each input before truncation.
       around: tokens of the prompt before and after each text.
@@ -31,10 +32,10 @@ class Inputs:
 
 
 class Tokenization:
-    """How the texts of a store become inputs.
+    """Turns the texts of a store into inputs.
 
     Attributes:
-      prompt: of the reviews; the category names stand without an instruction or a prefix.
+      prompt: the prompt of reviews; category names have neither an instruction nor a prefix.
       window: the most tokens of an input.
     """
 
@@ -45,22 +46,10 @@ class Tokenization:
           UserError: the tokenizer, --template or --prefix does not fit the model, or --max_tokens
             is beyond its positions.
         """
-        tokenizer, modules = checkpoint.tokenizer, checkpoint.modules
-        prompts.check_vocabulary(tokenizer, checkpoint.config.vocab_size)
-        # What sentence-transformers made reads what its tokenizer gives.
-        make_prompt = functools.partial(
-            prompts.make_prompt,
-            tokenizer,
-            causal=checkpoint.causal,
-            as_tokenizer=modules.given,
+        self.prompt, self._plain = within_limits(
+            f"the tokenizer or the chat template of {checkpoint.name}",
+            lambda: _make_prompts(checkpoint, config),
         )
-        prefix = modules.prefix if config.prefix is None else config.prefix
-        self.prompt = make_prompt(
-            instruction=config.instruction,
-            template=config.template,
-            prefix="" if config.instruction else prefix,
-        )
-        self._plain = make_prompt()
         positions = checkpoint.positions
         if config.max_tokens > positions:
             raise UserError(
@@ -69,8 +58,8 @@ class Tokenization:
             )
         self.window = config.max_tokens or checkpoint.window
         self._truncate = config.truncate
-        self._decode = tokenizer.decode
-        # What an empty text is for a model without BOS, where no token is left.
+        self._decode = checkpoint.tokenizer.decode
+        # The input for an empty text, if the model has no BOS and so no token is left.
         self._nothing = [checkpoint.tokenizer.eos_token_id or 0]
 
     def of_reviews(self, rows: list[int], texts: list[str]) -> Inputs:
@@ -78,7 +67,7 @@ class Tokenization:
         return self._inputs(self.prompt, "review", rows, texts)
 
     def text(self, review: str) -> str:
-        """A review's input as the model sees it, cut and with its control tokens."""
+        """A review's input as the model sees it, truncated and with its control tokens."""
         return self._decode(self.of_reviews([0], [review]).ids[0])
 
     def of_categories(self, names: list[str]) -> Inputs:
@@ -102,3 +91,23 @@ class Tokenization:
             inputs.ids.append(ids or self._nothing)
             inputs.uncut.append(len(text_ids) + sum(around))
         return inputs
+
+
+def _make_prompts(checkpoint: Checkpoint, config: EncoderConfig) -> tuple[Prompt, Prompt]:
+    """The prompts of the reviews and of the category names."""
+    tokenizer, modules = checkpoint.tokenizer, checkpoint.modules
+    prompts.check_vocabulary(tokenizer, checkpoint.config.vocab_size)
+    # A sentence-transformers model reads what its tokenizer returns.
+    make_prompt = functools.partial(
+        prompts.make_prompt,
+        tokenizer,
+        causal=checkpoint.causal,
+        as_tokenizer=modules.given,
+    )
+    prefix = modules.prefix if config.prefix is None else config.prefix
+    of_reviews = make_prompt(
+        instruction=config.instruction,
+        template=config.template,
+        prefix="" if config.instruction else prefix,
+    )
+    return of_reviews, make_prompt()

@@ -1,4 +1,4 @@
-"""Plans batches: texts of like length together, within a budget of tokens."""
+"""Plans batches: texts of similar length together, within a budget of tokens."""
 
 from collections.abc import Sequence
 
@@ -8,18 +8,18 @@ _LEAST = 256
 
 
 def tokens_in_a_batch(batch_tokens: int, device_type: str) -> int:
-    """What --batch_tokens means, where 0 stands for a good value."""
+    """The number of tokens that --batch_tokens means; 0 stands for a good value."""
     return batch_tokens or (_ON_GPU if device_type == "cuda" else _ON_CPU)
 
 
 def least_tokens(inputs: Sequence[int]) -> int:
-    """Tokens from which on a batch's size does not change the last bits of its states, on a CPU.
+    """The tokens from which on a batch's size does not change the bits of its states on a CPU.
 
-    MKL adds up a matrix product in another order where there are few rows: fewer than 16, or, as it
-    then divides the inputs among threads, up to an eighth of these (measured, version 2024.2).
+    MKL sums a matrix product in another order if there are few rows: fewer than 16, or, as it then
+    divides the inputs among threads, up to an eighth of their number (measured, version 2024.2).
 
     Args:
-      inputs: of each linear layer, how many.
+      inputs: the number of inputs of each linear layer.
 
     Returns:
       0 without linear layers.
@@ -32,14 +32,14 @@ def plan_batches(
 ) -> list[list[int]]:
     """Groups rows into batches.
 
-    The plan depends on the arguments only. Longest first, so that a batch too large for the memory
-    is met at the start, and rows of one length are neighbours.
+    The plan depends on the arguments only. The longest rows come first, so that a batch too large
+    for the memory is met at the start, and rows of one length are neighbors.
 
     Args:
       lengths: tokens of each row.
-      batch_tokens: the most tokens in a batch; a longer row stands alone.
+      batch_tokens: the most tokens in a batch; a longer row is a batch of its own.
       apart_above: rows longer than this share no batch with others: Phi-3's long-context models
-        turn all positions of a batch otherwise once one row of it is longer.
+        rotate all positions of a batch differently if one of its rows is longer.
 
     Returns:
       Rows of each batch; every row is in one batch.
@@ -57,6 +57,6 @@ def plan_batches(
 
 
 def halves(name: str, rows: list[int]) -> dict[str, list[int]]:
-    """The two parts, by name, of a batch that the memory did not hold."""
+    """The two halves, by name, of a batch that did not fit into memory."""
     middle = (len(rows) + 1) // 2
     return {f"{name}.0": rows[:middle], f"{name}.1": rows[middle:]}

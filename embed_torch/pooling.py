@@ -1,8 +1,8 @@
-"""Sentence embeddings from token states (paper section 2.2; DESIGN section 4).
+"""Pools token states into sentence embeddings (paper section 2.2; docs/design.md 4.1).
 
-In: the states [t, e] of packed texts, and which tokens of each are pooled. Out: one vector [e] a
-text and pooling, in float32. Texts of one length are pooled together; beyond rounding, none touches
-another's result.
+In: the states [t, e] of packed texts, and which tokens of each are pooled. Out: one vector [e] per
+text and pooling, in float32. Texts of one length are pooled together; beyond rounding, no text
+affects another's result.
 
 Shapes: t tokens of all texts, e embedding width, b texts, k of them of one length l, p tokens of
 each that are pooled, n heads, g key-value heads, h head width.
@@ -20,20 +20,20 @@ from embed_torch.attention import LastAttention, visible
 
 Pooling = Literal["mean", "max", "first", "last", "positional", "attentional"]
 POOLINGS: tuple[str, ...] = get_args(Pooling)
-_ROWS_AT_ONCE = 128  # queries of each text whose attention, of all heads, is held at once
-# Numbers of such attention held at once: as many as a CPU's cache holds, or as occupy a GPU.
+_ROWS_AT_ONCE = 128  # queries per text whose attention, of all heads, is held at once
+# Attention shares held at once: as many as fit into a CPU's cache, or keep a GPU busy.
 _SHARES_ON_CPU, _SHARES_ON_GPU = 1 << 20, 1 << 25
 
 
 def parse(names: str) -> tuple[str, ...]:
     """The poolings in a comma-separated list; raises ValueError for an unknown or repeated one.
 
-    Of an empty list, none: what the checkpoint does by itself.
+    An empty list gives none, which means the checkpoint's own.
     """
-    found = tuple(name.strip() for name in names.split(",")) if names else ()
-    if set(found) - set(POOLINGS) or len(set(found)) < len(found):
+    poolings = tuple(name.strip() for name in names.split(",")) if names else ()
+    if set(poolings) - set(POOLINGS) or len(set(poolings)) < len(poolings):
         raise ValueError(f"must be some of {','.join(POOLINGS)}, each once")
-    return found
+    return poolings
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -48,15 +48,15 @@ class Span:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Alike:
-    """Consecutive texts of one length, pooled over the same tokens: by one kernel for all."""
+    """Consecutive texts of one length, pooled over the same tokens, and so by one kernel."""
 
     start: int  # first token of the first text
     texts: int  # k
     length: int  # l, tokens of each text
-    pooled: slice  # of the tokens of each text
+    pooled: slice  # among the tokens of each text
 
     def of(self, values: Float[torch.Tensor, "t ..."]) -> Float[torch.Tensor, "k l ..."]:
-        """What belongs to its tokens, text by text."""
+        """The values of its tokens, text by text."""
         stop = self.start + self.texts * self.length
         return values[self.start : stop].unflatten(0, (self.texts, self.length))
 
@@ -77,42 +77,42 @@ def pool(
 
     Args:
       states: after the final norm.
-      spans: one a text, of at least one pooled token.
-      poolings: of POOLINGS.
-      attention: the last block's, needed for `attentional`.
+      spans: one per text, each with at least one pooled token.
+      poolings: some of POOLINGS.
+      attention: that of the last block, needed for `attentional`.
     """
-    found: dict[str, list[torch.Tensor]] = {pooling: [] for pooling in poolings}
-    heads = len(attention.query) if attention and "attentional" in found else 0
+    pooled_by: dict[str, list[torch.Tensor]] = {pooling: [] for pooling in poolings}
+    heads = len(attention.query) if attention and "attentional" in pooled_by else 0
     for alike in _alike(spans, heads, states.device.type):
         pooled = alike.of(states)[:, alike.pooled].float()  # [k, p, e]
         positions = torch.arange(1, pooled.shape[1] + 1, device=states.device, dtype=torch.float32)
         weights = {}
-        if "mean" in found:
+        if "mean" in pooled_by:
             weights["mean"] = torch.ones_like(positions) / len(positions)
-        if "positional" in found:
+        if "positional" in pooled_by:
             weights["positional"] = positions / positions.sum()
-        if "attentional" in found:
+        if "attentional" in pooled_by:
             assert attention is not None  # asked for by the caller of a network that has it
             weights["attentional"] = attention_received(attention, alike)
         if weights:
             rows = [weight.expand(pooled.shape[:2]) for weight in weights.values()]
             sums = torch.stack(rows, 1) @ pooled
             for pooling, embeddings in zip(weights, sums.unbind(1), strict=True):
-                found[pooling].append(embeddings)
-        if "max" in found:
-            found["max"].append(pooled.amax(1))
-        if "first" in found:
-            found["first"].append(pooled[:, 0])
-        if "last" in found:
-            found["last"].append(pooled[:, -1])
-    return {pooling: torch.cat(embeddings) for pooling, embeddings in found.items()}
+                pooled_by[pooling].append(embeddings)
+        if "max" in pooled_by:
+            pooled_by["max"].append(pooled.amax(1))
+        if "first" in pooled_by:
+            pooled_by["first"].append(pooled[:, 0])
+        if "last" in pooled_by:
+            pooled_by["last"].append(pooled[:, -1])
+    return {pooling: torch.cat(embeddings) for pooling, embeddings in pooled_by.items()}
 
 
 def attention_received(attention: LastAttention, alike: Alike) -> Float[torch.Tensor, "k p"]:
     """The share of attention that each pooled token receives from all pooled tokens; sums to 1.
 
-    These are the column means of A, which are all that mean_i (A X)_i needs: A itself is made some
-    rows at a time and never kept.
+    These are the column means of A, which are all that mean_i (A X)_i needs: A itself is computed
+    some rows at a time and never kept.
     """
     query, key = (  # [n, k, l, h], [g, k, l, h]
         alike.of(part.transpose(0, 1)).permute(2, 0, 1, 3)
@@ -131,7 +131,7 @@ def attention_received(attention: LastAttention, alike: Alike) -> Float[torch.Te
 
 
 def _alike(spans: Sequence[Span], heads: int, device_type: str) -> Iterator[Alike]:
-    """All texts in order, as many at a time as their attention of `heads` heads allows."""
+    """Groups all texts in order, as many at a time as the attention of `heads` heads allows."""
 
     def kind(span: Span) -> tuple[int, int, int]:
         return span.stop - span.start, span.first - span.start, span.last - span.start

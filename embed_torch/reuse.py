@@ -1,16 +1,24 @@
-"""Copies what another store has already: embeddings of the same text by the same encoder."""
+"""Copies embeddings that another store has already: of the same text, by the same encoder."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import polars as pl
 
 from embed_torch.cli import UserError
 from embed_torch.files import file_sha256
-from embed_torch.store import MANIFEST, TRUNCATED, StoreWriter, is_whole, read_manifest
+from embed_torch.manifest import (
+    MANIFEST,
+    TEXT_HASHES,
+    TOKENS,
+    WINDOW_ROWS,
+    Manifest,
+    read_array,
+    read_manifest,
+    read_windows,
+)
+from embed_torch.store import StoreWriter, read_truncated
 
-# What of a store's settings its embeddings do not depend on: the weights have their own hash.
+# Settings of a store that its embeddings do not depend on: the weights have their own hash.
 _MAY_DIFFER = (
     "encoder",
     "texts_sha256",
@@ -18,53 +26,67 @@ _MAY_DIFFER = (
     "poolings",
     "default_pooling",
 )
-_ROWS_AT_ONCE = 4096
 
 
-def identity(folder: Path, settings: dict[str, Any]) -> str:
-    """The hash by which a journal knows the store that is reused.
+class Reused:
+    """A complete store of the same encoder.
 
-    Raises:
-      UserError: it is not a complete store, or was made with other settings.
+    Attributes:
+      sha256: the hash of its manifest, by which a journal identifies the store.
     """
-    manifest = read_manifest(folder, ["poolings"])
-    other = [
-        name
-        for name, value in settings.items()
-        if name not in _MAY_DIFFER and manifest.get(name) != value
-    ]
-    other += sorted(set(settings["poolings"]) - set(manifest["poolings"]))
-    if other:
-        raise UserError(f"--reuse={folder} was made with other {', '.join(other)}")
-    if not is_whole(folder, manifest):
-        raise UserError(f"--reuse={folder} is damaged, or of an older version: embed it again")
-    return file_sha256(folder / MANIFEST)
 
+    def __init__(self, folder: Path, manifest: Manifest):
+        """Opens the store in `folder`, to copy from it into a store with this manifest.
 
-def look_up(folder: Path, text_hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which rows of `text_hashes` [n, 2] a store has, and where in it."""
-    known = _as_scalars(np.load(folder / "text_hashes.npy", allow_pickle=False))
-    wanted = _as_scalars(text_hashes)
-    known, row_of = np.unique(known, return_index=True)
-    place = np.searchsorted(known, wanted).clip(max=len(known) - 1)
-    (found,) = np.nonzero(known[place] == wanted)
-    return found, row_of[place[found]]
+        Raises:
+          UserError: it is not a complete store, is damaged, or was made with other settings.
+        """
+        self._folder = folder
+        self._manifest = read_manifest(folder)
+        before, now = self._manifest.settings, manifest.settings
+        other = [
+            name
+            for name in {**now, **before}
+            if name not in _MAY_DIFFER and before.get(name) != now.get(name)
+        ]
+        other += sorted({*manifest.poolings} - {*self._manifest.poolings})
+        if other:
+            raise UserError(
+                f"--reuse={folder} was made with other {', '.join(other)}: leave --reuse out"
+            )
+        self._text_hashes = read_array(folder, self._manifest, TEXT_HASHES)
+        self.sha256 = file_sha256(folder / MANIFEST)
 
+    def look_up(self, text_hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The rows of `text_hashes` [n, 2] that the store has, and its rows for them, ascending."""
+        wanted = _as_scalars(text_hashes)
+        known, row_of = np.unique(_as_scalars(self._text_hashes), return_index=True)
+        if not known.size:
+            return row_of, row_of
+        place = np.searchsorted(known, wanted).clip(max=len(known) - 1)
+        (rows,) = np.nonzero(known[place] == wanted)
+        source = row_of[place[rows]]
+        order = np.argsort(source, kind="stable")
+        return rows[order], source[order]
 
-def copy_rows(folder: Path, writer: StoreWriter, poolings: tuple[str, ...]) -> np.ndarray:
-    """Copies the reviews that a store has; returns the rows that are left to embed."""
-    found, source = look_up(folder, writer.text_hashes)
-    for name in poolings:
-        table = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-        for first in range(0, found.size, _ROWS_AT_ONCE):
-            part = slice(first, first + _ROWS_AT_ONCE)
-            writer.array(name)[found[part]] = table[source[part]]
-    tokens = np.load(folder / "tokens.npy", allow_pickle=False)
-    uncut = tokens.copy()
-    truncated = pl.read_parquet(folder / TRUNCATED, glob=False)
-    uncut[truncated["row"].to_numpy()] = truncated["tokens_before"].to_numpy()
-    writer.tokens[found], writer.tokens_uncut[found] = tokens[source], uncut[source]
-    return np.setdiff1d(np.arange(len(writer.tokens)), found)
+    def copy_rows(self, writer: StoreWriter, poolings: tuple[str, ...]) -> np.ndarray:
+        """Copies the reviews that the store has; returns the rows that are left to embed.
+
+        Raises:
+          UserError: a copied row is not as it was written.
+        """
+        rows, source = self.look_up(writer.text_hashes)
+        for name in poolings:
+            windows = np.unique(source // WINDOW_ROWS).tolist()
+            for first, block in read_windows(self._folder, self._manifest, name, windows):
+                part = slice(*np.searchsorted(source, (first, first + WINDOW_ROWS)))
+                writer.array(name)[rows[part]] = block[source[part] - first]
+        tokens = read_array(self._folder, self._manifest, TOKENS)
+        uncut = np.array(tokens)
+        truncated = read_truncated(self._folder, self._manifest)
+        uncut[truncated["row"].to_numpy()] = truncated["tokens_before"].to_numpy()
+        writer.tokens[rows], writer.tokens_uncut[rows] = tokens[source], uncut[source]
+        return np.setdiff1d(np.arange(len(writer.tokens)), rows)
 
 
 def _as_scalars(hashes: np.ndarray) -> np.ndarray:

@@ -1,8 +1,8 @@
-"""What a sentence-transformers checkpoint says of itself: pooling, projections, length, prompt.
+"""Reads the settings of a sentence-transformers checkpoint: pooling, projections, length, prompt.
 
-In: a folder with `modules.json` and what it names. Out: `SentenceModules`, the same for every
-checkpoint; of a folder without `modules.json`, one that says nothing but the longest input. What
-would change the embeddings and cannot be followed here is refused.
+In: a folder with `modules.json` and what it names. Out: `SentenceModules`; without
+`modules.json`, with all defaults but the longest input. Settings that would change the embeddings
+and are not supported here are refused.
 """
 
 import dataclasses
@@ -24,14 +24,14 @@ from embed_torch.files import read_json
 
 _MADE_BY = "the download of the checkpoint"
 _KINDS = ("Transformer", "Pooling", "Dense", "Normalize")
-_POOLINGS = {  # of ours by sentence-transformers' names
+_POOLINGS = {  # ours by sentence-transformers' names
     "cls": "first",
     "max": "max",
     "mean": "mean",
     "weightedmean": "positional",
     "lasttoken": "last",
 }
-# The keys of before version 5.4 of sentence-transformers, in its order.
+# The keys before version 5.4 of sentence-transformers, in its order.
 _OLD_MODES = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -45,7 +45,7 @@ _TRANSFORMER_CONFIGS = [
     f"sentence_{kind}_config.json"
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 ]
-# What a setting may say because it changes nothing; of others, that they are empty.
+# Values of settings that change nothing; settings not named here must be empty.
 _PLAIN_TRANSFORMER: dict[str, Any] = {
     "transformer_task": "feature-extraction",
     "modality_config": {"text": {"method": "forward", "method_output_name": "last_hidden_state"}},
@@ -84,9 +84,11 @@ class Dense:
             tensors = load_file(path)
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path} is damaged ({error}): download it again") from None
-        found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        if found != wanted:
-            raise UserError(f"{path} holds {found}, where its config.json wants {wanted}")
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        if shapes != wanted:
+            raise UserError(
+                f"{path} holds {shapes}, but its config.json asks for {wanted}: download it again"
+            )
         linear.load_state_dict({name[7:]: tensor.float() for name, tensor in tensors.items()})
         layer = torch.nn.Sequential(linear, _ACTIVATIONS[self.activation]())
         return layer.requires_grad_(False).to(device)
@@ -94,7 +96,7 @@ class Dense:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SentenceModules:
-    """What the author of a checkpoint does with token states."""
+    """What the author of a checkpoint does with texts and token states."""
 
     given: bool = False  # whether there is a modules.json
     modes: tuple[str, ...] = ("mean",)  # of pooling, in sentence-transformers' names
@@ -102,8 +104,8 @@ class SentenceModules:
     dense: tuple[Dense, ...] = ()
     normalize: bool = False
     prefix: str = ""  # put before every text
-    lowercase: bool = False  # texts, before they are tokenized
-    max_seq_length: int | None = None  # tokens of an input; None: as the tokenizer says
+    lowercase: bool = False  # whether texts are lowercased before they are tokenized
+    max_seq_length: int | None = None  # most tokens of an input; None: as the tokenizer says
     pooling_config: Path | None = None
 
     @property
@@ -111,7 +113,7 @@ class SentenceModules:
         """The checkpoint's own pooling.
 
         Raises:
-          UserError: there is none of that kind here.
+          UserError: it is not supported here.
         """
         names = [_POOLINGS.get(mode) for mode in self.modes]
         if len(names) > 1 or names[0] is None or (names[0] != "mean" and not self.include_prompt):
@@ -123,10 +125,10 @@ class SentenceModules:
         return names[0]
 
     def deciding_files(self, causal: bool) -> list[Path]:
-        """Those that decide embeddings beyond the settings that a store's manifest names."""
+        """The files that decide embeddings besides the settings in a store's manifest."""
         files = []
         if self.pooling_config and (causal or not self.include_prompt):
-            # What stands around the text of a language model follows its tokenizer then.
+            # The tokens around the text of a language model then follow its tokenizer.
             files.append(self.pooling_config)
         for dense in self.dense:
             files += [dense.folder / "config.json", *gptq.weight_files(dense.folder)]
@@ -134,10 +136,10 @@ class SentenceModules:
 
 
 def read_modules(folder: Path) -> SentenceModules:
-    """Reads `modules.json` of a checkpoint and the settings beside it.
+    """Reads `modules.json` of a checkpoint and the settings next to it.
 
     Raises:
-      UserError: a module, or a setting of one, that is not known here; a file that is malformed.
+      UserError: a module or one of its settings is not known here, or a file is malformed.
     """
     path = folder / "modules.json"
     max_seq_length, lowercase = _read_transformer(folder)
@@ -145,7 +147,7 @@ def read_modules(folder: Path) -> SentenceModules:
         return SentenceModules(max_seq_length=max_seq_length)
     try:
         modules = [(str(part["type"]), str(part["path"])) for part in json.loads(path.read_text())]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{path} is not a list of modules: download the checkpoint again") from None
     for name, _ in modules:
         package, kind = name.partition(".")[0], name.rpartition(".")[2]
@@ -179,21 +181,21 @@ def read_modules(folder: Path) -> SentenceModules:
 
 
 def lowercase(tokenizer: tokenizers.Tokenizer) -> None:
-    """Has a tokenizer lowercase all texts first, as `do_lower_case` asks."""
+    """Makes a tokenizer lowercase all texts first, as `do_lower_case` asks."""
     normalizer = tokenizer.normalizer
     parts = [normalizers.Lowercase(), *([normalizer] if normalizer else [])]
     tokenizer.normalizer = normalizers.Sequence(parts)
 
 
 def _optional(path: Path) -> dict[str, Any]:
-    """The settings in a file that need not be there."""
+    """The settings in a file that need not exist."""
     return read_json(path, _MADE_BY) if path.is_file() else {}
 
 
 def _refuse_others(
     config: Mapping[str, Any], path: Path, read: Collection[str], plain: Mapping[str, Any]
 ) -> None:
-    """Refuses settings that say something, are not `read` by the caller, and not as in `plain`."""
+    """Refuses settings that are not empty, not `read` by the caller, and not as in `plain`."""
     for key, value in config.items():
         if value and key not in read and value != plain.get(key):
             raise UserError(
@@ -202,7 +204,7 @@ def _refuse_others(
 
 
 def _typed(config: dict[str, Any], path: Path, key: str, default: Any, kind: type) -> Any:
-    """A setting, of its type: null stands for the default, and an int is at least 1."""
+    """A setting, checked: null stands for the default, and an int must be at least 1."""
     value: Any = default if config.get(key) is None else config[key]
     too_small = kind is int and isinstance(value, int) and value < 1
     if value is not None and (type(value) is not kind or too_small):
@@ -226,7 +228,7 @@ def _read_transformer(folder: Path) -> tuple[int | None, bool]:
 
 
 def _read_pooling(path: Path) -> tuple[tuple[str, ...], bool]:
-    """The modes, and whether a prompt is pooled."""
+    """The modes of pooling, and whether the prompt is pooled too."""
     config = read_json(path, _MADE_BY)
     widths = ("embedding_dimension", "word_embedding_dimension")
     _refuse_others(config, path, {*widths, "pooling_mode", "include_prompt", *_OLD_MODES}, {})

@@ -1,7 +1,7 @@
-"""Hashed words (Weinberger et al. 2009): a review by the word pieces in it, without a network.
+"""Embeds a review by hashing its word pieces (Weinberger et al. 2009), without a network.
 
 `--model=words` needs no weights but MiniLM's vocabulary, and no GPU. It knows neither meaning nor
-order, only which words there are, which is what sentence embeddings blur (docs/findings.md).
+order, only which words occur, which is what sentence embeddings blur (docs/findings.md).
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from torch.nn import functional
 from transformers.modeling_outputs import BaseModelOutput
 
 NAME = "words"
-SHA256 = hashlib.sha256(b"hashed words, version 1").hexdigest()  # in the place of weights
+SHA256 = hashlib.sha256(b"hashed words, version 1").hexdigest()  # instead of that of weights
 _DIM = 1024
 _POSITIONS = 8192
 _MULTIPLIER = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: Fibonacci hashing (Knuth, section 6.4)
@@ -35,7 +35,7 @@ class HashedWords(transformers.PreTrainedModel):
         self.sign = torch.nn.Parameter(sign, requires_grad=False)
 
     def forward(self, input_ids: Int[torch.Tensor, "b t"], **_: object) -> BaseModelOutput:
-        """States [b, t, 1024]: each token by itself."""
+        """States [b, t, 1024], each from its own token only."""
         states = functional.one_hot(self.place[input_ids], _DIM) * self.sign[input_ids][..., None]
         return BaseModelOutput(last_hidden_state=states)
 

@@ -4,7 +4,7 @@ A command declares its settings once, as a dataclass whose fields are made by `s
 `__post_init__` calls `check`; `main` parses the command line (and any --flagfile) into it and calls
 `run(config)`.
 
-This file and `files.py` stand, byte for byte, in both packages, because `embed_torch` and
+This file and `files.py` are byte for byte the same in both packages, because `embed_torch` and
 `sasnet_jax` must never import each other; `tests/test_packages.py` keeps the copies equal.
 """
 
@@ -26,11 +26,11 @@ from tqdm import tqdm
 EXIT_MISTAKE = 2
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: saved, run the same command again.
 _FLAGFILE_BYTES = 1 << 20  # no flagfile that a person wrote is longer
-_SECONDS_PER_LINE = 10.0  # of progress, where there is no terminal to draw a bar on
+_SECONDS_PER_LINE = 10.0  # between lines of progress, where no terminal shows a bar
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: printed as one line, exit status 2."""
+    """A mistake that the user can correct: printed as one line, exit status 2."""
 
 
 class Preempted(BaseException):
@@ -52,7 +52,7 @@ class ProgressBar(tqdm):
         super().__init__(*args, **kwargs)
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        """Draws the bar, or writes a line where one is due."""
+        """Draws the bar, or writes a line when one is due."""
         if self._terminal:
             super().display(msg, pos)
         elif msg is None and time.monotonic() >= self._next_line:
@@ -87,12 +87,12 @@ def setting(
 
     Args:
       default: the flag's default.
-      help: what it sets, with its unit, in half a line.
+      help: what the flag sets, with its unit, in half a line.
       topic: the heading under which --help lists it.
-      required: refuse to start without it.
-      extra: listed by --helpfull only.
-      minimum: the smallest value that can be meant.
-      maximum: the largest.
+      required: whether the command refuses to start without it.
+      extra: whether only --helpfull lists it.
+      minimum: the smallest value allowed.
+      maximum: the largest value allowed.
       above: a value that it must exceed.
       below: a value that it must stay under.
     """
@@ -105,11 +105,11 @@ def setting(
 def check(config: Any) -> None:
     """Refuses a setting that is not of its field's type, or is outside its bounds.
 
-    Flags are of their types; what a program or a file says may be anything. None passes where the
-    field may be None, an integer where a float is meant.
+    Flags are parsed to their types, but a program or a file may give a value of any type. None
+    passes where the field may be None, and an integer where the field is a float.
 
     Raises:
-      UserError: naming the flag, the value and what is allowed.
+      UserError: a value is not allowed; the message names the flag, the value and what is.
     """
     kinds = typing.get_type_hints(type(config))
     for field in dataclasses.fields(config):
@@ -119,22 +119,22 @@ def check(config: Any) -> None:
 
 
 def _type_problem(value: Any, kind: Any) -> str:
-    """What `value` must be, if it is not: a field's annotation, in words."""
+    """What `value` must be, in words, if it is not of type `kind`; else an empty string."""
     options = typing.get_args(kind)
     if typing.get_origin(kind) is typing.Literal:
         known = isinstance(value, str) and value in options
         return "" if known else f"one of {', '.join(options)}"
     if typing.get_origin(kind) is tuple:
-        texts = isinstance(value, tuple) and all(isinstance(one, str) for one in value)
+        texts = isinstance(value, tuple) and all(isinstance(text, str) for text in value)
         return "" if texts else "a tuple of texts"
     allowed = options if isinstance(kind, types.UnionType) else (kind,)
     if type(value) in allowed or (float in allowed and type(value) is int):
         return ""
-    return " or ".join(one.__name__ for one in allowed)
+    return " or ".join("None" if kind is types.NoneType else kind.__name__ for kind in allowed)
 
 
 def _bound_problem(value: Any, bounds: dict[str, Any]) -> str:
-    """What `value` must be, if it is out of bounds: all of them, in words."""
+    """All bounds, in words, if `value` is outside any of them; else an empty string."""
     if isinstance(value, float) and not math.isfinite(value):
         return "finite"
     holds = {
@@ -150,14 +150,14 @@ def _bound_problem(value: Any, bounds: dict[str, Any]) -> str:
 
 def main(config_class: type, run: Callable[[Any], None], description: str | None) -> None:
     """Runs one command: sys.argv -> config_class -> run(config) -> exit status."""
-    # Unwind, so that nothing half written is left; commands that can save do so themselves.
+    # Unwind, so that nothing half-written is left behind; commands that can save do so themselves.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         run(parse(config_class, sys.argv, description))
     except UserError as error:
         _stop(str(error))
     except OSError as error:
-        # A missing, unreadable or full place is the user's to mend; the message names it.
+        # The user can correct a missing or unreadable file, or a full disk; the message names it.
         _stop(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
     except Preempted as saved:
         print(f"stopped by SIGTERM: {saved}", file=sys.stderr)
@@ -199,10 +199,10 @@ def parse(config_class: type, argv: Sequence[str], description: str | None) -> A
 
 
 def _check_flagfiles(arguments: Sequence[str], above: tuple[Path, ...] = ()) -> None:
-    """Reads the flagfiles among `arguments`, and those in them, as far as absl could trip over.
+    """Refuses flagfiles among `arguments`, or included by them, on which absl itself would fail.
 
     Raises:
-      UserError: one is no regular file, too long, not UTF-8, or includes itself.
+      UserError: one is absent, not a regular file, too long or not UTF-8, or includes itself.
     """
     for argument, value in itertools.pairwise([*arguments, ""]):
         name, equals, given = argument.strip().lstrip("-").partition("=")
@@ -210,9 +210,9 @@ def _check_flagfiles(arguments: Sequence[str], above: tuple[Path, ...] = ()) -> 
             continue
         path = Path(given if equals else value.strip()).expanduser()
         if not path.is_file():
-            raise UserError(f"--flagfile={path} does not exist, or is no file")
+            raise UserError(f"--flagfile={path} does not exist, or is not a file")
         if path.stat().st_size > _FLAGFILE_BYTES:
-            raise UserError(f"--flagfile={path} has over {_FLAGFILE_BYTES:,} bytes: no flagfile")
+            raise UserError(f"--flagfile={path} is no flagfile: over {_FLAGFILE_BYTES:,} bytes")
         if path.resolve() in above:
             raise UserError(f"--flagfile={path} includes itself: remove its --flagfile line")
         try:
@@ -225,7 +225,7 @@ def _check_flagfiles(arguments: Sequence[str], above: tuple[Path, ...] = ()) -> 
 def _define(values: flags.FlagValues, field: dataclasses.Field, kind: Any) -> None:
     common = {"name": field.name, "default": field.default, "help": field.metadata["help"]}
     common["flag_values"] = values
-    if isinstance(kind, types.UnionType):  # a setting that may be left out: None, or of this type
+    if isinstance(kind, types.UnionType):  # None, where the setting is left out, or a value
         (kind,) = set(typing.get_args(kind)) - {types.NoneType}
     if typing.get_origin(kind) is typing.Literal:
         flags.DEFINE_enum(enum_values=list(typing.get_args(kind)), **common)
@@ -260,7 +260,7 @@ def _help(config_class: type, description: str | None, full: bool) -> str:
     for topic, rows in topics.items():
         lines += [f"{topic}:", *rows]
     lines.append(
-        "Any of these may stand in a file: --flagfile=FILE."
+        "Any of these flags can be put into a file: --flagfile=FILE."
         + ("" if full else " More: --helpfull.")
     )
     return "\n".join(lines)

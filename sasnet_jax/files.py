@@ -1,11 +1,11 @@
-"""Files that are whole or absent, and what they must be: the contract of every output.
+"""Reads and writes files that are either whole or absent: the contract of every output.
 
 A command claims its output folder (`claim`), fills it atomically (`replacing`, `new_folder`) and
-writes a record of it: one JSON object, of a type of its own derived from `Record`, which another
-command reads back and which says by its checksum that nobody has changed it since.
+writes a record of it: one JSON object, of a type derived from `Record`. Other commands read the
+record back; its checksum shows whether anything in it has changed since.
 
-This file and `cli.py` stand, byte for byte, in both packages; `tests/test_packages.py` keeps the
-copies equal.
+This file and `cli.py` are byte for byte the same in both packages; `tests/test_packages.py` keeps
+the copies equal.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import stat
@@ -26,19 +27,19 @@ import msgspec
 from .cli import ProgressBar, UserError  # relative, so that both copies are one text
 
 _CHUNK_BYTES = 1 << 20
-_JSON_BYTES = 1 << 28  # a longer JSON file is none of ours
+_JSON_BYTES = 1 << 28  # no command writes a longer JSON file
 
 
 class Record(msgspec.Struct, kw_only=True, frozen=True):
-    """What a JSON file of ours says: the base of the type of each.
+    """The contents of a JSON file that a command writes: the base class of each type of record.
 
-    A record is read back by `read_record` only as it was written: of its version, of the types that
-    its fields declare, and unchanged (`sha256`, over all other fields). Fields that have come
-    later than the format have defaults.
+    `read_record` accepts a record only as it was written: of the current format version, with
+    values of the declared types, and unchanged (`sha256` covers all other fields). Fields that
+    are newer than the format have defaults.
     """
 
     made_by: ClassVar[str]  # the command, as it is typed
-    version: ClassVar[int]  # of the format
+    version: ClassVar[int]  # of the format; 0 if older files state none
     format_version: int = 0
     sha256: str | None = None
 
@@ -47,10 +48,14 @@ RecordT = TypeVar("RecordT", bound=Record)
 
 
 def write_record(path: Path, record: Record) -> None:
-    """Writes a record as indented JSON, atomically, with its version and checksum."""
+    """Writes a record as indented JSON, atomically."""
+    write_json(path, record_values(record))
+
+
+def record_values(record: Record) -> dict[str, Any]:
+    """A record as a JSON object, with its version and checksum."""
     values = msgspec.to_builtins(record) | {"format_version": record.version}
-    values.pop("sha256", None)
-    write_json(path, values | {"sha256": _checksum(values)})
+    return values | {"sha256": _checksum(values)}
 
 
 def read_record(path: Path, kind: type[RecordT], remedy: str = "") -> RecordT:
@@ -59,17 +64,19 @@ def read_record(path: Path, kind: type[RecordT], remedy: str = "") -> RecordT:
     Args:
       path: the file.
       kind: its type.
-      remedy: what to type where it cannot be used; by default, the command again, elsewhere.
+      remedy: what to type if it cannot be used; by default, to remove its folder and run the
+        command that wrote it again.
 
     Raises:
       UserError: it is absent, damaged, changed since it was written, or of another version.
     """
     remedy = remedy or f"remove {path.parent} and run {kind.made_by} again"
-    values = read_json(path, kind.made_by, remedy=remedy)
-    if values.get("format_version") != kind.version:
+    # The first version of some records did not say so: 0.
+    keys = ["format_version"] if kind.version else []
+    values = read_json(path, kind.made_by, keys, remedy)
+    if (version := values.get("format_version", 0)) != kind.version:
         raise UserError(
-            f"{path} has format version {values.get('format_version')!r}, this program reads "
-            f"{kind.version}: {remedy}"
+            f"{path} has format version {version!r}, this program reads {kind.version}: {remedy}"
         )
     if values.get("sha256") not in (None, _checksum(values)):
         raise UserError(f"{path} was changed after it was written (its sha256 differs): {remedy}")
@@ -86,14 +93,14 @@ def _checksum(values: Mapping[str, Any]) -> str:
 
 
 def claim(output: Path, *records: str) -> bool:
-    """Whether a command's output folder holds something of it already; else it may be filled.
+    """Returns whether an output folder holds output of this command; if not, it may be filled.
 
     Args:
       output: the folder, which need not exist.
-      records: names of the files by which the command knows what it has written, or begun.
+      records: names of the files that show that the command has written, or begun, its output.
 
     Raises:
-      UserError: it is no folder, or holds other files.
+      UserError: it is not a folder, or holds other files.
     """
     if output.exists() and not output.is_dir():
         raise UserError(f"--output={output} is a file, not a folder: choose another --output")
@@ -107,16 +114,16 @@ def claim(output: Path, *records: str) -> bool:
 def refuse_other_settings(
     output: Path, before: Mapping[str, Any], now: Mapping[str, Any], may_differ: Iterable[str] = ()
 ) -> None:
-    """Refuses to write into a folder what does not belong to what it holds.
+    """Refuses to write into a folder whose content was made with other settings.
 
     Args:
       output: the folder.
-      before: what its content was made with.
-      now: what the command would make it with.
-      may_differ: names that say nothing about the content.
+      before: the settings that its content was made with.
+      now: the settings of this command.
+      may_differ: names of settings that the content does not depend on.
 
     Raises:
-      UserError: naming the settings that differ.
+      UserError: settings differ; the message names them.
     """
     names = [name for name in {**now, **before} if name not in set(may_differ)]
     changed = [name for name in names if before.get(name) != now.get(name)]
@@ -128,15 +135,20 @@ def refuse_other_settings(
 
 
 def say_complete(output: Path) -> None:
-    """Tells that there is nothing to do."""
+    """Prints that there is nothing to do."""
     print(f"{output} is already complete: nothing to do")
 
 
-def require_file(path: Path, remedy: str) -> Path:
-    """Returns `path` where it is a regular file: anything else might never end, or not be read.
+def require_file(path: Path, remedy: str, sha256: str | None = None) -> Path:
+    """Returns `path` if it is a regular file: reading anything else might fail, or never end.
+
+    Args:
+      path: the file.
+      remedy: how the message ends.
+      sha256: the hash that its bytes must have; None if none was recorded.
 
     Raises:
-      UserError: it is not; the message ends in the remedy.
+      UserError: it is absent or not a regular file, or its bytes have another hash.
     """
     try:
         mode = path.stat().st_mode
@@ -144,27 +156,36 @@ def require_file(path: Path, remedy: str) -> Path:
         reason = "does not exist" if isinstance(error, FileNotFoundError) else error.strerror
         raise UserError(f"{path} {reason}: {remedy}") from None
     if not stat.S_ISREG(mode):
-        what = "is a folder" if stat.S_ISDIR(mode) else "is no regular file"
+        what = "is a folder" if stat.S_ISDIR(mode) else "is not a regular file"
         raise UserError(f"{path} {what}: {remedy}")
+    if sha256 is not None and file_sha256(path) != sha256:
+        raise UserError(f"{path} was changed after it was written (its sha256 differs): {remedy}")
     return path
 
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Has an OSError of the block name `path`, where it names no file: a full disk does not."""
+    """Makes a system error in the block, such as a full disk, name `path` if it names no file."""
     try:
         yield
     except OSError as error:
         if error.filename is None:
             raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
         raise
+    except Exception as error:
+        # Polars and TensorStore raise errors of their own, with the system's number in their text.
+        number = re.search(r"os.error\D{0,8}(\d+)", str(error))
+        if isinstance(error, UserError) or number is None:
+            raise
+        reason = os.strerror(int(number[1]))
+        raise UserError(f"{path} cannot be written: {reason}") from None
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Opens a file beside `path`, and renames it onto `path` once it is written and on disk."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.unlink(missing_ok=True)  # left behind, or a link that somebody planted
+    partial.unlink(missing_ok=True)  # of a killed process, or a link that somebody planted
     with naming(path), partial.open("xb") as file:
         yield file
         file.flush()
@@ -177,8 +198,8 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 def new_folder(path: Path) -> Iterator[Path]:
     """Yields a folder beside `path` to fill, and renames it to `path` on success.
 
-    On failure nothing is left behind; what a killed process left is removed by the next one. The
-    rename refuses a `path` that has come to hold files.
+    On failure nothing is left behind; what a killed process left, the next process removes. The
+    rename fails if `path` has come to hold files.
     """
     path = path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -198,7 +219,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _held(folder: Path) -> Iterator[None]:
-    """Locks a folder while its process lives; raises BlockingIOError where another one does."""
+    """Locks a folder while this process lives; raises BlockingIOError if another one holds it."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -230,11 +251,11 @@ def read_json(
     Args:
       path: the file.
       made_by: the command, or the program, that writes such files.
-      keys: those that it must have.
-      remedy: what to type where it cannot be read; by default that command.
+      keys: the keys that the object must have.
+      remedy: what to type if it cannot be read; by default, that command.
 
     Raises:
-      UserError: it is absent, no regular file, not a JSON object, or lacks a key.
+      UserError: it is absent, not a regular file or not a JSON object, or lacks a key.
     """
     remedy = remedy or f"remove it and run {made_by} again"
     if not path.exists():
@@ -255,14 +276,14 @@ def read_json(
 
 @contextlib.contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
-    """Holds `folder` against a second writer; the system lets go when the process dies.
+    """Locks `folder` against a second writer; the system unlocks it when the process dies.
 
-    A folder that was made for this and is still empty is removed at the end.
+    A folder that is created here and is still empty at the end is removed.
 
     Raises:
-      UserError: another process holds it; the message names the holder.
+      UserError: another process has locked it; the message names that process.
     """
-    made = not folder.exists()
+    created = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
     with os.fdopen(os.open(folder / ".lock", flags, 0o666), "r+") as file:
@@ -271,13 +292,13 @@ def sole_writer(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             raise UserError(f"{folder} is in use by {file.read() or 'another process'}") from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+        with naming(folder / ".lock"):
+            os.truncate(file.fileno(), 0)
+            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
         try:
             yield
         finally:
-            if made and [path.name for path in folder.iterdir()] == [".lock"]:
+            if created and [path.name for path in folder.iterdir()] == [".lock"]:
                 shutil.rmtree(folder)
 
 

@@ -1,19 +1,19 @@
-"""Embedding reviews, against sentence-transformers and against plain Hugging Face forwards.
+"""Measures embedding against sentence-transformers and against plain Hugging Face forward passes.
 
-Both sides in turns, in one process, on the same texts; medians of --rounds:
+Both sides alternate, in one process, on the same texts; figures are medians of --rounds:
 
 - MiniLM: `SentenceTransformer.encode` with its defaults, against this engine in float32 and
-  bfloat16, tokenisation included;
-- a small random Phi-3 (1024 wide, 8 layers) with all five poolings: forwards in file order, batches
-  of 16, padded, eager with `output_attentions`, against this engine; and this engine without
-  attentional pooling;
+  bfloat16, tokenization included;
+- a small random Phi-3 (1024 wide, 8 layers) with all five poolings: forward passes in file order,
+  in padded batches of 16, eager with `output_attentions`, against this engine; and this engine
+  without attentional pooling;
 - with --full_size: Phi-3-mini (3072 wide, 32 layers) with random 4-bit GPTQ weights, written into
-  --folder and loaded as a user's would be; the fraction of the matrix product's own peak.
+  --folder and loaded like a user's checkpoint; the fraction of the matrix product's own peak.
 
     python scripts/bench_embed.py --corpus=CORPUS
 
-Needs sentence-transformers (requirements-dev.txt). Three minutes on two cores; --full_size is for
-a GPU, and takes 2.4 GB of disk.
+Needs sentence-transformers (requirements-dev.txt). Three minutes on two cores; --full_size needs
+a GPU and 2.4 GB of disk.
 """
 
 import dataclasses
@@ -47,15 +47,19 @@ _POOLINGS = ("mean", "max", "last", "positional", "attentional")  # the paper's
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class BenchConfig:
-    """Settings of the measurement."""
+    """The settings of the measurement."""
 
-    corpus: str = setting("", help="whose reviews are embedded", topic="bench", required=True)
-    texts: int = setting(800, help="of its first reviews, for MiniLM", topic="bench")
-    phi3_texts: int = setting(160, help="of its first reviews, for the small Phi-3", topic="bench")
-    rounds: int = setting(3, help="times that each side runs", topic="bench")
-    full_size: bool = setting(False, help="also Phi-3-mini, full size", topic="bench")
+    corpus: str = setting(
+        "", help="corpus folder whose reviews are embedded", topic="bench", required=True
+    )
+    texts: int = setting(800, help="number of its first reviews that MiniLM embeds", topic="bench")
+    phi3_texts: int = setting(
+        160, help="number of its first reviews that the small Phi-3 embeds", topic="bench"
+    )
+    rounds: int = setting(3, help="number of runs of each side", topic="bench")
+    full_size: bool = setting(False, help="also measure Phi-3-mini at full size", topic="bench")
     folder: str = setting(
-        "work/bench_embed", help="where its weights and the figures go", topic="bench"
+        "work/bench_embed", help="folder for its weights and the figures", topic="bench"
     )
     device: str = setting("", help="torch device", topic="bench")
 
@@ -67,15 +71,15 @@ def run(config: BenchConfig) -> None:
     transformers.utils.logging.disable_progress_bar()
     texts = corpus.read_texts(Path(config.corpus)).reviews.to_list()
     device = backbone.device_named(config.device)
-    found: dict[str, Any] = {"machine": _machine(device)}
-    print(found["machine"])
-    found["minilm"] = _minilm(texts[: config.texts], device, config.rounds)
+    figures: dict[str, Any] = {"machine": _machine(device)}
+    print(figures["machine"])
+    figures["minilm"] = _minilm(texts[: config.texts], device, config.rounds)
     lengths = _lengths(texts)
-    found["phi3_small"] = _phi3_small(lengths[: config.phi3_texts], device, config.rounds)
+    figures["phi3_small"] = _phi3_small(lengths[: config.phi3_texts], device, config.rounds)
     if config.full_size:
-        found["phi3_mini"] = _phi3_mini(Path(config.folder), lengths, device, config.rounds)
+        figures["phi3_mini"] = _phi3_mini(Path(config.folder), lengths, device, config.rounds)
     Path(config.folder).mkdir(parents=True, exist_ok=True)
-    files.write_json(Path(config.folder) / "bench_embed.json", found)
+    files.write_json(Path(config.folder) / "bench_embed.json", figures)
 
 
 def _minilm(texts: list[str], device: torch.device, rounds: int) -> dict[str, Any]:
@@ -182,7 +186,7 @@ def _phi3_mini(folder: Path, lengths: list[int], device: torch.device, rounds: i
 
 
 def _write_phi3_mini(folder: Path) -> None:
-    """A full-size checkpoint as AutoGPTQ packs it: groups of 128, random fields."""
+    """Writes a full-size checkpoint as AutoGPTQ packs it: groups of 128, random fields."""
     folder.mkdir(parents=True, exist_ok=True)
     config = transformers.Phi3Config(architectures=["Phi3ForCausalLM"])
     config.save_pretrained(folder)
@@ -207,8 +211,8 @@ def _write_phi3_mini(folder: Path) -> None:
 
 @torch.inference_mode()
 def _padded(network: Any, texts: list[list[int]]) -> dict[str, np.ndarray]:
-    """What one would write first: file order, 16 at a time, all attentions returned."""
-    found: dict[str, list[torch.Tensor]] = {name: [] for name in _POOLINGS}
+    """Embeds the obvious way: in file order, 16 at a time, with all attentions returned."""
+    embeddings: dict[str, list[torch.Tensor]] = {name: [] for name in _POOLINGS}
     for first in range(0, len(texts), 16):
         batch = texts[first : first + 16]
         longest = max(map(len, batch))
@@ -222,25 +226,27 @@ def _padded(network: Any, texts: list[list[int]]) -> dict[str, np.ndarray]:
         count = real.sum(1)
         received = (output.attentions[-1].float().mean(1) * real).sum(1) / count
         positions = torch.arange(1, longest + 1, device=ids.device)[:, None] * real
-        found["mean"].append((states * real).sum(1) / count)
-        found["max"].append(states.masked_fill(real == 0, -torch.inf).amax(1))
-        found["last"].append(states[torch.arange(len(batch)), mask.sum(1) - 1])
-        found["positional"].append((states * positions).sum(1) / positions.sum(1))
-        found["attentional"].append((states * received[..., None]).sum(1))
-    return {name: torch.cat(parts).cpu().numpy() for name, parts in found.items()}
+        embeddings["mean"].append((states * real).sum(1) / count)
+        embeddings["max"].append(states.masked_fill(real == 0, -torch.inf).amax(1))
+        embeddings["last"].append(states[torch.arange(len(batch)), mask.sum(1) - 1])
+        embeddings["positional"].append((states * positions).sum(1) / positions.sum(1))
+        embeddings["attentional"].append((states * received[..., None]).sum(1))
+    return {name: torch.cat(parts).cpu().numpy() for name, parts in embeddings.items()}
 
 
 def _packed(
     network: Any, texts: list[list[int]], poolings: tuple[str, ...], budget: int = 0
 ) -> dict[str, np.ndarray]:
     budget = packing.tokens_in_a_batch(budget, network.device.type)
-    found = {name: np.zeros((len(texts), network.config.hidden_size), "f") for name in poolings}
+    embeddings = {
+        name: np.zeros((len(texts), network.config.hidden_size), "f") for name in poolings
+    }
     for rows in packing.plan_batches([len(text) for text in texts], budget, None):
         batch = Batch([texts[row] for row in rows], (0, 0), poolings)
         states, last = attention.states_of(network, batch.ids)
         for name, values in pooling.pool(states, batch.spans(), poolings, last).items():
-            found[name][rows] = values.cpu().numpy()
-    return found
+            embeddings[name][rows] = values.cpu().numpy()
+    return embeddings
 
 
 def _lengths(texts: list[str]) -> list[int]:
@@ -253,7 +259,7 @@ def _lengths(texts: list[str]) -> list[int]:
 
 
 def _in_turns(sides: dict[str, Callable], rounds: int) -> tuple[dict[str, float], dict[str, Any]]:
-    """Median seconds and last result of each side, after one run that is not counted."""
+    """Median seconds and last result of each side, after a first run that does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     results = {name: side() for name, side in sides.items()}
     for _ in range(rounds):
@@ -265,7 +271,7 @@ def _in_turns(sides: dict[str, Callable], rounds: int) -> tuple[dict[str, float]
 
 
 def _peak(dtype: torch.dtype, device: torch.device) -> float:
-    """FLOP a second of the best of some large matrix products."""
+    """FLOP per second of the best of several large matrix products."""
     size = 8192 if device.type == "cuda" else 2048
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = 0.0
@@ -279,11 +285,13 @@ def _peak(dtype: torch.dtype, device: torch.device) -> float:
 
 
 def _machine(device: torch.device) -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpuinfo = Path("/proc/cpuinfo")  # Linux only
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     cpu = next(names, platform.machine())
     gpu = f", {torch.cuda.get_device_name(device)}" if device.type == "cuda" else ""
-    cores = len(os.sched_getaffinity(0))
+    has_affinity = hasattr(os, "sched_getaffinity")  # macOS has not
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
     return (
         f"{cores} cores, {cpu}{gpu}, Python {platform.python_version()}, torch {torch.__version__}"
     )

@@ -1,16 +1,16 @@
-"""Reading and choosing at the size of Yelp, against pandas and against the proven bound.
+"""Measures reading and choosing at the size of Yelp, against pandas and the proven bound.
 
 Generates a dump in Yelp's schema (7 M lines, about 5 GB; kept in --folder for the next time), then
-measures, in turns, each in a process of its own with the peak memory of that process and its
+measures, alternating, each in a process of its own with the peak memory of that process and its
 workers:
 
 - reading: `pandas.read_json(lines=True, chunksize=...)` alone, against prepare's own reading and
-  filtering of the same file (validation, counts, the paper's filters, one review a pair);
-- choosing: the paper's linear programme on what is left, against its lower bound of 70,000 reviews;
+  filtering of the same file (validation, counts, the paper's filters, one review per pair);
+- choosing: the paper's linear program on the remaining reviews, against its lower bound of 70,000;
 - the whole of `python -m sasnet_jax.prepare` with the paper's settings.
 
-Beside the seconds stand the core-seconds, of all processes and threads, which other work on the
-machine disturbs less.
+Core-seconds of all processes and threads are given next to the seconds: other work on the machine
+disturbs them less.
 
     python scripts/bench_prepare.py --folder=work/bench
 
@@ -26,6 +26,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,7 @@ from sasnet_jax import cli, files
 from sasnet_jax.cli import setting
 from sasnet_jax.prepare import filters
 from sasnet_jax.prepare.choose import Demand, choose, graph_of
+from sasnet_jax.prepare.rejects import Rejects
 from sasnet_jax.prepare.reviews import ReviewDumps
 from sasnet_jax.synthetic.families import YELP
 from sasnet_jax.synthetic.world import generate
@@ -44,11 +46,13 @@ _PAPER = {"min_reviews_user": 10, "min_reviews_business": 20}
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class BenchConfig:
-    """Settings of the measurement."""
+    """The settings of the measurement."""
 
-    folder: str = setting("work/bench_prepare", help="where the dump is, or is put", topic="bench")
+    folder: str = setting(
+        "work/bench_prepare", help="folder of the dump, which is generated if absent", topic="bench"
+    )
     reviews: int = setting(7_000_000, help="lines of the dump", topic="bench")
-    rounds: int = setting(3, help="times that each reader reads it", topic="bench")
+    rounds: int = setting(3, help="number of times that each reader reads it", topic="bench")
     users: int = setting(7000, help="users to choose (10 reviews each)", topic="bench")
     businesses: int = setting(3000, help="businesses to choose (20 reviews each)", topic="bench")
 
@@ -66,7 +70,7 @@ def run(config: BenchConfig) -> None:
     whole = _measured(_prepare, folder, config.users, config.businesses)
 
     seconds = {name: statistics.median(r["seconds"] for r in runs) for name, runs in reads.items()}
-    found = {
+    figures = {
         "machine": f"{os.cpu_count()} cores, {_processor()}, Python {platform.python_version()}",
         "lines": config.reviews,
         "megabytes": megabytes,
@@ -75,12 +79,12 @@ def run(config: BenchConfig) -> None:
         "choosing": chosen,
         "whole": whole,
     }
-    files.write_json(folder / "bench_prepare.json", found)
-    print(f"\n{found['machine']}; {config.reviews:,} lines, {megabytes:,.0f} MB")
+    files.write_json(folder / "bench_prepare.json", figures)
+    print(f"\n{figures['machine']}; {config.reviews:,} lines, {megabytes:,.0f} MB")
     print(f"{'':36}{'seconds':>8}{'core-s':>8}{'MB/s':>8}{'peak GB':>9}")
     for name, runs in reads.items():
         _print_row(f"reading, {name}", runs, f"{megabytes / seconds[name]:.0f}")
-    print(f"{'ratio':36}{found['ratio']:>8.1f}")
+    print(f"{'ratio':36}{figures['ratio']:>8.1f}")
     _print_row("choosing", [chosen])
     _print_row("whole of prepare, choosing included", [whole])
     report = chosen["result"]
@@ -99,7 +103,7 @@ def _print_row(name: str, runs: list[dict[str, Any]], rate: str = "") -> None:
 
 
 def _dump(folder: Path, reviews: int) -> Path:
-    """The generated dump, from an earlier run where there is one."""
+    """The generated dump, from an earlier run if there is one."""
     path = folder / "review.ndjson"
     truth = folder / "truth.json"  # written last
     if not truth.exists() or json.loads(truth.read_text())["reviews"] != reviews:
@@ -116,7 +120,8 @@ def _read_with_pandas(dump: Path) -> None:
 
 
 def _read_and_filter(dump: Path):
-    scan = ReviewDumps([dump], {}).scan(max_reject_fraction=0.01)
+    with tempfile.TemporaryFile() as file:
+        scan = ReviewDumps([dump], {}).scan(Rejects(file, 0.01))
     kept = filters.with_enough_reviews(scan.reviews, *_PAPER.values(), "once")
     return filters.earliest_of_each_pair(kept)
 
@@ -147,7 +152,7 @@ def _prepare(folder: Path, users: int, businesses: int) -> None:
 
 
 def _measured(function: Callable, *arguments: Any) -> dict[str, Any]:
-    """Runs a function in a new process: its time, its result, the peak memory of its tree (PSS)."""
+    """Runs a function in a new process; returns its time, result and tree's peak memory (PSS)."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_timed, args=(sender, function, *arguments))
@@ -155,26 +160,26 @@ def _measured(function: Callable, *arguments: Any) -> dict[str, Any]:
     peak = 0.0
     while not receiver.poll(0.5) and process.is_alive():
         peak = max(peak, _tree_gigabytes(process.pid))
-    found = {**receiver.recv(), "peak_gigabytes": peak}
+    figures = {**receiver.recv(), "peak_gigabytes": peak}
     process.join()
-    took = f"{found['seconds']:.1f} s, {found['core_seconds']:.1f} core-s"
+    took = f"{figures['seconds']:.1f} s, {figures['core_seconds']:.1f} core-s"
     print(f"{function.__name__.strip('_')}: {took}, {peak:.2f} GB", flush=True)
-    return found
+    return figures
 
 
 def _timed(sender, function: Callable, *arguments: Any) -> None:
     started, core_started = time.perf_counter(), _core_seconds()
     result = function(*arguments)
-    found = {
+    figures = {
         "seconds": time.perf_counter() - started,
         "core_seconds": _core_seconds() - core_started,
         "result": result if isinstance(result, dict) else None,
     }
-    sender.send(found)
+    sender.send(figures)
 
 
 def _core_seconds() -> float:
-    """Of this process and of its children that have ended."""
+    """Core-seconds of this process and of its children that have ended."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 
@@ -203,7 +208,8 @@ def _tree_gigabytes(root: int | None) -> float:
 
 
 def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
+    cpuinfo = Path("/proc/cpuinfo")  # Linux only
+    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else ():
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
     return platform.machine()

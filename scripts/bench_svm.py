@@ -1,10 +1,10 @@
-"""The SVM baseline on as many pairs as the paper could have had, against scikit-learn's SVC.
+"""Measures the SVM baseline on as many pairs as the paper could have had, against scikit-learn's.
 
 The paper stopped at 3,200 pairs of averages of 3072-wide embeddings. Here, on generated averages
-whose class hangs on a match of both sides:
+whose class depends on a match of both sides:
 
 - one fit (RBF kernel, C = 1) on --compared pairs by `sklearn.svm.SVC` and by what the baseline uses
-  (scikit-learn-intelex where it is installed), in turns, medians of --rounds;
+  (scikit-learn-intelex if it is installed), alternating, medians of --rounds;
 - the whole baseline on --pairs: kernel and C tuned on 5,000 of them, fitted once on all, test pairs
   predicted; seconds, and the peak memory of the process.
 
@@ -31,22 +31,22 @@ from sasnet_jax.baselines import protocol, svm
 from sasnet_jax.cli import UserError, setting
 from sasnet_jax.scores import metrics
 
-_DIM = 3072  # of an embedding; a pair has the averages of both sides
-_FACTORS = 40  # that a side's averages really vary in
+_DIM = 3072  # embedding width; a pair has the averages of both sides
+_FACTORS = 40  # intrinsic dimension of a side's averages
 _HELD_OUT = 5000  # validation, and test pairs
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class BenchConfig:
-    """Settings of the measurement."""
+    """The settings of the measurement."""
 
     pairs: int = setting(60_000, help="training pairs of the whole baseline", topic="bench")
     compared: int = setting(6000, help="training pairs on which both are fitted", topic="bench")
-    rounds: int = setting(3, help="times that each of them is", topic="bench")
-    folder: str = setting("work/bench_svm", help="where the figures go", topic="bench")
+    rounds: int = setting(3, help="number of times that each is fitted", topic="bench")
+    folder: str = setting("work/bench_svm", help="folder for the figures", topic="bench")
 
     def __post_init__(self):
-        """Refuses what cannot be meant."""
+        """Refuses numbers that are out of range."""
         if not 10 <= self.compared <= self.pairs:
             raise UserError(f"--compared={self.compared} is not in [10, --pairs={self.pairs}]")
         if self.rounds < 1:
@@ -66,8 +66,8 @@ def run(config: BenchConfig) -> None:
     ratio = seconds["scikit-learn"] / seconds[svm.LIBRARY]
     machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
     print(f"{machine}\none fit on {config.compared:,} pairs of {2 * _DIM:,} numbers")
-    for name, one in seconds.items():
-        print(f"  {name:32}{one:9.1f} s")
+    for name, median in seconds.items():
+        print(f"  {name:32}{median:9.1f} s")
     print(f"  ratio {ratio:.1f}", flush=True)
 
     started = time.perf_counter()
@@ -75,7 +75,7 @@ def run(config: BenchConfig) -> None:
     fit_seconds = time.perf_counter() - started
     probability = fitted.predict(inputs["test"])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    found = {
+    figures = {
         "machine": machine,
         "compared": config.compared,
         "rounds": config.rounds,
@@ -92,11 +92,11 @@ def run(config: BenchConfig) -> None:
     }
     folder = Path(config.folder)
     folder.mkdir(parents=True, exist_ok=True)
-    files.write_json(folder / "bench_svm.json", found)
+    files.write_json(folder / "bench_svm.json", figures)
     print(
-        f"the whole baseline on {config.pairs:,}: {found['seconds_tuned_and_fitted']:.0f} s, then "
-        f"{found['seconds_predicted']:.0f} s for {_HELD_OUT:,} test pairs; "
-        f"the process {peak / 1e9:.1f} GB; accuracy {found['test_accuracy']:.3f}"
+        f"the whole baseline on {config.pairs:,}: {figures['seconds_tuned_and_fitted']:.0f} s, "
+        f"then {figures['seconds_predicted']:.0f} s for {_HELD_OUT:,} test pairs; "
+        f"the process {peak / 1e9:.1f} GB; accuracy {figures['test_accuracy']:.3f}"
     )
 
 
@@ -107,7 +107,7 @@ def _generated(sizes: dict[str, int]) -> tuple[protocol.Inputs, dict[str, np.nda
     inputs, label = {}, {}
     for split, n in sizes.items():
         factors = rng.normal(size=(2, n, _FACTORS)).astype(np.float32)
-        sides = [one @ mix + rng.standard_normal((n, _DIM), np.float32) for one in factors]
+        sides = [side @ mix + rng.standard_normal((n, _DIM), np.float32) for side in factors]
         inputs[split] = np.hstack(sides)
         match = factors.prod(axis=0)[:, :4].sum(axis=1) + factors[1, :, 0] + rng.normal(size=n)
         label[split] = np.digitize(match, [-0.9, 0.9]).astype(np.int8)
@@ -125,7 +125,7 @@ def _in_turns(sides: dict[str, Callable[[], None]], rounds: int) -> dict[str, fl
             started = time.perf_counter()
             side()
             seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(some) for name, some in seconds.items()}
+    return {name: statistics.median(times) for name, times in seconds.items()}
 
 
 if __name__ == "__main__":

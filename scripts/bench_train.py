@@ -1,20 +1,20 @@
-"""Training SASNet, against the same network in PyTorch and against the machine itself.
+"""Measures SASNet's training against the same network in PyTorch and the machine's peak.
 
-The paper's preset (3072-d float16 table, sets of 5, batch 512) on random embeddings. In turns, in
-one process, medians of --rounds:
+The paper's preset (3072-d float16 table, sets of 5, batch 512) on random embeddings. The sides
+alternate in one process; figures are medians of --rounds:
 
 - our compiled step, and the set sampling alone;
 - the same network in PyTorch (nn.MultiheadAttention, AdamW), fed by a DataLoader that samples sets
-  on the host, and fed by batches that are already there;
+  on the host, and fed by batches prepared in advance;
 - a float32 matrix product through XLA: the machine's peak.
 
-Then, each in a process of its own, how long `train` takes from its start to its first step, with
-an empty compilation cache and with a warm one. On a GPU both sides run there, PyTorch where it is
-built for it.
+Then, each in a process of its own, the time from the start of `train` to its first step, with an
+empty compilation cache and with a warm one. If there is a GPU, both sides use it
+(PyTorch only if built for it).
 
     python scripts/bench_train.py
 
-Three minutes on two cores, and 0.5 GB of memory for the table of the paper's size.
+Takes three minutes on two cores, and 0.5 GB of memory for the table of the paper's size.
 """
 
 import dataclasses
@@ -32,15 +32,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 import torch
 from bench_train_torch import TorchTraining
 
+from embed_torch import embed
+from embed_torch.config import EmbedConfig
 from sasnet_jax import cli, files
 from sasnet_jax.cli import UserError, setting
 from sasnet_jax.corpus.contexts import Context, Contexts
 from sasnet_jax.corpus.corpus import Corpus, read_corpus
-from sasnet_jax.corpus.store import FORMAT_VERSION, ZScore
+from sasnet_jax.corpus.store import ZScore
+from sasnet_jax.manifest import read_manifest, write_manifest
 from sasnet_jax.model import compilation, devices, draws, inputs, step
 from sasnet_jax.model.config import TrainConfig
 from sasnet_jax.prepare import command as prepare
@@ -54,17 +58,19 @@ _PEAK_SIZE = 4096
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class BenchConfig:
-    """Settings of the measurement."""
+    """The settings of the measurement."""
 
     reviews: int = setting(_REVIEWS, help="rows of the table", topic="bench")
-    steps: int = setting(4, help="of training, each time", topic="bench")
-    rounds: int = setting(5, help="times that each side runs", topic="bench")
-    output: str = setting("work/bench_train.json", help="where the figures go", topic="bench")
+    steps: int = setting(4, help="training steps per measurement", topic="bench")
+    rounds: int = setting(5, help="number of runs of each side", topic="bench")
+    output: str = setting("work/bench_train.json", help="JSON file for the figures", topic="bench")
 
 
 def run(config: BenchConfig) -> None:
     """Measures, prints a table, and writes the JSON."""
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # PyTorch needs some of a GPU
+    os.environ.setdefault(
+        "XLA_PYTHON_CLIENT_PREALLOCATE", "false"
+    )  # leaves PyTorch some of the GPU's memory
     compilation.set_up()
     train_config = TrainConfig(corpus="-", store=("-",), output="-")
     data = _random_data(config.reviews)
@@ -85,7 +91,7 @@ def run(config: BenchConfig) -> None:
     )
     peak = 2 * _PEAK_SIZE**3 / seconds["matrix product"]
     rate = examples / seconds["sasnet_jax"]
-    found: dict[str, Any] = {
+    figures: dict[str, Any] = {
         "machine": _machine(),
         "examples_per_second": {
             name: examples / seconds[name]
@@ -100,13 +106,13 @@ def run(config: BenchConfig) -> None:
         "hours_of_3000_epochs": 3000 * _TRAIN / rate / 3600,
         "seconds_to_first_step": _start_times(),
     }
-    _print(found)
+    _print(figures)
     Path(config.output).parent.mkdir(parents=True, exist_ok=True)
-    files.write_json(Path(config.output), found)
+    files.write_json(Path(config.output), figures)
 
 
 class _Ours:
-    """The program's own functions."""
+    """Runs the program's own functions."""
 
     def __init__(self, config: TrainConfig, host: draws.Data, steps: int):
         self.config, self.steps = config, steps
@@ -132,24 +138,25 @@ class _Ours:
         self.sampler = sample
 
     def train(self) -> None:
-        """`steps` steps."""
+        """Runs `steps` steps."""
         bounds = (np.int32(0), np.int32(self.steps))
         self.state, _ = self.functions.train_chunk(self.state, self.data, self.epoch, *bounds)
         jax.block_until_ready(self.state)
 
     def sample(self) -> None:
-        """The sets of as many steps."""
+        """Samples the sets of as many steps."""
         self.sampler(self.data, self.epoch, np.int32(self.steps)).block_until_ready()
 
     def multiply(self) -> None:
-        """One large float32 matrix product."""
+        """Computes a large float32 matrix product."""
         self.product(self.square, self.square).block_until_ready()
 
 
 def _flops_of_an_example(config: TrainConfig) -> int:
-    """Multiplications and additions of the matrix products of a training step, an example.
+    """Multiplications and additions of the matrix products of a training step, per example.
 
-    Forwards once, backwards twice, less the gradient of the embeddings, which nobody needs.
+    The forward pass counts once and the backward twice, minus the gradient of the embeddings, which
+    nothing needs.
     """
     d, f, tokens = config.width, config.feed_forward, 2 * config.set_size
     attention = 4 * d * d + 2 * d * f
@@ -160,7 +167,7 @@ def _flops_of_an_example(config: TrainConfig) -> int:
 
 
 def _random_data(reviews: int) -> draws.Data:
-    """As many users and businesses to a review as in the paper's corpus; nothing to be learned."""
+    """Random data with the paper's numbers of users and businesses per review."""
     rng = np.random.default_rng(0)
     table = rng.standard_normal((reviews, _DIM), np.float32).astype(np.float16)
 
@@ -187,7 +194,7 @@ def _random_data(reviews: int) -> draws.Data:
 
 
 def _start_times() -> dict[str, float]:
-    """Seconds from the start of `train` to its first step, compiling everything, and nothing."""
+    """Seconds from the start of `train` to its first step, with an empty cache and a warm one."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         prepare.run(prepare.PrepareConfig(synthetic=2000, output=str(folder / "corpus")))
@@ -196,12 +203,13 @@ def _start_times() -> dict[str, float]:
 
 
 def _write_random_store(folder: Path, corpus: Corpus) -> None:
-    folder.mkdir()
+    """Writes a store of hashed words, and replaces them by noise of the paper's width."""
+    embed.run(EmbedConfig(corpus=str(corpus.folder), output=str(folder), model="words"))
     shape = (corpus.user.size, _DIM)
     np.save(folder / "mean.npy", np.random.default_rng(0).standard_normal(shape, np.float32))
-    manifest = {"format_version": FORMAT_VERSION, "texts_sha256": corpus.texts_sha256}
-    manifest |= {"poolings": ["mean"], "default_pooling": "mean", "dim": _DIM}
-    files.write_json(folder / "manifest.json", manifest)
+    (folder / "categories.npy").unlink(missing_ok=True)
+    manifest = msgspec.structs.replace(read_manifest(folder), dim=_DIM, dtype="float32")
+    write_manifest(folder, manifest)
 
 
 def _seconds_to_first_step(folder: Path, name: str) -> float:
@@ -225,18 +233,18 @@ def _seconds_to_first_step(folder: Path, name: str) -> float:
     return seconds
 
 
-def _print(found: dict[str, Any]) -> None:
-    print(found["machine"])
+def _print(figures: dict[str, Any]) -> None:
+    print(figures["machine"])
     print(f"{'paper preset':<28}{'examples/s':>12}{'ratio':>8}")
-    rates = found["examples_per_second"]
+    rates = figures["examples_per_second"]
     for name, rate in rates.items():
         print(f"{name:<28}{rate:>12,.0f}{rates['sasnet_jax'] / rate:>8.2f}")
     print(
-        f"{found['flops_of_an_example'] / 1e6:.0f} MFLOP an example, peak "
-        f"{found['peak_gigaflops']:,.0f} GFLOP/s: {found['of_peak']:.0%} of it\n"
-        f"set sampling: {found['share_of_sampling']:.1%} of the step\n"
-        f"3000 epochs of {_TRAIN:,} reviews: {found['hours_of_3000_epochs']:.2f} hours\n"
-        f"start of train to its first step: {json.dumps(found['seconds_to_first_step'])} s"
+        f"{figures['flops_of_an_example'] / 1e6:.0f} MFLOP per example, peak "
+        f"{figures['peak_gigaflops']:,.0f} GFLOP/s: {figures['of_peak']:.0%} of it\n"
+        f"set sampling: {figures['share_of_sampling']:.1%} of the step\n"
+        f"3000 epochs of {_TRAIN:,} reviews: {figures['hours_of_3000_epochs']:.2f} hours\n"
+        f"start of train to its first step: {json.dumps(figures['seconds_to_first_step'])} s"
     )
 
 
@@ -249,17 +257,19 @@ def _in_turns(sides: dict[str, Callable[[], None]], rounds: int) -> dict[str, fl
             side()
             if number:
                 seconds[name].append(time.perf_counter() - started)
-    return {name: statistics.median(found) for name, found in seconds.items()}
+    return {name: statistics.median(times) for name, times in seconds.items()}
 
 
 def _machine() -> str:
     processor = platform.processor() or platform.machine()
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
+    cpuinfo = Path("/proc/cpuinfo")  # Linux only
+    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else ():
         if line.startswith("model name"):
             processor = line.split(":")[1].strip()
             break
     device = jax.devices()[0]
-    cores = len(os.sched_getaffinity(0))
+    has_affinity = hasattr(os, "sched_getaffinity")  # macOS has not
+    cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count()
     versions = (
         f"Python {platform.python_version()}, JAX {jax.__version__}, torch {torch.__version__}"
     )

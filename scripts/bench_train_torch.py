@@ -1,4 +1,4 @@
-"""SASNet's training in plain PyTorch: what `bench_train.py` measures against.
+"""Trains SASNet in plain PyTorch, for `bench_train.py` to compare with.
 
 The same network, fed by a DataLoader that samples sets on the host.
 """
@@ -12,7 +12,7 @@ from sasnet_jax.model.draws import Data
 
 
 class TorchTraining:
-    """The same network in PyTorch, as a good programmer would write it in an afternoon."""
+    """The same network in idiomatic PyTorch."""
 
     def __init__(self, config: TrainConfig, host: Data, steps: int):
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -32,13 +32,13 @@ class TorchTraining:
         self.ready = [batch for batch, _ in zip(self.loader, range(steps), strict=False)]
 
     def train_from_loader(self) -> None:
-        """`steps` steps, sets sampled and gathered on the host."""
+        """Runs `steps` steps, with sets sampled and gathered on the host."""
         for batch, _ in zip(self.loader, range(self.steps), strict=False):
             self._step(batch)
         self._wait()
 
     def train_from_memory(self) -> None:
-        """`steps` steps on batches that are already there."""
+        """Runs `steps` steps on batches prepared in advance."""
         for batch in self.ready:
             self._step(batch)
         self._wait()

@@ -2,8 +2,8 @@
 
     python scripts/picture_report.py --report=report.html --output=docs/report.png
 
-needs requirements-dev.txt, and Chromium with its driver. Make the report with --noreview_texts
-where its reviews are not yours to show.
+Needs requirements-dev.txt, and Chromium with its driver. Make the report with --noreview_texts if
+you may not publish its reviews.
 """
 
 import base64
@@ -22,24 +22,24 @@ from sasnet_jax.cli import UserError, setting
 
 _HEIGHT = 1000
 _GAP = 24
-_GREY = (128, 132, 140)
+_GRAY = (128, 132, 140)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class PictureConfig:
-    """Settings."""
+    """The settings of the picture."""
 
-    report: str = setting("", help="page to picture", topic="files", required=True)
+    report: str = setting("", help="page to take a picture of", topic="files", required=True)
     output: str = setting("", help="PNG to write", topic="files", required=True)
-    desktop: str = setting("#leakage", help="where the desktop begins", topic="picture")
-    phone: str = setting("#embeddings", help="where the phone begins", topic="picture")
+    desktop: str = setting("#leakage", help="section at the top of the desktop", topic="picture")
+    phone: str = setting("#embeddings", help="section at the top of the phone", topic="picture")
 
 
 def run(config: PictureConfig) -> None:
     """Takes both pictures and puts them side by side."""
     if not Path(config.report).is_file():
         raise UserError(
-            f"--report={config.report} is no file; python -m sasnet_jax.report writes it"
+            f"--report={config.report} does not exist; python -m sasnet_jax.report writes it"
         )
     page = Path(config.report).resolve().as_uri()
     with tempfile.TemporaryDirectory() as profile:
@@ -49,7 +49,7 @@ def run(config: PictureConfig) -> None:
             phone = _picture(driver, page, config.phone, 390, "dark")
         finally:
             driver.quit()
-    joined = Image.new("RGB", (desktop.width + phone.width + 3 * _GAP, _HEIGHT + 2 * _GAP), _GREY)
+    joined = Image.new("RGB", (desktop.width + phone.width + 3 * _GAP, _HEIGHT + 2 * _GAP), _GRAY)
     joined.paste(desktop, (_GAP, _GAP))
     joined.paste(phone, (desktop.width + 2 * _GAP, _GAP))
     with files.replacing(Path(config.output)) as file:

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# The paper's tables beside ours, in one page: the choice of reviews from Yelp, 4-bit Phi-3 embeddings,
-# Tables 1 and 3, Table 2 with the target excluded and as the paper very probably had it, the report.
-# Every step that is complete is reused, and one that was stopped goes on: run the same command again.
+# Puts the paper's tables next to ours on one page: chosen reviews from Yelp, 4-bit Phi-3 embeddings,
+# Tables 1 and 3, Table 2 with the target excluded and included (the paper may have included it), the report.
+# The same command, run again, reuses complete steps and resumes a stopped step.
 #
 #   scripts/reproduce_paper.sh YELP PHI3 [FOLDER]    YELP: folder with the downloaded Yelp Open Dataset;
 #                                                    PHI3: folder of a 4-bit GPTQ Phi-3-mini; needs a GPU
 #   scripts/reproduce_paper.sh --small [FOLDER]      the same steps on synthetic reviews and a tiny random
-#                                                    Phi-3, without a GPU: minutes, and no meaning
+#                                                    Phi-3, without a GPU: minutes, meaningless figures
 #
-# SEEDS="0 1 2" trains that many networks of each kind; five by default.
-set -euo pipefail
+# SEEDS="0 1 2" chooses the seeds of the networks of each kind; five by default.
+set -euo pipefail # bash 3.2 (macOS) calls an empty array unbound, hence ${array[@]+...}
 usage() { sed -n '/^#   /s/^#   //p' scripts/reproduce_paper.sh >&2; exit 2; }
-here() { realpath --canonicalize-missing "$1"; }
+here() { "${PYTHON:-python3}" -c 'import os, sys; print(os.path.realpath(sys.argv[1]))' "$1"; }
 small=
 if [ "${1:-}" = --small ]; then
   small=yes work=$(here "${2:-$(dirname "$0")/../work/paper_small}")
@@ -29,7 +29,7 @@ if [ ! "$small" ]; then
 fi
 seeds=${SEEDS:-0 1 2 3 4}
 corpus=$work/corpus
-# The tiny Phi-3 is written by what the tests write theirs with.
+# The tests' own code writes the tiny Phi-3, so --small needs the development packages.
 scripts/install.sh "requirements${small:+-dev}.txt"
 python=${SASNET_VENV:-.venv}/bin/python
 
@@ -48,12 +48,12 @@ else
 fi
 
 step() { echo; echo "== $1"; shift; "$@"; }
-step "1/7 the fewest reviews that give enough users and businesses enough" \
+step "1/7 the fewest reviews that give enough users and businesses enough reviews" \
   "$python" -m sasnet_jax.prepare --flagfile=configs/yelp_prepare.flags "${reviews[@]}" --output="$corpus"
 stores=()
 for kind in instructed plain; do
   step "2/7 Phi-3 embeddings, $kind" \
-    "$python" -m embed_torch --flagfile="configs/embed_phi3_$kind.flags" "${embed[@]}" \
+    "$python" -m embed_torch --flagfile="configs/embed_phi3_$kind.flags" ${embed[@]+"${embed[@]}"} \
     --model="$phi3" --corpus="$corpus" --output="$work/embeddings/phi3_$kind"
   stores+=(--store="$work/embeddings/phi3_$kind")
 done
@@ -70,7 +70,7 @@ for target_review in exclude include; do
     run=$work/runs/${target_review}_seed$seed
     step "4/7 SASNet, target ${target_review}d, seed $seed" \
       "$python" -m sasnet_jax.train --flagfile=configs/paper.flags --corpus="$corpus" "${stores[0]}" \
-      --pooling=attentional --target_review="$target_review" "${train[@]}" --seed="$seed" --output="$run"
+      --pooling=attentional --target_review="$target_review" ${train[@]+"${train[@]}"} --seed="$seed" --output="$run"
     step "4/7 ... and its predictions" "$python" -m sasnet_jax.evaluate --run="$run"
     runs+=(--run="$run")
   done

@@ -1,40 +1,57 @@
-"""Small corpora and stores for every test; shape checks on every call of both packages."""
+"""Makes small corpora and stores for every test; checks shapes in every call of both packages."""
 
+import contextlib
 import dataclasses
+import io
+import json
 import os
+import runpy
+import signal
 import subprocess
 import sys
-import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# One cache of compiled programs for this session and the commands that it starts.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="sasnet-tests-")
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+ROOT = Path(__file__).parent.parent
 
-from jaxtyping import install_import_hook
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# XLA's old, plain way to compile takes a fifth of the time; the programs run slower.
+# .ci/run empties XLA_FLAGS, and so tests what XLA compiles for users.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+)
+# Keeps compiled programs for later tests, of both workers and the commands that they start.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".pytest_cache" / "compiled")
+os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"] = str(1 << 30)  # a limit, so that JAX locks the cache
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+
+from jaxtyping import install_import_hook  # noqa: E402
 
 install_import_hook(["sasnet_jax", "embed_torch"], "beartype.beartype")
 
 import jax  # noqa: E402
+import msgspec  # noqa: E402
 import numpy as np  # noqa: E402
 import polars as pl  # noqa: E402
 import pytest  # noqa: E402
+from filelock import FileLock  # noqa: E402
 
 from sasnet_jax import files  # noqa: E402
 from sasnet_jax.corpus import contexts  # noqa: E402
 from sasnet_jax.corpus.corpus import Corpus, read_corpus  # noqa: E402
-from sasnet_jax.corpus.store import FORMAT_VERSION  # noqa: E402
-from sasnet_jax.model import inputs  # noqa: E402
+from sasnet_jax.manifest import Manifest, read_manifest, write_manifest  # noqa: E402
+from sasnet_jax.model import compilation, inputs  # noqa: E402
 from sasnet_jax.model.config import TrainConfig  # noqa: E402
 from sasnet_jax.model.draws import Data  # noqa: E402
 from sasnet_jax.prepare import command as prepare  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+compilation.set_up()  # as a command does, so that the two share programs
 
-ROOT = Path(__file__).parent.parent
+# A deadline so long that, even on a busy machine, only a process that hangs reaches it.
+PATIENCE_SECONDS = 600
 
-# Settings of `train` that take seconds.
+# Settings with which `train` takes seconds.
 SMALL = {
     "set_size": 3,
     "eval_sets": 2,
@@ -44,43 +61,97 @@ SMALL = {
     "batch_size": 64,
     "learning_rate": 1e-3,
 }
+# The network that compiles fastest, for tests that do not depend on the network.
+TINY = SMALL | {"width": 8, "heads": 2, "feed_forward": 8, "encoder": False}
 
 
 def write_store(folder: Path, corpus: Corpus, table: np.ndarray) -> Path:
-    """A complete store of `corpus` holding `table`."""
+    """Writes a complete store of `corpus` holding `table`."""
     folder.mkdir(parents=True)
     np.save(folder / "mean.npy", table)
-    manifest = {
-        "format_version": FORMAT_VERSION,
-        "encoder": "test",
-        "weights_sha256": "0" * 64,
-        "tokenizer_sha256": "0" * 64,
-        "instruction": None,
-        "normalize": False,
-        "poolings": ["mean"],
-        "default_pooling": "mean",
-        "dim": table.shape[1],
-        "dtype": str(table.dtype),
-        "texts_sha256": corpus.texts_sha256,
-    }
-    files.write_json(folder / "manifest.json", manifest)
+    manifest = Manifest(
+        encoder="test",
+        weights_sha256="0" * 64,
+        tokenizer_sha256="0" * 64,
+        template_sha256=None,
+        instruction=None,
+        instruction_sha256=None,
+        gptq=None,
+        poolings=["mean"],
+        default_pooling="mean",
+        pool_over="all",
+        normalize=False,
+        compute_dtype="float32",
+        dtype=str(table.dtype),
+        dim=table.shape[1],
+        truncate="head",
+        max_tokens=256,
+        texts_sha256=corpus.texts_sha256,
+        rows=len(table),
+        reused=0,
+        truncated=0,
+        versions={},
+    )
+    write_manifest(folder, manifest)
     return folder
 
 
-def run_command(*arguments: str | Path, **options) -> subprocess.CompletedProcess:
-    """Runs `python -m ...` as a user would, and returns what it printed."""
-    return subprocess.run(
-        [sys.executable, "-m", *map(str, arguments)],
-        capture_output=True,
+def change_store(folder: Path, **changed) -> Path:
+    """Changes a store's manifest, and hashes its arrays as they are now."""
+    write_manifest(folder, msgspec.structs.replace(read_manifest(folder), **changed))
+    return folder
+
+
+def edit_json(path: Path, **changes) -> dict:
+    """Changes keys of a JSON file as an earlier version would have written it: no checksum."""
+    values = json.loads(path.read_text()) | changes
+    values.pop("sha256", None)
+    path.write_text(json.dumps(values))
+    return values
+
+
+def edit_reviews(corpus: Path, **columns) -> Path:
+    """Changes columns of a corpus, as an earlier version would have written it: no hashes."""
+    path = corpus / "reviews.parquet"
+    table = pl.read_parquet(path).with_columns(**columns)
+    table.write_parquet(path)
+    texts = files.texts_sha256(table["text"])
+    edit_json(corpus / "corpus.json", texts_sha256=texts, columns_sha256=None, files_sha256={})
+    return corpus
+
+
+def run_command(module: str, *arguments: str | Path) -> subprocess.CompletedProcess:
+    """Runs `python -m module ...` in this process; returns its status and what it prints."""
+    printed, mistakes = io.StringIO(), io.StringIO()
+    argv, handler = sys.argv, signal.getsignal(signal.SIGTERM)
+    sys.argv, returncode = [module, *map(str, arguments)], 0
+    try:
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(mistakes):
+            runpy.run_module(module, run_name="__main__")
+    except SystemExit as stop:
+        returncode = stop.code or 0
+    finally:
+        sys.argv = argv
+        signal.signal(signal.SIGTERM, handler)
+    return subprocess.CompletedProcess(
+        [module, *arguments], returncode, printed.getvalue(), mistakes.getvalue()
+    )
+
+
+def start_process(*arguments: str | Path, **options) -> subprocess.Popen:
+    """Starts Python as a user would, with both streams in one pipe, of text."""
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
-        timeout=300,
-        cwd=options.pop("cwd", ROOT),
         **options,
     )
 
 
 def assert_one_line_mistake(result: subprocess.CompletedProcess, *mentions: str) -> None:
-    """Exit status 2, one line on stderr that mentions what is wrong, no traceback."""
+    """Asserts exit status 2, one line on stderr that mentions what is wrong, and no traceback."""
     assert result.returncode == 2, result.stderr
     lines = [line for line in result.stderr.splitlines() if line.strip()]
     assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
@@ -100,14 +171,30 @@ class World:
         return read_corpus(self.corpus_folder)
 
 
+def shared_folder(tmp_path_factory, name: str, fill: Callable[[Path], None]) -> Path:
+    """A folder filled once per test run, by the worker that needs it first."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    folder = base / "shared" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.with_suffix(".filled").exists():
+            fill(folder)
+            folder.with_suffix(".filled").touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def world(tmp_path_factory) -> World:
-    folder = tmp_path_factory.mktemp("world")
-    prepare.run(prepare.PrepareConfig(synthetic=900, output=str(folder / "corpus")))
-    corpus = read_corpus(folder / "corpus")
-    rng = np.random.default_rng(0)
-    table = rng.normal(size=(corpus.user.size, 16)) + corpus.stars[:, None]
-    write_store(folder / "store", corpus, table.astype(np.float16))
+    def fill(folder: Path) -> None:
+        prepare.run(prepare.PrepareConfig(synthetic=900, output=str(folder / "corpus")))
+        corpus = read_corpus(folder / "corpus")
+        rng = np.random.default_rng(0)
+        table = rng.normal(size=(corpus.user.size, 16)) + corpus.stars[:, None]
+        write_store(folder / "store", corpus, table.astype(np.float16))
+
+    folder = shared_folder(tmp_path_factory, "world", fill)
     return World(folder / "corpus", folder / "store")
 
 
@@ -120,7 +207,7 @@ def load_data(config: TrainConfig) -> tuple[Corpus, Data]:
 
 @pytest.fixture
 def opened(monkeypatch) -> list[str]:
-    """The sides of a corpus whose interaction files were opened, each time that they were."""
+    """The sides of a corpus, one entry for each time that their interaction file is opened."""
     sides: list[str] = []
     read = contexts.read_grouped
 
@@ -133,7 +220,7 @@ def opened(monkeypatch) -> list[str]:
 
 
 def reviews_frame(rows: list[tuple[str, str, float, str | None]]) -> pl.DataFrame:
-    """Raw reviews from (user, business, stars, date); the text tells the row."""
+    """Raw reviews from (user, business, stars, date); each text names its row."""
     return pl.DataFrame(
         {
             "review_id": [f"r{i}" for i in range(len(rows))],

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_command
 
 import embed_torch
 import sasnet_jax
@@ -36,8 +36,8 @@ CONFIGS = (
 
 
 def _modules(package) -> list[str]:
-    found = pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
-    return [module.name for module in found if not module.name.endswith("__main__")]
+    modules = pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+    return [module.name for module in modules if not module.name.endswith("__main__")]
 
 
 @pytest.mark.parametrize(
@@ -53,13 +53,11 @@ def test_a_package_never_imports_the_other_framework(package, foreign):
         f"for name in {modules!r}: importlib.import_module(name)\n"
         f"print([name for name in {foreign!r} if name in sys.modules])"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=300
-    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert result.stdout.strip() == "[]", result.stdout + result.stderr
 
 
-@pytest.mark.parametrize("name", ["cli.py", "files.py"])
+@pytest.mark.parametrize("name", ["cli.py", "files.py", "manifest.py"])
 def test_shared_files_are_the_same_in_both_packages(name):
     copies = [(ROOT / package / name).read_bytes() for package in ("embed_torch", "sasnet_jax")]
     assert copies[0] == copies[1]
@@ -75,22 +73,14 @@ def test_every_setting_is_read_outside_its_definition(config):
 
 
 def test_train_help_fits_a_screen():
-    result = subprocess.run(
-        [sys.executable, "-m", "sasnet_jax.train", "--help"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=60,
-    )
+    result = run_command("sasnet_jax.train", "--help")
     lines = result.stdout.splitlines()
     assert "--learning_rate" in result.stdout
     assert len(lines) <= 40 and max(map(len, lines)) <= 100
 
 
 def test_every_command_is_listed_by_its_bare_name():
-    result = subprocess.run(
-        [sys.executable, "-m", "sasnet_jax"], capture_output=True, text=True, cwd=ROOT, timeout=60
-    )
+    result = run_command("sasnet_jax")
     assert result.returncode == 0, result.stderr
     listed = [line.split()[0] for line in result.stdout.splitlines()]
     folders = {path.parent.name for path in (ROOT / "sasnet_jax").glob("*/__main__.py")}
@@ -103,9 +93,7 @@ def test_a_command_that_trains_nothing_loads_neither_jax_nor_flax(command):
         f"import sys, sasnet_jax.{command}.command\n"
         "print([name for name in ('jax', 'flax', 'orbax') if name in sys.modules])"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60
-    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert result.stdout.strip() == "[]", result.stdout + result.stderr
 
 

@@ -3,8 +3,8 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+import msgspec
 import numpy as np
 
 from sasnet_jax import cli, files
@@ -12,14 +12,19 @@ from sasnet_jax.baselines import protocol, registry, svm
 from sasnet_jax.baselines.fitting import best_oracle, predict_all
 from sasnet_jax.baselines.protocol import AveragesOver
 from sasnet_jax.baselines.registry import ORACLE, Baseline
+from sasnet_jax.baselines.results import (
+    BEGUN,
+    COMPLETE,
+    BaselineResult,
+    Baselines,
+    predictions_of,
+    read_predictions,
+)
 from sasnet_jax.cli import ProgressBar, UserError, setting
 from sasnet_jax.corpus.contexts import TargetReview
 from sasnet_jax.corpus.corpus import CLASS_NAMES, Corpus, read_corpus
 from sasnet_jax.corpus.store import Store, open_store
 from sasnet_jax.scores import predictions
-
-_COMPLETE = "baselines.json"
-_BEGUN = "begun.json"  # what is to become of it, until it is complete
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,27 +35,37 @@ class BaselinesConfig:
     store: tuple[str, ...] = setting((), help="embedding store; repeatable", topic="files")
     output: str = setting("", help="folder to write", topic="files", required=True)
     target_review: TargetReview = setting(
-        "exclude", help="the review to predict in the averages (leaky) or not", topic="protocol"
+        "exclude",
+        help="whether averages hold the target (leaky)",
+        topic="protocol",
     )
     subset: int = setting(
         0,
-        help="reviews drawn to learn from and predict (paper: 4000); 0 = all",
+        help="number of reviews to learn from and predict (paper: 4000); 0 = all",
         topic="protocol",
         minimum=0,
     )
     averages_over: AveragesOver = setting(
-        "corpus", help="averages over all reviews, or those of the subset", topic="protocol"
+        "corpus",
+        help="average over all reviews, or the subset's",
+        topic="protocol",
     )
-    classes: int = setting(3, help="3, or 5 for the stars (half ones round up)", topic="protocol")
+    classes: int = setting(
+        3, help="3 (bad, good, excellent) or 5 (stars; half stars round up)", topic="protocol"
+    )
     seed: int = setting(
-        0, help="of the subset and of the rows to tune on", topic="protocol", minimum=0, below=2**31
+        0,
+        help="seed of the subset and of the rows to tune on",
+        topic="protocol",
+        minimum=0,
+        below=2**31,
     )
 
     def __post_init__(self):
         """Refuses what cannot be meant."""
         cli.check(self)
         if self.averages_over == "subset" and not self.subset:
-            raise UserError("--averages_over=subset needs --subset")
+            raise UserError("--averages_over=subset needs --subset=NUMBER")
         if self.classes not in CLASS_NAMES:
             raise UserError(f"--classes={self.classes} is neither 3 nor 5")
 
@@ -58,124 +73,135 @@ class BaselinesConfig:
 def run(config: BaselinesConfig) -> None:
     """Writes baselines.json and predictions/<model>.parquet, or finds them there.
 
-    A run that was stopped goes on with the same command: each model is kept once it is fitted.
+    The same command resumes a run that was stopped: each model is kept once it is fitted.
     """
     corpus = read_corpus(Path(config.corpus))
     stores = [open_store(Path(name), corpus) for name in config.store]
     wanted = registry.baselines_of([store.name for store in stores])
     output = Path(config.output)
-    settings = {
-        "target_review": config.target_review,
-        "corpus_sha256": corpus.sha256,
-        "stores": {store.name: store.identity for store in stores},
-        "subset": config.subset,
-        "averages_over": config.averages_over,
-        "classes": config.classes,
-        "seed": config.seed,
-    }
-    complete, begun = output / _COMPLETE, output / _BEGUN
-    if output.is_file() or (any(output.glob("[!.]*")) and not complete.exists() | begun.exists()):
-        raise UserError(f"--output={output} holds other files: choose a new folder")
-    made = False
+    asked = Baselines(
+        models={},
+        target_review=config.target_review,
+        corpus_sha256=corpus.sha256,
+        stores={store.name: store.identity for store in stores},
+        subset=config.subset,
+        averages_over=config.averages_over,
+        classes=config.classes,
+        seed=config.seed,
+        svm_library=svm.LIBRARY,
+        train_reviews=0,  # filled in once the protocol is known
+    )
+    complete, begun = output / COMPLETE, output / BEGUN
+    files.claim(output, COMPLETE, BEGUN)
+    missing = False
     if begun.exists() or not complete.exists():
         with files.sole_writer(output):
-            if made := not complete.exists():  # else another process was before this one
-                _make(config, corpus, stores, wanted, settings)
-            _tidy(output, _read(complete, settings))
-    print(_shown(_read(complete, settings), config))
-    print(f"written: {complete}" if made else f"{complete} is already complete: nothing to do")
+            if missing := not complete.exists():  # otherwise another process wrote it first
+                _make(output, corpus, stores, wanted, asked)
+            _tidy(output, _read(complete, asked))
+    baselines = _read(complete, asked)
+    for name in baselines.models:
+        read_predictions(output, baselines, name, corpus)  # refuses damaged files
+    print(_shown(baselines))
+    if missing:
+        print(f"written: {complete}")
+    else:
+        files.say_complete(output)
 
 
 def _make(
-    config: BaselinesConfig,
+    output: Path,
     corpus: Corpus,
     stores: Sequence[Store],
     baselines: Sequence[Baseline],
-    settings: dict[str, Any],
+    asked: Baselines,
 ) -> None:
-    """Fits what is not there yet, and writes baselines.json."""
-    asked = protocol.protocol_of(
+    """Fits the baselines that are missing, and writes baselines.json."""
+    fitted_on = protocol.protocol_of(
         corpus,
-        config.target_review,
-        classes=config.classes,
-        subset=config.subset,
-        averages_over=config.averages_over,
-        seed=config.seed,
+        asked.target_review,
+        classes=asked.classes,
+        subset=asked.subset,
+        averages_over=asked.averages_over,
+        seed=asked.seed,
     )
-    rows = np.concatenate([asked.rows[split] for split in predictions.EVALUATED])
+    asked = msgspec.structs.replace(asked, train_reviews=fitted_on.rows["train"].size)
+    rows = np.concatenate([fitted_on.rows[split] for split in predictions.EVALUATED])
     history = predictions.history_lengths(corpus)
-    about = {"svm_library": svm.LIBRARY, "train_reviews": int(asked.rows["train"].size)}
-    output, folder = Path(config.output), Path(config.output) / "predictions"
-    models: dict[str, Any] = {}
-    if (output / _BEGUN).exists():
-        found = _read(output / _BEGUN, settings | about)
-        models = {name: one for name, one in found.items() if _file(folder, name).exists()}
+    models: dict[str, BaselineResult] = {}
+    if (output / BEGUN).exists():
+        kept = _read(output / BEGUN, asked).models
+        models = {
+            name: result for name, result in kept.items() if _is_written(output, name, result)
+        }
 
-    def keep() -> None:
-        files.write_json(output / _BEGUN, {"models": models, **settings, **about})
+    def keep(name: str, models: dict[str, BaselineResult]) -> None:
+        files.write_record(output / name, msgspec.structs.replace(asked, models=models))
 
-    keep()
-    print(f"SVMs by {svm.LIBRARY}, on {asked.rows['train'].size:,} reviews")
-    done = {name: model["chosen"] for name, model in models.items()}
-    predicted = predict_all(baselines, asked, corpus, stores, config.seed, done)
+    keep(BEGUN, models)
+    print(f"SVMs by {svm.LIBRARY}, on {asked.train_reviews:,} reviews")
+    done = {name: model.chosen for name, model in models.items()}
+    predicted = predict_all(baselines, fitted_on, corpus, stores, asked.seed, done)
     total = len(baselines)
     with ProgressBar(total=total, desc="baselines", unit="model", initial=len(models)) as bar:
         for baseline, probability, chosen in predicted:
             name = baseline.name
-            predictions.write(_file(folder, name), corpus, rows, probability)
-            summary = predictions.summarize(corpus, rows, probability, history)
-            models[name] = baseline.description | summary | {"chosen": chosen}
-            keep()
+            written = predictions.write(predictions_of(output, name), corpus, rows, probability)
+            scores = predictions.summarize(corpus, rows, probability, history)
+            models[name] = BaselineResult(
+                **baseline.description,
+                validation=scores.validation,
+                test=scores.test,
+                chosen=chosen,
+                predictions_sha256=written,
+            )
+            keep(BEGUN, models)
             bar.update()
-            bar.set_postfix_str(f"{name} {predictions.number(summary['test']['accuracy'])}")
-    best = best_oracle(baselines, {name: model["chosen"] for name, model in models.items()})
-    oracle = registry.oracle_of(best)
-    with files.replacing(_file(folder, oracle.name)) as file:
-        file.write(_file(folder, best.name).read_bytes())
-    complete = {one.name: models[one.name] for one in baselines if not one.is_ceiling}
-    complete[oracle.name] = models[best.name] | oracle.description
-    files.write_json(output / _COMPLETE, {"models": complete, **settings, **about})
+            bar.set_postfix_str(f"{name} {predictions.number(models[name].test.accuracy)}")
+    best = best_oracle(baselines, {name: model.chosen for name, model in models.items()})
+    with files.replacing(predictions_of(output, ORACLE)) as file:
+        file.write(predictions_of(output, best.name).read_bytes())
+    honest = [baseline for baseline in baselines if not baseline.is_ceiling]
+    complete = {baseline.name: models[baseline.name] for baseline in honest}
+    # The best of those that see the target is the one shown.
+    complete[ORACLE] = msgspec.structs.replace(models[best.name], label="oracle")
+    keep(COMPLETE, complete)
 
 
-def _tidy(output: Path, models: dict[str, Any]) -> None:
-    """Removes what was needed only until all was complete."""
+def _tidy(output: Path, baselines: Baselines) -> None:
+    """Removes what was needed only while baselines were missing."""
     for path in (output / "predictions").glob("*.parquet"):
-        if path.stem not in models:
+        if path.stem not in baselines.models:
             path.unlink()
-    (output / _BEGUN).unlink(missing_ok=True)
+    (output / BEGUN).unlink(missing_ok=True)
 
 
-def _file(folder: Path, model: str) -> Path:
-    return folder / f"{model}.parquet"
+def _is_written(output: Path, name: str, model: BaselineResult) -> bool:
+    path = predictions_of(output, name)
+    return path.is_file() and model.predictions_sha256 in (None, files.file_sha256(path))
 
 
-def _read(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
-    """The models of a baselines.json, or of one that was begun.
+def _read(path: Path, asked: Baselines) -> Baselines:
+    """Reads baselines.json or begun.json.
 
     Raises:
-      UserError: it is damaged, or they were made otherwise.
+      UserError: it is damaged, or was written with other settings.
     """
-    damaged = UserError(f"{path} is damaged: remove {path.parent} and run the command again")
-    try:
-        found = files.read_json(path, "python -m sasnet_jax.baselines", ("models",))
-    except UserError:
-        raise damaged from None
-    changed = [name for name, value in settings.items() if found.get(name) != value]
-    if changed:
-        raise UserError(
-            f"{path.parent} holds baselines made otherwise ({', '.join(changed)}): "
-            "choose another --output"
+    before = files.read_record(path, Baselines)
+    may_differ = {"models", "format_version", "sha256"}
+    if path.name == COMPLETE:
+        may_differ |= {"svm_library", "train_reviews"}
+    made_with, wanted = msgspec.structs.asdict(before), msgspec.structs.asdict(asked)
+    files.refuse_other_settings(path.parent, made_with, wanted, may_differ)
+    return before
+
+
+def _shown(baselines: Baselines) -> str:
+    lines = [predictions.table(baselines.models, baselines.target_review)]
+    if baselines.subset:
+        lines.append(
+            f"  on {baselines.subset:,} reviews, averages over the {baselines.averages_over}"
         )
-    if not isinstance(found["models"], dict):
-        raise damaged
-    registry.read(path, found["models"])
-    return found["models"]
-
-
-def _shown(models: dict[str, Any], config: BaselinesConfig) -> str:
-    lines = [predictions.table(models, config.target_review)]
-    if config.subset:
-        lines.append(f"  on {config.subset:,} reviews, averages over the {config.averages_over}")
-    reads = models[ORACLE]["chosen"]["reads"]
+    reads = baselines.models[ORACLE].chosen["reads"]
     lines.append(f"  oracle reads {reads}: the ceiling of the leaky protocol, not a baseline")
     return "\n".join(lines)

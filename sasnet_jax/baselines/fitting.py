@@ -1,7 +1,7 @@
-"""Every baseline, fitted and asked (paper section 2.5, DESIGN section 5).
+"""Fits every baseline and lets it predict (paper section 2.5, docs/design.md 5).
 
-In: what each one is (`registry`), a protocol, and the texts: TF-IDF and embeddings. Out: of each
-baseline its probabilities of the validation and test reviews, and what was chosen for it on
+In: the baselines (`registry`), a protocol, and the texts as TF-IDF and embeddings. Out: each
+baseline's probabilities for the validation and test reviews, and what was chosen for it on
 validation.
 """
 
@@ -24,12 +24,12 @@ from sasnet_jax.scores.predictions import EVALUATED
 _TFIDF_TERMS = 5000  # the most frequent ones
 _COUNTS: tuple[Counts, ...] = ("all_others", "out_of_fold")
 _SMOOTHINGS = (1.0, 5.0, 20.0)  # reviews
-_STAR_WEIGHTS = (1.0, 3.0)  # of the stars beside the text, whose own is 1
+_STAR_WEIGHTS = (1.0, 3.0)  # of the stars, relative to the text's weight of 1
 _Option: TypeAlias = tuple[Candidate, dict[str, Any]]  # inputs, and what they were made with
 
 
 class Prediction(NamedTuple):
-    """A baseline's probabilities of the validation reviews, then the test reviews."""
+    """A baseline's probabilities for the validation reviews, then for the test reviews."""
 
     baseline: Baseline
     probability: Float[np.ndarray, "n c"]
@@ -44,37 +44,39 @@ def predict_all(
     seed: int,
     done: Mapping[str, dict[str, Any]],
 ) -> Iterator[Prediction]:
-    """Fits one baseline after the other.
+    """Fits the baselines one by one.
 
     Args:
       baselines: of `registry.baselines_of`, in its order.
       asked: what may be learned from and seen.
-      corpus: whose texts TF-IDF is of.
-      stores: those that the baselines read.
-      seed: of the rows to tune on.
-      done: what was chosen for each that is fitted already, by name.
+      corpus: the corpus whose texts TF-IDF reads.
+      stores: the stores that the baselines read.
+      seed: seed of the rows to tune on.
+      done: what was chosen for each baseline that is already fitted, by name.
     """
     label = {split: asked.labels(split) for split in asked.rows}
     chosen = dict(done)
-    for _, group in itertools.groupby(baselines, key=lambda one: (one.features, one.store)):
-        left = [one for one in group if one.name not in done]
+    for _, group in itertools.groupby(
+        baselines, key=lambda baseline: (baseline.features, baseline.store)
+    ):
+        left = [baseline for baseline in group if baseline.name not in done]
         if not left:
             continue
         given = _Given(asked, _features(left[0], corpus, stores, asked), chosen)
-        for one in left:
-            options = given.options(one)
+        for baseline in left:
+            options = given.options(baseline)
             candidates = [candidate for candidate, _ in options]
-            fitted = registry.FITS[one.fit](candidates, label, seed, one.name)
+            fitted = registry.FITS[baseline.fit](candidates, label, seed, baseline.name)
             best, choice = options[fitted.candidate]
             parts = [fitted.predict(protocol.joined(best, split)) for split in EVALUATED]
-            chosen[one.name] = fitted.chosen | choice
-            yield Prediction(one, np.concatenate(parts), chosen[one.name])
+            chosen[baseline.name] = fitted.chosen | choice
+            yield Prediction(baseline, np.concatenate(parts), chosen[baseline.name])
 
 
 def best_oracle(baselines: Sequence[Baseline], chosen: Mapping[str, dict[str, Any]]) -> Baseline:
-    """The one with the best validation accuracy, the earliest of equals, by what was chosen."""
-    oracles = [one for one in baselines if one.is_ceiling]
-    return max(oracles, key=lambda one: chosen[one.name]["tuned_accuracy"])
+    """The oracle with the best validation accuracy; the earliest one of equals."""
+    oracles = [baseline for baseline in baselines if baseline.is_ceiling]
+    return max(oracles, key=lambda baseline: chosen[baseline.name]["tuned_accuracy"])
 
 
 def _features(
@@ -93,7 +95,7 @@ def _features(
 
 
 class _Given:
-    """What baselines that read the same features may be given."""
+    """The inputs that baselines with the same features may get."""
 
     def __init__(
         self, asked: Protocol, features: Features | None, chosen: Mapping[str, dict[str, Any]]
@@ -107,7 +109,7 @@ class _Given:
 
     @functools.cached_property
     def stars(self) -> Inputs:
-        """As they were chosen for the baseline that sees nothing else."""
+        """The stars, with the options chosen for the baseline that sees nothing else."""
         bias = self.chosen[registry.BIAS]
         return protocol.scaled(protocol.stars(self.asked, bias["counts"], bias["smoothing"]))
 
@@ -119,12 +121,12 @@ class _Given:
                 nothing = {split: np.zeros((rows[split].size, 0), np.float32) for split in rows}
                 return [([(1.0, nothing)], {})]
             case "stars":
-                found: list[_Option] = []
+                options: list[_Option] = []
                 for counts, smoothing in itertools.product(_COUNTS, _SMOOTHINGS):
                     stars = protocol.scaled(protocol.stars(self.asked, counts, smoothing))
                     choice = {"counts": counts, "smoothing": smoothing}
-                    found.append(([(1.0, stars)], choice))
-                return found
+                    options.append(([(1.0, stars)], choice))
+                return options
             case "text":
                 return [([(1.0, self.averages)], {})]
             case "text+stars":

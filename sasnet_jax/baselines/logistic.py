@@ -32,8 +32,9 @@ def fit(
 ) -> tuple[int, LogisticRegression, dict[str, Any]]:
     """Fits on the training rows of one of the candidates.
 
-    Candidate and C are chosen by validation log-loss (the earliest of equals) of models of at most
-    5,000 training rows, C rising until the loss does; the best is fitted again once, on all.
+    The candidate and C are chosen by the validation log-loss of models fitted on at most 5,000
+    training rows (the earliest of equals); C rises until the loss does. The best choice is fitted
+    again on all rows.
 
     Returns:
       Which candidate, the model, and what was chosen.
@@ -48,11 +49,11 @@ def fit(
         for penalty in PENALTIES:
             model = _fit(train[rows], label["train"][rows], penalty)
             probability = predict(model, validation, int(label["train"].max()) + 1)
-            found = metrics.log_loss(label["validation"], probability)
-            loss[_Choice(index, penalty)] = found
-            if found > best:
+            candidate_loss = metrics.log_loss(label["validation"], probability)
+            loss[_Choice(index, penalty)] = candidate_loss
+            if candidate_loss > best:
                 break
-            best = found
+            best = candidate_loss
     choice = min(loss, key=lambda choice: loss[choice])
     model = _fit(joined(candidates[choice.candidate], "train"), label["train"], choice.penalty)
     return choice.candidate, model, {"C": choice.penalty, "tuned_log_loss": loss[choice]}
@@ -61,7 +62,7 @@ def fit(
 def predict(
     model: LogisticRegression, inputs: Float32[np.ndarray, "n f"], classes: int
 ) -> Float[np.ndarray, "n c"]:
-    """Probabilities of all classes; 0 of one that the model never saw."""
+    """Probabilities of all classes; 0 for a class that the model never saw."""
     probability = np.zeros((len(inputs), classes))
     probability[:, model.classes_] = model.predict_proba(inputs)
     return probability

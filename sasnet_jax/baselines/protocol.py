@@ -1,7 +1,7 @@
-"""What a baseline may learn from and see (paper section 2.5, DESIGN section 5).
+"""What a baseline may learn from and see (paper section 2.5, docs/design.md 5).
 
-In: a corpus and the readings of the paper to choose from. Out: a `Protocol` (the reviews of each
-split, their labels and contexts), and from it what a classifier is given of every target.
+In: a corpus, and options for what the paper leaves open. Out: a `Protocol` (the reviews of each
+split, their labels and contexts), and from it the inputs of a classifier for every target.
 """
 
 import dataclasses
@@ -70,11 +70,11 @@ def protocol_of(
       target_review: whether a target is kept out of its own context.
       classes: 3 or 5.
       subset: reviews drawn to learn from and to predict, 80/10/10; 0 for all.
-      averages_over: whether contexts hold all reviews that the split allows, or the subset's only.
+      averages_over: whether contexts hold all reviews that the split allows, or only the subset's.
       seed: of the draws.
 
     Raises:
-      UserError: the corpus has too few reviews of a split, or none of a class to learn from.
+      UserError: the corpus has too few reviews of a split, or no review of a class to learn from.
     """
     rng = np.random.default_rng(seed)
     fold = rng.integers(_FOLDS, size=corpus.user.size, dtype=np.int32)
@@ -85,8 +85,8 @@ def protocol_of(
             wanted = round(subset * share)
             if not 0 < wanted <= rows[split].size:
                 raise UserError(
-                    f"--subset={subset} needs {wanted} {split} reviews, the corpus has "
-                    f"{rows[split].size}"
+                    f"--subset={subset} needs {wanted} {split} reviews, but the corpus has "
+                    f"{rows[split].size}: use a smaller --subset"
                 )
             rows[split] = np.sort(rng.permutation(rows[split])[:wanted])
     if averages_over == "subset":
@@ -102,7 +102,9 @@ def protocol_of(
 def averages(protocol: Protocol, features: Features) -> Inputs:
     """Averages over each side's context, side by side: [n, 2f]. A side without reviews is 0."""
     return {
-        split: pair_averages(features, protocol.contexts, rows)
+        split: np.hstack(
+            [_dense(averaging_matrix(context, rows) @ features) for context in protocol.contexts]
+        )
         for split, rows in protocol.rows.items()
     }
 
@@ -113,47 +115,38 @@ def own(protocol: Protocol, features: Features) -> Inputs:
 
 
 def stars(protocol: Protocol, counts: Counts, smoothing: float) -> Inputs:
-    """How the other reviews were rated (`counts.bias_features`), each number standardised.
+    """How the other reviews were rated (`counts.bias_features`), each number standardized.
 
-    `counts` says over what they are taken for a training review: all that its context allows, or
-    only those of other folds. For one to predict, always all.
+    `counts` decides which reviews count for a training review: all that its context allows, or only
+    those of other folds. For a review to predict, all of them count.
     """
     args = (protocol.contexts, protocol.label, protocol.classes)
-    found = {"all_others": context_counts(*args)}
+    counts_by_option = {"all_others": context_counts(*args)}
     if counts == "out_of_fold":
-        found["out_of_fold"] = out_of_fold_counts(*args, protocol.fold)
+        counts_by_option["out_of_fold"] = out_of_fold_counts(*args, protocol.fold)
     inputs = {}
     for split, rows in protocol.rows.items():
-        counted = found[counts if split == "train" else "all_others"][rows]
+        counted = counts_by_option[counts if split == "train" else "all_others"][rows]
         inputs[split] = np.asarray(bias_features(counted, protocol.shares(), smoothing), np.float32)
     mean, deviation = inputs["train"].mean(axis=0), inputs["train"].std(axis=0)
     scale = np.where(deviation > 0, deviation, 1).astype(np.float32)
-    return {split: (one - mean) / scale for split, one in inputs.items()}
+    return {split: (columns - mean) / scale for split, columns in inputs.items()}
 
 
 def scaled(inputs: Inputs) -> Inputs:
-    """Inputs less their mean, times one number, so that the training variances sum to 1.
+    """Inputs minus their mean, times one number, so that the training variances sum to 1.
 
-    Then one grid of penalties suits inputs of any width, and blocks of equal weight count the same.
+    Then one grid of penalties suits inputs of any width, and blocks of equal weight count equally.
     """
     mean = inputs["train"].mean(axis=0, dtype=np.float64).astype(np.float32)
     total = float(inputs["train"].var(axis=0, dtype=np.float64).sum())
     scale = np.float32(1 / np.sqrt(total)) if total > 0 else np.float32(1)
-    return {split: (one - mean) * scale for split, one in inputs.items()}
+    return {split: (columns - mean) * scale for split, columns in inputs.items()}
 
 
 def joined(candidate: Candidate, split: str) -> Float32[np.ndarray, "n f"]:
-    """What a candidate gives of the targets of a split."""
+    """A candidate's inputs for the targets of a split."""
     return np.hstack([np.float32(weight) * block[split] for weight, block in candidate])
-
-
-def pair_averages(
-    features: Features, contexts: Contexts, targets: Int32[np.ndarray, "n"]
-) -> Float32[np.ndarray, "n two_f"]:
-    """Averages of features over both sides' contexts of each target, side by side."""
-    return np.hstack(
-        [_dense(averaging_matrix(context, targets) @ features) for context in contexts]
-    )
 
 
 def _dense(features: Features) -> Float32[np.ndarray, "n f"]:

@@ -1,18 +1,17 @@
-"""The registry of baselines: what each one is (paper section 2.5, DESIGN section 5).
+"""The registry of baselines: what each one is (paper section 2.5, docs/design.md 5).
 
 A baseline is a value: its name, what it sees, what stands for the texts that it reads, and how it
-is fitted. The value is written with the results, so nobody ever looks into a name.
+is fitted. The value is written with the results, so nothing ever parses a name.
 
 To add a baseline, add a line to `KINDS`, and one to `FITS` if it is fitted in a new way. It is then
 fitted, saved, compared and shown like the others.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+import msgspec
 import numpy as np
 from jaxtyping import Float, Float32, Int8
 
@@ -28,18 +27,16 @@ Labels: TypeAlias = dict[str, Int8[np.ndarray, "_"]]  # the labels of each split
 
 MAJORITY = "majority"
 BIAS = "bias"
-ORACLE = "oracle"  # the best of those that see the target: a ceiling, never to be compared with
+ORACLE = "oracle"  # the best baseline that sees the target: a ceiling, not a baseline
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Baseline:
-    """One baseline, as its results are kept."""
+class Description(msgspec.Struct, kw_only=True, frozen=True):
+    """What a baseline is, as written with its results."""
 
-    name: str  # the key of its results, and the stem of its predictions' file
-    label: str  # what a person calls it
+    label: str  # its name in tables
     sees: Sees
-    features: TextFeatures | None  # what stands for a text; None where it sees no text
-    store: str | None  # whose embeddings, by the folder's name; None for other features
+    features: TextFeatures | None  # what represents a text; None if it sees no text
+    store: str | None  # folder name of the store it reads; None for other features
     fit: str  # of FITS
 
     @property
@@ -54,11 +51,14 @@ class Baseline:
 
     @property
     def description(self) -> dict[str, Any]:
-        """Everything but the name, to be written beside the results."""
-        return {key: getattr(self, key) for key in _DESCRIPTION}
+        """What it is, without its results."""
+        return {name: getattr(self, name) for name in Description.__struct_fields__}
 
 
-_DESCRIPTION = tuple(field.name for field in dataclasses.fields(Baseline) if field.name != "name")
+class Baseline(Description, kw_only=True, frozen=True):
+    """One baseline."""
+
+    name: str  # the key of its results, and the stem of its predictions' file
 
 
 class Fitted(NamedTuple):
@@ -124,57 +124,27 @@ KINDS: tuple[Kind, ...] = (
 
 
 def baselines_of(stores: Sequence[str]) -> list[Baseline]:
-    """Every baseline, in the order of tables: those without texts, of TF-IDF, then of each store.
+    """Every baseline, in the order of tables: first without texts, then TF-IDF, then each store.
 
     Args:
       stores: the names of the stores' folders.
 
     Raises:
-      UserError: two would have one name.
+      UserError: two baselines would have the same name.
     """
     texts: list[tuple[TextFeatures, str | None]] = [("tfidf", None)]
     texts += [("embeddings", store) for store in stores]
-    found = [_baseline(kind, None, None) for kind in KINDS if not _sees_text(kind)]
-    found += [_baseline(kind, *text) for text in texts for kind in KINDS if _sees_text(kind)]
+    baselines = [_baseline(kind, None, None) for kind in KINDS if not _sees_text(kind)]
+    baselines += [_baseline(kind, *text) for text in texts for kind in KINDS if _sees_text(kind)]
     first: dict[str, Baseline] = {}
-    for one in found:
-        other = first.setdefault(one.name, one)
-        if other is not one:
+    for baseline in baselines:
+        other = first.setdefault(baseline.name, baseline)
+        if other is not baseline:
             raise UserError(
-                f"--store: the baselines {other.label!r} and {one.label!r} would both be called "
-                f"{one.name}: rename the folder of a store"
+                f"--store: the baselines {other.label!r} and {baseline.label!r} would both be "
+                f"called {baseline.name}: rename the folder of one store"
             )
-    return found
-
-
-def oracle_of(best: Baseline) -> Baseline:
-    """The one that is shown, of those that see the target."""
-    return dataclasses.replace(best, name=ORACLE, label="oracle")
-
-
-def read(
-    path: Path, models: Any, made_by: str = "python -m sasnet_jax.baselines"
-) -> dict[str, Baseline]:
-    """The baselines of a file of results, by name.
-
-    Args:
-      path: the file.
-      models: what it says of each, by name.
-      made_by: the command that wrote it.
-
-    Raises:
-      UserError: it does not say what they are.
-    """
-    try:
-        return {
-            name: Baseline(name=name, **{key: model[key] for key in _DESCRIPTION})
-            for name, model in models.items()
-        }
-    except (AttributeError, KeyError, TypeError):
-        raise UserError(
-            f"{path} does not say what each baseline sees and how it is fitted; an earlier version "
-            f"wrote it: run {made_by} again into a new folder"
-        ) from None
+    return baselines
 
 
 def _baseline(kind: Kind, features: TextFeatures | None, store: str | None) -> Baseline:

@@ -1,7 +1,7 @@
 """The paper's baseline (section 2.5): an SVM, here with the RBF or the linear kernel.
 
-In: candidate inputs and labels of every split. Out: class probabilities. Everything that is chosen
-is chosen on validation.
+In: candidate inputs and labels of every split. Out: class probabilities. Every choice is
+made on validation.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from jaxtyping import Float, Float32, Int, Int8
 from scipy.optimize import minimize_scalar
 from scipy.special import softmax
 
-try:  # the same SVM, tens of times faster, where there is a build (x86-64)
+try:  # the same SVM, tens of times faster, if there is a build (x86-64)
     from sklearnex.svm import SVC
 
     LIBRARY = f"scikit-learn-intelex {importlib.metadata.version('scikit-learn-intelex')}"
@@ -32,8 +32,8 @@ Kernel = Literal["rbf", "linear"]
 KERNELS: tuple[Kernel, ...] = ("rbf", "linear")
 PENALTIES = (0.1, 0.3, 1.0, 3.0, 10.0)  # C
 TUNE_ON = 5000  # training rows
-CACHE_MEGABYTES = 4000  # of kernel rows at most: with SVC's 200, 12,000 pairs took twice as long
-_ROWS_AT_ONCE = 1024  # whose kernel with all support vectors is in memory
+CACHE_MEGABYTES = 4000  # kernel cache; SVC's 200 took twice as long on 12,000 pairs
+_ROWS_AT_ONCE = 1024  # rows whose kernel with all support vectors is held in memory
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -47,13 +47,13 @@ class FittedSVM:
     temperature: float
 
     def scores(self, inputs: Float32[np.ndarray, "n f"]) -> Float[np.ndarray, "n c"]:
-        """`class_scores`, so many rows at a time."""
+        """`class_scores`, computed a block of rows at a time."""
         squares = _squares(self.support)
         parts = []
         for first in range(0, len(inputs), _ROWS_AT_ONCE):
             some = inputs[first : first + _ROWS_AT_ONCE]
-            both = _squares(some), squares
-            kernel = kernel_matrix(self.kernel, self.gamma, some @ self.support.T, both)
+            both_squares = _squares(some), squares
+            kernel = kernel_matrix(self.kernel, self.gamma, some @ self.support.T, both_squares)
             parts.append(class_scores(self.model, kernel))
         return np.concatenate(parts)
 
@@ -76,11 +76,11 @@ def kernel_matrix(
 
 
 def class_scores(model: SVC, kernel: Float[np.ndarray, "n m"]) -> Float[np.ndarray, "n c"]:
-    """What `SVC.decision_function` is: votes of one class against one, ties by their margins.
+    """Computes `SVC.decision_function`: one-versus-one votes, with ties broken by the margins.
 
     scikit-learn-intelex 2026.2 gets the last margin of a batch wrong on some CPUs (not that of a
-    single row), so that a score would depend on the other rows. `kernel` is that with the support
-    vectors.
+    single row), so that a score would depend on the other rows. `kernel` is the kernel matrix with
+    the support vectors.
     """
     classes = len(model.classes_)
     ends = np.cumsum(model.n_support_)
@@ -111,9 +111,9 @@ def fit(
 ) -> tuple[int, FittedSVM, dict[str, Any]]:
     """Fits on the training rows of one of the candidates.
 
-    Candidate, kernel and C are chosen by validation accuracy (the earliest of equals) of SVMs on
-    at most 5,000 training rows, the temperature by validation log-loss; the SVM is fitted again
-    once, on all.
+    The candidate, the kernel and C are chosen by the validation accuracy of SVMs fitted on at most
+    5,000 training rows (the earliest of equals), and the temperature by validation log-loss. The
+    best choice is fitted again on all rows.
 
     Returns:
       Which candidate, the SVM, and what was chosen.
@@ -123,7 +123,9 @@ def fit(
     candidate, gamma = candidates[best.candidate], _gamma(candidates[best.candidate])
     train = joined(candidate, "train")
     penalty = best.penalty
-    if best.kernel == "linear":  # SVC's has no gamma: a kernel times gamma is a C times gamma
+    if (
+        best.kernel == "linear"
+    ):  # SVC's linear kernel has no gamma: scaling the kernel by gamma scales C
         penalty, gamma = penalty * gamma, 1.0
     model = SVC(C=penalty, kernel=best.kernel, gamma=gamma, cache_size=CACHE_MEGABYTES)
     model.fit(train, label["train"])
@@ -143,7 +145,7 @@ def _tune(
 ) -> dict[_Choice, float]:
     """Validation accuracy of every choice.
 
-    The inner products of a block are computed once, for all its weights, kernels and C.
+    The inner products of a block are computed once for all its weights, kernels and C.
     """
     rows = np.random.default_rng(seed).permutation(label["train"].size)[:TUNE_ON]
     blocks = {id(block): block for candidate in candidates for _, block in candidate}
@@ -152,8 +154,8 @@ def _tune(
     options = list(itertools.product(range(len(candidates)), KERNELS))
     for index, kernel in ProgressBar(options, desc=f"tuning {name}", unit="kernel", leave=False):
         weighted = [(weight**2, *products[id(block)]) for weight, block in candidates[index]]
-        inner = sum(weight * found for weight, found, _ in weighted)
-        squares = sum(weight * found for weight, _, found in weighted)
+        inner = sum(weight * product for weight, product, _ in weighted)
+        squares = sum(weight * norms for weight, _, norms in weighted)
         gamma = _gamma(candidates[index])
         matrix = kernel_matrix(kernel, gamma, inner, (squares, squares[: rows.size]))
         train, validation = np.split(matrix, [rows.size])
@@ -168,7 +170,7 @@ def _tune(
 def _products(
     block: Inputs, rows: Int[np.ndarray, "n"]
 ) -> tuple[Float32[np.ndarray, "n_and_m n"], Float32[np.ndarray, "n_and_m"]]:
-    """Inner products of training rows, then validation, with training rows; squared norms."""
+    """Inner products of training, then validation rows with training rows; squared norms."""
     train = block["train"][rows]
     seen = np.concatenate([train, block["validation"]])
     return seen @ train.T, _squares(seen)
@@ -179,5 +181,5 @@ def _squares(inputs: Float32[np.ndarray, "n f"]) -> Float32[np.ndarray, "n"]:
 
 
 def _gamma(candidate: Candidate) -> float:
-    """1 / the summed variance of the columns: scikit-learn's "scale" of centred inputs."""
+    """1 / the summed variance of the columns: scikit-learn's "scale" of centered inputs."""
     return 1 / sum(weight**2 for weight, _ in candidate)

@@ -1,1 +1,1 @@
-"""What the data are: reviews, who may be seen, embeddings, what the network reads."""
+"""The data: reviews, their contexts, their embeddings, and what the network reads."""

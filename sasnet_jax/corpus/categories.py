@@ -23,7 +23,7 @@ class Categories:
 
     @property
     def sha256(self) -> str:
-        """Over the names and their reviews."""
+        """The SHA-256 over the names and their reviews."""
         digest = hashlib.sha256(repr(self.names).encode())
         for array in (self.membership.indptr, self.membership.indices):
             digest.update(array.astype(np.int64).tobytes())
@@ -36,15 +36,8 @@ def read_categories(corpus: Corpus) -> Categories:
     Raises:
       UserError: the tables are unreadable or do not belong together.
     """
-    try:
-        names = pl.read_parquet(corpus.folder / "categories.parquet", glob=False)["category"]
-        businesses = pl.read_parquet(
-            corpus.folder / "businesses.parquet", columns=["business", "categories"], glob=False
-        )
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise UserError(
-            f"the categories of {corpus.folder} cannot be read ({error}): run prepare again"
-        ) from None
+    names = corpus.table("categories")["category"]
+    businesses = corpus.table("businesses").select("business", "categories")
     index = pl.DataFrame({"category": names}).with_row_index("index")
     pairs = (
         businesses.rename({"categories": "category"})
@@ -54,7 +47,7 @@ def read_categories(corpus: Corpus) -> Categories:
         .unique()
     )
     if pairs["index"].null_count() or corpus.business.max() >= businesses.height:
-        raise UserError(f"the tables of {corpus.folder} do not belong together: run prepare again")
+        raise UserError(f"the tables of {corpus.folder} do not belong together: {corpus.remedy}")
     of_business = scipy.sparse.csc_matrix(
         (np.ones(pairs.height), (pairs["index"], pairs["business"])),
         shape=(names.len(), businesses.height),

@@ -1,9 +1,9 @@
-"""Who may be seen: the context of every target review (DESIGN section 5).
+"""What a model may see: the context of every target review (docs/design.md 5).
 
-`prepare` groups the reviews by user and by business once, into offset arrays that are memory-mapped
-ever after. From them `contexts_of` makes, for each side, a `Context`: for every review as a target
-the range of the grouped rows that may be seen, less the target itself. Sets, averages and counts
-are all taken from it.
+`prepare` groups the reviews by user and by business once, into offset arrays that are
+memory-mapped from then on. From them `contexts_of` builds a `Context` for each side: for every
+review as a target, the range of the grouped rows that may be seen, minus the target itself. Sets,
+averages and counts are all taken from it.
 """
 
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -12,6 +12,7 @@ import numpy as np
 import scipy.sparse
 from jaxtyping import Bool, Int, Int32, Int64
 
+from sasnet_jax import files
 from sasnet_jax.cli import UserError
 from sasnet_jax.corpus.corpus import Corpus
 from sasnet_jax.corpus.splits import SPLITS
@@ -24,8 +25,8 @@ SIDES = ("user", "business")
 class Grouped(NamedTuple):
     """The reviews of each entity of one side: `rows[offsets[i] : offsets[i + 1]]` (CSR).
 
-    Each entity's training reviews come first, then validation, then test, each by date, by row
-    where dates are equal or missing. So whatever a target may see is the beginning of a list.
+    Each entity's training reviews come first, then validation, then test, each by date, and by
+    row if dates are equal or missing. So what a target may see is always the beginning of a list.
     """
 
     offsets: Int64[np.ndarray, "entities+1"]
@@ -70,29 +71,36 @@ def read_grouped(corpus: Corpus, side: str) -> Grouped:
     """Opens what `write_grouped` wrote for one side, memory-mapped.
 
     Raises:
-      UserError: it is absent or not of this corpus.
+      UserError: it is absent, or belongs to another corpus.
     """
-    paths = [corpus.folder / "interactions" / f"{side}_{part}.npy" for part in Grouped._fields]
+    folder, remedy = corpus.folder / "interactions", corpus.remedy
+    paths = [folder / f"{side}_{part}.npy" for part in Grouped._fields]
     try:
-        grouped = Grouped(*(np.load(path, mmap_mode="r", allow_pickle=False) for path in paths))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{paths[0].parent} cannot be read ({error}): run prepare again") from None
-    if not _is_of(corpus, getattr(corpus, side), grouped):
-        raise UserError(f"{paths[0].parent} is not of this corpus: run prepare again")
-    return grouped
+        arrays = [
+            np.load(files.require_file(path, remedy), mmap_mode="r", allow_pickle=False)
+            for path in paths
+        ]
+    except (OSError, ValueError, EOFError, SyntaxError) as error:
+        raise UserError(f"{folder} cannot be read ({error}): {remedy}") from None
+    if not _is_of(corpus, getattr(corpus, side), *arrays):
+        raise UserError(f"{folder} belongs to another corpus ({side}_*.npy): {remedy}")
+    return Grouped(*arrays)
 
 
-def _is_of(corpus: Corpus, entity: Int32[np.ndarray, "reviews"], grouped: Grouped) -> bool:
-    """Whether the lists are those of the entities, each in the order of split and date."""
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(entity))])
-    rows = np.asarray(grouped.rows)
-    if rows.size != entity.size or not np.array_equal(grouped.offsets, offsets):
+def _is_of(
+    corpus: Corpus, entity: Int32[np.ndarray, "reviews"], offsets: np.ndarray, rows: np.ndarray
+) -> bool:
+    """Whether these are the lists that `write_grouped` makes: there is one such order."""
+    expected = np.concatenate([[0], np.cumsum(np.bincount(entity))])
+    if not np.array_equal(offsets, expected) or rows.shape != entity.shape:
         return False
-    if (np.bincount(rows.clip(0, rows.size - 1), minlength=rows.size) != 1).any():
+    if (rows.dtype, offsets.dtype) != (np.int32, np.int64) or rows.min() < 0:
         return False
-    order = np.stack([entity[rows], _split_rank(corpus)[rows], corpus.date[rows]])
-    step = np.sign(np.diff(order))  # of (entity, split, date), each decided by the first that moves
-    return bool((4 * step[0] + 2 * step[1] + step[2] >= 0).all())
+    if rows.max() >= rows.size:
+        return False
+    order = np.stack([entity[rows], _split_rank(corpus)[rows], corpus.date[rows], rows])
+    step = np.sign(np.diff(order))  # of each key; the first that changes decides
+    return bool((8 * step[0] + 4 * step[1] + 2 * step[2] + step[3] > 0).all())
 
 
 def _split_rank(corpus: Corpus) -> Int[np.ndarray, "reviews"]:
@@ -102,12 +110,12 @@ def _split_rank(corpus: Corpus) -> Int[np.ndarray, "reviews"]:
 def contexts_of(corpus: Corpus, target_review: TargetReview) -> Contexts:
     """The contexts of every review as a target.
 
-    Under "exclude", the table of DESIGN section 5: with the split by_user, the user's other reviews
+    Under "exclude", the table of docs/design.md 5: with the split by_user, the user's other reviews
     (of the same split by construction) and the business's training reviews; by_review and
     within_user, training reviews on both sides; by_time, the reviews that are strictly earlier.
-    Never the target, and so never its pair of user and business, which occurs once in a corpus.
-    Under "include" all reviews of the entity, the target among them (leaky: only to reproduce the
-    paper).
+    The target is never seen, and so neither is its pair of user and business, which occurs once in
+    a corpus. Under "include", all reviews of the entity are seen, the target among them
+    (leaky: only to reproduce the paper).
     """
     return Contexts(*(_context(corpus, side, target_review) for side in SIDES))
 
@@ -140,7 +148,7 @@ def _earlier(
 ) -> Int[np.ndarray, "reviews"]:
     """How many of its entity's reviews are strictly earlier than each review.
 
-    A split by time puts an entity's list in the order of time.
+    A split by time puts an entity's list in temporal order.
     """
     dates = date[grouped.rows]
     first = np.zeros(dates.size, bool)  # of the entity's reviews of one moment
@@ -159,7 +167,7 @@ def restrict(contexts: Contexts, kept: Bool[np.ndarray, "reviews"]) -> Contexts:
 
 def _restrict(context: Context, kept: Bool[np.ndarray, "reviews"]) -> Context:
     rows = np.asarray(context.rows)
-    before = np.concatenate([[0], np.cumsum(kept[rows])])  # kept ones before a position
+    before = np.concatenate([[0], np.cumsum(kept[rows])])  # kept reviews before a position
     start, size, skip = (np.asarray(x, np.int64) for x in context[1:])
     inside = skip < size  # past its size, a skip changes nothing
     end, place = start + size + inside, start + np.where(inside, skip, 0)
@@ -171,9 +179,9 @@ def _restrict(context: Context, kept: Bool[np.ndarray, "reviews"]) -> Context:
 
 
 def truncate_histories(contexts: Contexts, reviews: int) -> Contexts:
-    """The contexts of users who have written no more than the first so many reviews.
+    """The contexts if every user had written only the first `reviews` reviews.
 
-    First in the order of `Grouped`: split, then date. The business's side stays.
+    First in the order of `Grouped`: split, then date. The business side stays.
     """
     user = contexts.user
     size = np.minimum(np.asarray(user.size), np.int32(reviews))
@@ -184,8 +192,8 @@ def truncate_histories(contexts: Contexts, reviews: int) -> Contexts:
 def averaging_matrix(context: Context, targets: Int32[np.ndarray, "n"]) -> scipy.sparse.csr_matrix:
     """The matrix [n, reviews] whose product with features averages each target's context.
 
-    A row without context is zero. The target's own column is absent, not cancelled, so nothing
-    of it is left, not even a rounding error.
+    A row without context is zero. The target's own column is absent, not canceled, so not
+    even a rounding error of it is left.
     """
     size = context.size[targets].astype(np.int64)
     offsets = np.concatenate([[0], np.cumsum(size)])

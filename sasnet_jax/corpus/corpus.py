@@ -7,24 +7,81 @@ import dataclasses
 import functools
 import hashlib
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Annotated, Any, TypeAlias
 
+import msgspec
 import numpy as np
 import polars as pl
 from jaxtyping import Float32, Int8, Int32, Int64
 
+from sasnet_jax import files
 from sasnet_jax.cli import UserError
 from sasnet_jax.corpus.splits import SPLITS
-from sasnet_jax.files import read_json, texts_sha256
+from sasnet_jax.files import texts_sha256
 
-FORMAT_VERSION = 2
 CLASSES = ("bad", "good", "excellent")
 # What a model may be asked to tell apart, by the number of classes (--classes).
 CLASS_NAMES = {3: CLASSES, 5: ("1", "2", "3", "4", "5")}
 NO_DATE = np.iinfo(np.int64).max
 _COUNT_BINS = (1, 2, 5, 10, 20, 50, 100)
 _REVIEW_COLUMNS = ("review_id", "user", "business", "stars", "label", "date", "text", "split")
+_READ_BACK = ("*.parquet", "interactions/*.npy")  # the files of a corpus that commands read
+Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class Step(msgspec.Struct, kw_only=True, frozen=True):
+    """What is left after a step of `prepare`."""
+
+    step: str
+    reviews: Count
+    users: Count
+    businesses: Count
+    paper: dict[str, Count] | None = None
+
+
+class Choice(msgspec.Struct, kw_only=True, frozen=True):
+    """How the linear program chose reviews."""
+
+    demand: dict[str, Count]
+    objective: Count  # reviews
+    lower_bound: Count  # reviews
+    gap: float  # relative
+    solver: str
+    prefer: str
+    seconds: float
+
+
+class CorpusRecord(files.Record, kw_only=True, frozen=True):
+    """corpus.json."""
+
+    made_by = "python -m sasnet_jax.prepare"
+    version = 2
+    program_version: str = ""
+    settings: dict[str, Any]  # every flag that matters, and the input files
+    formats: list[str] = []
+    texts_sha256: str
+    columns_sha256: str | None = None
+    files_sha256: dict[str, str] = {}
+    lines: Count = 0
+    rejected: dict[str, Count] = {}
+    businesses_rejected: dict[str, Count] = {}
+    steps: list[Step] = []
+    choice: Choice | None = None
+    split_reviews: dict[str, Count] = {}
+    split_boundaries: dict[str, Any] = {}
+    reviews_per: dict[str, dict[str, Count]] = {}
+
+    def __post_init__(self):
+        """Refuses settings without a split."""
+        if not isinstance(self.settings.get("split"), str):
+            raise ValueError("its settings name no split")
+
+    @property
+    def split_scheme(self) -> str:
+        """--split."""
+        return self.settings["split"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)  # no slots: `sha256` is kept
@@ -40,14 +97,25 @@ class Corpus:
     split_scheme: str
     texts_sha256: str
     folder: Path
+    files_sha256: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Names texts, pairs, stars, dates and split: what a run's results depend on."""
+        """Identifies texts, pairs, stars, dates and split: what a run's results depend on."""
         digest = hashlib.sha256((self.texts_sha256 + self.split_scheme).encode())
         for column in (self.user, self.business, self.stars, self.date, self.split):
             digest.update(column.tobytes())
         return digest.hexdigest()
+
+    @property
+    def columns_sha256(self) -> str:
+        """Identifies every column of `reviews.parquet` that is read, except the texts."""
+        return hashlib.sha256(self.sha256.encode() + self.label.tobytes()).hexdigest()
+
+    @property
+    def remedy(self) -> str:
+        """What to do about a damaged corpus."""
+        return _remedy(self.folder)
 
     def rows(self, split: str) -> Int32[np.ndarray, "n"]:
         """The review indices of one split, ascending."""
@@ -61,16 +129,26 @@ class Corpus:
         """The review texts, str [reviews].
 
         Raises:
-          UserError: they are not the texts that the corpus was hashed with.
+          UserError: the texts do not have the hash in corpus.json.
         """
-        found = pl.read_parquet(self.folder / "reviews.parquet", columns=["text"], glob=False)[
-            "text"
-        ]
-        if texts_sha256(found) != self.texts_sha256:
-            raise UserError(f"the texts of {self.folder} are not those of its corpus.json")
-        return found
+        path = self.folder / "reviews.parquet"
+        texts = _read_parquet(path, ["text"])["text"]
+        if texts_sha256(texts) != self.texts_sha256:
+            raise UserError(
+                f"{path} has changed: its texts are not those that were written: {self.remedy}"
+            )
+        return texts
 
-    def refuse_missing_class(self, classes: int = len(CLASSES)) -> None:
+    def table(self, name: str) -> pl.DataFrame:
+        """`users`, `businesses` or `categories`.
+
+        Raises:
+          UserError: the file is not the one that `prepare` wrote.
+        """
+        path = self.folder / f"{name}.parquet"
+        return _read_parquet(path, None, self.files_sha256.get(path.name))
+
+    def refuse_missing_class(self, classes: int) -> None:
         """Raises UserError if a class has no training review: nothing could learn it."""
         label = self.labels(classes)[self.rows("train")]
         present = np.bincount(label, minlength=classes) > 0
@@ -94,7 +172,7 @@ def tables_of(
     """The tables of a corpus by file name; `reviews` is still without `review_id` and `text`.
 
     Args:
-      reviews: `user_id, business_id, stars, date`, those of the corpus in their order.
+      reviews: `user_id, business_id, stars, date` of the corpus, in its order.
       split: of SPLITS [reviews].
       businesses: `business_id, name, city, categories`, or None.
     """
@@ -128,12 +206,12 @@ def write_reviews(path: Path, table: pl.DataFrame, texts: Iterable[pl.DataFrame]
 
     def write_parts() -> Iterator[str]:
         first = 0
-        for index, found in enumerate(texts):
-            rows = table.slice(first, found.height)
-            first += found.height
-            part = pl.concat([found, rows], how="horizontal").select(_REVIEW_COLUMNS)
+        for index, frame in enumerate(texts):
+            rows = table.slice(first, frame.height)
+            first += frame.height
+            part = pl.concat([frame, rows], how="horizontal").select(_REVIEW_COLUMNS)
             part.write_parquet(parts / f"{index:06}.parquet", compression="lz4")
-            yield from found["text"]
+            yield from frame["text"]
 
     digest = texts_sha256(write_parts())
     written = sorted(parts.iterdir())
@@ -146,12 +224,12 @@ def write_reviews(path: Path, table: pl.DataFrame, texts: Iterable[pl.DataFrame]
 def histogram(entity: pl.Series) -> dict[str, int]:
     """Entities by their number of reviews, in the bins "1", "2-4", ..., "100+"."""
     counts = entity.value_counts()["count"].to_numpy()
-    found = np.histogram(counts, bins=[*_COUNT_BINS, np.inf])[0]
+    reviews_per_bin = np.histogram(counts, bins=[*_COUNT_BINS, np.inf])[0]
     names = ["1"]
     for low, high in zip(_COUNT_BINS[1:-1], _COUNT_BINS[2:], strict=True):
         names.append(f"{low}-{high - 1}")
     names.append(f"{_COUNT_BINS[-1]}+")
-    return dict(zip(names, found.tolist(), strict=True))
+    return dict(zip(names, reviews_per_bin.tolist(), strict=True))
 
 
 def read_corpus(folder: Path) -> Corpus:
@@ -160,34 +238,69 @@ def read_corpus(folder: Path) -> Corpus:
     Raises:
       UserError: it is absent, unreadable, of another format version, or breaks the contract.
     """
-    keys = ("format_version", "texts_sha256", "settings")
-    description = read_json(folder / "corpus.json", "python -m sasnet_jax.prepare", keys)
-    if description.get("format_version") != FORMAT_VERSION:
+    record = files.read_record(folder / "corpus.json", CorpusRecord)
+    corpus = read_columns(folder, record.split_scheme, record.texts_sha256)
+    if record.columns_sha256 not in (None, corpus.columns_sha256):
+        path = folder / "reviews.parquet"
         raise UserError(
-            f"{folder / 'corpus.json'} has format version {description.get('format_version')}, "
-            f"this program reads {FORMAT_VERSION}: run prepare again"
+            f"{path} has changed: its rows are not those that were written: {corpus.remedy}"
         )
-    columns = ["user", "business", "stars", "label", "date", "split"]
+    return dataclasses.replace(corpus, files_sha256=record.files_sha256)
+
+
+def read_columns(folder: Path, split_scheme: str, texts_sha256: str) -> Corpus:
+    """Reads `reviews.parquet`, whatever corpus.json says about it.
+
+    Raises:
+      UserError: it is unreadable, or breaks the contract.
+    """
     path = folder / "reviews.parquet"
-    try:
-        table = pl.read_parquet(path, columns=columns, glob=False)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise UserError(f"{path} cannot be read ({error}): run prepare again") from None
+    table = _read_parquet(path, ["user", "business", "stars", "label", "date", "split"])
     if table.select("user", "business").is_duplicated().any():
-        raise UserError(f"{path} repeats a (user, business) pair: run prepare again")
+        raise UserError(f"{path} repeats a (user, business) pair: {_remedy(folder)}")
     known = table["label"].is_in(range(len(CLASSES))) & table["split"].is_in(SPLITS)
     if table.drop("date").null_count().sum_horizontal().item() or not known.all():
-        raise UserError(f"{path} holds a value that no corpus has: run prepare again")
-    arrays = {name: table[name].to_numpy().copy() for name in columns[:4]}
+        raise UserError(f"{path} holds an invalid value: {_remedy(folder)}")
+    arrays: dict[str, Any] = {
+        name: table[name].to_numpy().copy() for name in ("user", "business", "stars", "label")
+    }
     split = np.select([table["split"] == name for name in SPLITS], SPLITS, default="")
     return Corpus(
         **arrays,
         date=table["date"].cast(pl.Int64).fill_null(NO_DATE).to_numpy().copy(),
         split=split,
-        split_scheme=description["settings"]["split"],
-        texts_sha256=description["texts_sha256"],
+        split_scheme=split_scheme,
+        texts_sha256=texts_sha256,
         folder=folder,
     )
+
+
+def hash_files(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file of a corpus that other commands read, by its path in the folder."""
+    paths = sorted(path for pattern in _READ_BACK for path in folder.glob(pattern))
+    return {str(path.relative_to(folder)): files.file_sha256(path) for path in paths}
+
+
+def _remedy(folder: Path) -> str:
+    return f"remove {folder} and run {CorpusRecord.made_by} again"
+
+
+def _read_parquet(path: Path, columns: list[str] | None, sha256: str | None = None) -> pl.DataFrame:
+    """Columns of a table of a corpus, all of them by default.
+
+    Raises:
+      UserError: it is absent, unreadable, or has another hash.
+    """
+    remedy = _remedy(path.parent)
+    try:
+        files.require_file(path, remedy, sha256)
+        return pl.read_parquet(path, columns=columns, glob=False)
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError) as error:
+        raise UserError(f"{path} cannot be read ({_first_line(error)}): {remedy}") from None
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _dense_index(reviews: pl.DataFrame, side: str) -> pl.DataFrame:
@@ -208,7 +321,7 @@ def _describe(names: pl.DataFrame, businesses: pl.DataFrame | None) -> pl.DataFr
 
 
 def _categories(reviews: pl.DataFrame, businesses: pl.DataFrame) -> pl.DataFrame:
-    """Category names and how many reviews speak of each, most reviewed first."""
+    """Category names and the number of reviews of each, most reviewed first."""
     return (
         reviews.select("business")
         .join(businesses.select("business", "categories"), on="business")

@@ -1,4 +1,4 @@
-"""How an entity's other reviews were rated: class counts of contexts (DESIGN section 4).
+"""How an entity's other reviews were rated: class counts of contexts (docs/design.md 4.3).
 
 In: contexts and labels. Out: counts [reviews, 2, c] (user, business), and the features made of
 them: smoothed log class frequencies and log(1 + n). The "bias" baseline and SASNet's bias term
@@ -16,7 +16,7 @@ SMOOTHING = 5.0  # alpha: the weight, in reviews, of the class shares of the tra
 def context_counts(
     contexts: Contexts, label: Int8[np.ndarray, "reviews"], classes: int
 ) -> Int32[np.ndarray, "reviews 2 c"]:
-    """How many reviews of each class are in both sides' contexts of every review, exactly.
+    """How many reviews of each class are in each side's context of every review, exactly.
 
     Under `target_review="exclude"` the target is in neither.
     """
@@ -46,18 +46,18 @@ def out_of_fold_counts(
 ) -> Int32[np.ndarray, "reviews 2 c"]:
     """`context_counts` over the reviews of other folds than the target's.
 
-    Training on exact counts of all reviews but the target, a model that knows an entity's totals
-    reads the label from what is missing; these counts miss more than the target.
+    A model trained on exact counts of all reviews but the target can learn an entity's totals, and
+    then reads the label from what is missing; these counts miss more than the target.
     """
     counts = np.zeros((label.size, 2, classes), np.int32)
-    for one in np.unique(fold):
-        others = context_counts(restrict(contexts, fold != one), label, classes)
-        counts[fold == one] = others[fold == one]
+    for number in np.unique(fold):
+        others = context_counts(restrict(contexts, fold != number), label, classes)
+        counts[fold == number] = others[fold == number]
     return counts
 
 
 def class_shares(label: Int8[np.ndarray, "n"], classes: int) -> Float[np.ndarray, "c"]:
-    """The share of each class among training labels: what counts are smoothed towards.
+    """The share of each class among training labels: what counts are smoothed toward.
 
     A class without a review counts as half a review.
     """
@@ -71,7 +71,7 @@ def bias_features(
     smoothing: float = SMOOTHING,
 ) -> Float[HostOrDevice, "b f"]:
     """log((n_c + alpha p_c) / (n + alpha)) of both sides, then log(1 + n): f = 2c + 2."""
-    import jax.numpy as jnp  # here: commands that only count do not wait for JAX
+    import jax.numpy as jnp  # here, so that commands that only count do not wait for JAX
 
     total = counts.sum(axis=-1, keepdims=True)  # [b, 2, 1]
     smoothed = (counts + smoothing * shares[None, None]) / (total + smoothing)

@@ -1,10 +1,10 @@
 """The directions of an embedding that tell users apart, and businesses (Fisher 1936).
 
 In: an embedding table and who wrote each review about what. Out: directions, best first, and the
-intraclass correlation along each: how much of the variance two reviews of one entity share, a
-little lowered by the ridge. No label is looked at. A set of reviews can only tell what its members
-share, so the other directions are noise to SASNet; speaker recognition reads its voices so too
-(Dehak et al. 2011).
+intraclass correlation along each: the share of the variance that two reviews of one
+entity have in common, slightly lowered by the ridge. No label is used. A set of reviews can only
+tell what its members share, so the other directions are noise to SASNet; speaker recognition uses
+the same method for voices (Dehak et al. 2011).
 
 Letters: e embedding width, k directions.
 """
@@ -19,12 +19,12 @@ from jaxtyping import Float, Float32, Int32
 from sasnet_jax.cli import ProgressBar
 from sasnet_jax.corpus.store import CHUNK, ZScore
 
-_RIDGE = 0.1  # added to the variance of each standardised dimension
-_MOST_REVIEWS = 100_000  # that the directions are fitted on
+_RIDGE = 0.1  # added to the variance of each standardized dimension
+_MOST_REVIEWS = 100_000  # largest number of reviews that the directions are fitted on
 
 
 class Discriminants(NamedTuple):
-    """Directions v in the standardised embedding, best first; v'(T + ridge) v = 1 (see `fit`)."""
+    """Directions v in the standardized embedding, best first; v'(T + ridge) v = 1 (see `fit`)."""
 
     directions: Float32[np.ndarray, "e k"]
     correlation: Float32[np.ndarray, "k"]
@@ -37,7 +37,7 @@ def fit(
     entity: Int32[np.ndarray, "reviews"],
     directions: int,
 ) -> Discriminants:
-    """The directions along which reviews of one entity are most alike.
+    """Finds the directions along which reviews of one entity are most alike.
 
     Solves B v = c (T + ridge) v, where T is the covariance of reviews and B that of two different
     reviews of one entity, each review counted once.
@@ -45,9 +45,9 @@ def fit(
     Args:
       table: embeddings as stored.
       zscore: of the table.
-      rows: reviews to fit on; of more than 100,000, those of entities drawn at random.
+      rows: reviews to fit on; above 100,000, only those of randomly drawn entities.
       entity: the user, or the business, of every review.
-      directions: how many; at most e.
+      directions: the number of directions, at most e.
     """
     dim = table.shape[1]
     total, between = np.zeros((dim, dim)), np.zeros((dim, dim))
@@ -77,7 +77,7 @@ def _chunks(
     rows: Int32[np.ndarray, "n"],
     entity: Int32[np.ndarray, "reviews"],
 ) -> Iterator[tuple[Float32[np.ndarray, "m e"], Int32[np.ndarray, "entities"]]]:
-    """Standardised reviews of whole entities, some thousand at a time, and where each begins."""
+    """Standardized reviews of whole entities, a few thousand at a time, and where each begins."""
     shuffled = np.random.default_rng(0).permutation(int(entity.max()) + 1)
     order = rows[np.argsort(shuffled[entity[rows]], kind="stable")]
     starts = np.flatnonzero(np.diff(shuffled[entity[order]], prepend=-1))

@@ -1,4 +1,4 @@
-"""Which reviews are for training, validation and test (paper section 2.1, DESIGN section 5).
+"""Which reviews are for training, validation and test (paper section 2.1, docs/design.md 5).
 
 Every draw is a hash of the seed and of the ids, so a split does not move when rows are reordered or
 when other users come and go.
@@ -34,7 +34,7 @@ def split_reviews(reviews: pl.DataFrame, scheme: SplitScheme, seed: int, held_ou
       scheme: "by_user": 80/10/10 of the users, with all their reviews (paper); "by_review":
         80/10/10 of the reviews; "within_user": of every user with more than 2 `held_out` reviews,
         `held_out` for validation and as many for test; "by_time": the latest tenth for test, the
-        tenth before for validation, reviews of one moment together.
+        tenth before it for validation, with reviews of one moment kept together.
       seed: of the draws; by_time has none.
       held_out: of within_user.
 
@@ -56,7 +56,7 @@ def split_reviews(reviews: pl.DataFrame, scheme: SplitScheme, seed: int, held_ou
         if name not in split:
             raise UserError(
                 f"--split={scheme} leaves no {name} review of {reviews.height} reviews by "
-                f"{reviews['user_id'].n_unique()} users: too few"
+                f"{reviews['user_id'].n_unique()} users: give more reviews or another --split"
             )
     return Split(split, boundaries)
 
@@ -93,12 +93,12 @@ def _by_time(reviews: pl.DataFrame) -> tuple[pl.Series, dict[str, Any]]:
 
 
 def _pairs(reviews: pl.DataFrame) -> pl.Series:
-    """A name of each review that no reordering changes; no id has a control character."""
+    """A name for each review that no reordering changes; no id has a control character."""
     return reviews.select(pl.concat_str("user_id", "business_id", separator="\x1f")).to_series()
 
 
 def _uniform(seed: int, names: Iterable[str]) -> Float[np.ndarray, "n"]:
-    """A number in [0, 1) for each name, which depends on nothing but it and the seed."""
+    """A number in [0, 1) for each name, which depends only on the name and the seed."""
     hashes = (hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest() for name in names)
     return np.frombuffer(b"".join(hashes), ">u8") / 2**64
 

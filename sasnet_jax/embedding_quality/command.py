@@ -10,6 +10,7 @@ from sasnet_jax.corpus import categories
 from sasnet_jax.corpus.corpus import Corpus, read_corpus
 from sasnet_jax.corpus.store import Store, open_poolings, open_store
 from sasnet_jax.embedding_quality import quality_study, quality_tables
+from sasnet_jax.embedding_quality.quality_tables import EmbeddingQuality
 from sasnet_jax.scores import paper
 
 _JSON, _TABLES, _PAIRS = "embedding_quality.json", "embedding_quality.md", "category_pairs.parquet"
@@ -21,27 +22,29 @@ class EmbeddingQualityConfig:
 
     corpus: str = setting("", help="corpus folder", topic="files", required=True)
     store: tuple[str, ...] = setting(
-        (), help="embedding store, all its poolings; repeatable", topic="files", required=True
+        (), help="embedding store; repeatable", topic="files", required=True
     )
     reference: str = setting(
-        "", help="store whose category names are the truth; empty = MiniLM's", topic="files"
+        "", help="store whose category names are the reference; empty = MiniLM's", topic="files"
     )
     output: str = setting("", help="folder to write", topic="files", required=True)
     pooling: tuple[str, ...] = setting(
-        (), help="only this one of each store; repeatable", topic="methods"
+        (), help="pooling to compare; repeatable; empty = all of each store", topic="methods"
     )
     against: str = setting(
         "", help="STORE/POOLING that Table 3 compares; empty = best score", topic="methods"
     )
-    min_reviews: int = setting(5, help="reviews that a category needs", topic="methods", minimum=1)
+    min_reviews: int = setting(
+        5, help="fewest reviews of a category that is compared", topic="methods", minimum=1
+    )
     draws: int = setting(
         1000,
-        help="of categories (bootstrap), and permutations of their names",
+        help="bootstrap resamples of categories, and permutations of their names",
         topic="methods",
         minimum=100,
     )
     seed: int = setting(
-        0, help="of noise, permutations and bootstrap", topic="methods", minimum=0, below=2**31
+        0, help="seed of noise, permutations and bootstrap", topic="methods", minimum=0, below=2**31
     )
 
     def __post_init__(self):
@@ -57,7 +60,7 @@ def run(config: EmbeddingQualityConfig) -> None:
         raise UserError(f"--against={config.against} is none of {', '.join(stores)}")
     reference = _reference(config, corpus, stores)
     known = categories.read_categories(corpus)
-    settings = {
+    settings: dict[str, Any] = {
         "corpus_sha256": corpus.sha256,
         "categories_sha256": known.sha256,
         "stores": {name: store.identity for name, store in stores.items()},
@@ -68,20 +71,24 @@ def run(config: EmbeddingQualityConfig) -> None:
         "seed": config.seed,
     }
     output = Path(config.output)
-    if found := _already_there(output, settings):
-        print(quality_tables.render(found))
-        print(f"{output} is already complete: nothing to do")
+    if files.claim(output, _JSON):
+        quality = files.read_record(output / _JSON, EmbeddingQuality)
+        made_with = {name: getattr(quality, name) for name in settings}
+        files.refuse_other_settings(output, made_with, settings)
+        print(quality_tables.render(quality))
+        files.say_complete(output)
         return
     groups = quality_study.groups_of(corpus, known, reference, config.min_reviews)
     methods = quality_study.measure(corpus, stores, groups, config.seed)
-    found = settings | quality_study.compare(
+    compared = quality_study.compare(
         stores, groups, methods, against=config.against, draws=config.draws, seed=config.seed
     )
-    with files.new_folder(output) as folder:
+    quality = EmbeddingQuality(**settings, **compared)
+    with files.naming(output), files.new_folder(output) as folder:
         quality_study.pairs(groups, methods).write_parquet(folder / _PAIRS)
-        (folder / _TABLES).write_text(quality_tables.render(found))
-        files.write_json(folder / _JSON, found)
-    print(quality_tables.render(found))
+        (folder / _TABLES).write_text(quality_tables.render(quality))
+        files.write_record(folder / _JSON, quality)
+    print(quality_tables.render(quality))
     print(f"written: {output}/{_JSON}, {_TABLES}, {_PAIRS}")
 
 
@@ -92,7 +99,7 @@ def _open(config: EmbeddingQualityConfig, corpus: Corpus) -> dict[str, Store]:
         for store in open_poolings(Path(folder), corpus, config.pooling):
             name = f"{store.name}/{store.pooling}"
             if name in opened:
-                raise UserError(f"--store: two folders are called {store.name}")
+                raise UserError(f"--store: two folders are called {store.name}: rename one")
             opened[name] = store
     return opened
 
@@ -101,25 +108,8 @@ def _reference(config: EmbeddingQualityConfig, corpus: Corpus, stores: dict[str,
     if config.reference:
         return open_store(Path(config.reference), corpus)
     for store in stores.values():
-        if paper.is_minilm(store.manifest):
+        if paper.is_minilm(store.identity):
             return store
-    raise UserError("no --store is of MiniLM: give one by --reference, for the category names")
-
-
-def _already_there(output: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """What the output folder holds, if it is what these settings give; None if it holds nothing.
-
-    Raises:
-      UserError: it holds anything else.
-    """
-    if not output.is_file() and not (output.is_dir() and any(output.iterdir())):
-        return None
-    if not (output / _JSON).exists():
-        raise UserError(f"--output={output} holds other files: choose a new folder")
-    found = files.read_json(output / _JSON, "python -m sasnet_jax.embedding_quality")
-    changed = [name for name, value in settings.items() if found.get(name) != value]
-    if changed:
-        raise UserError(
-            f"{output} was made with other {', '.join(changed)}: choose another --output"
-        )
-    return found
+    raise UserError(
+        "no --store is of MiniLM, whose category names are the reference: give --reference=STORE"
+    )

@@ -16,16 +16,16 @@ from sasnet_jax.corpus.store import CHUNK, zscore_of
 
 Blocks: TypeAlias = Callable[[], Iterable[Float[np.ndarray, "n e"]]]
 Similarity: TypeAlias = Float64[np.ndarray, "k k"]
-_WEIGHTS = (-0.25, 0.25, -0.5)  # of the normalised measures in the score
-_NO_SPREAD = 1e-6  # below, what differs is rounding
+_WEIGHTS = (-0.25, 0.25, -0.5)  # of the normalized measures in the score
+_NO_SPREAD = 1e-6  # smaller differences are rounding
 
 
 class Undefined(Exception):
-    """A number that the data do not define; the message says why."""
+    """The data do not define a number; the message says why."""
 
 
 class Measures(NamedTuple):
-    """What Table 1 compares, before normalisation."""
+    """What Table 1 compares, before normalization."""
 
     mse: float  # of predicted against reference cosines, over the pairs of categories
     pearson: float  # of the same
@@ -47,7 +47,7 @@ def group_means(blocks: Blocks, groups: scipy.sparse.csr_matrix) -> Float64[np.n
 
     Args:
       blocks: gives the embeddings of all reviews, as often as it is called.
-      groups: [g, reviews] of 0 and 1; a review may be in several groups, each has one at least.
+      groups: [g, reviews] of 0 and 1; a review may be in several groups, and no group is empty.
     """
     zscore = zscore_of(blocks())
     of_review = groups.T.tocsr()
@@ -78,7 +78,7 @@ def pairs_of(similarity: Similarity) -> Float64[np.ndarray, "pairs"]:
 
 
 def refuse_one_value(similarity: Similarity) -> None:
-    """Raises Undefined if all pairs are equally similar: that correlates with nothing."""
+    """Raises Undefined if all pairs are equally similar: a constant correlates with nothing."""
     pairs = pairs_of(similarity)
     if pairs.size < 2 or np.ptp(pairs) < _NO_SPREAD:
         raise Undefined("the cosines between categories are all the same")
@@ -103,13 +103,13 @@ def measure(predicted: Similarity, reference: Similarity, sentiment: float) -> M
 
 
 def scores(measures: Sequence[Measures]) -> list[Scores]:
-    """Min-max normalises each measure over the methods, and scores them (paper section 2.3).
+    """Min-max normalizes each measure over the methods, and scores them (paper section 2.3).
 
     Raises:
-      Undefined: there is one method only, or all have the same measure or score.
+      Undefined: there is only one method, or all share a measure or a score.
     """
     if len(measures) < 2:
-        raise Undefined("min-max normalisation needs two methods, and there is one")
+        raise Undefined("min-max normalization needs two methods, and there is only one")
     columns = np.array(measures, np.float64).T
     normal = [_min_max(*named) for named in zip(Measures._fields, columns, strict=True)]
     score = np.array(_WEIGHTS) @ normal
@@ -119,7 +119,9 @@ def scores(measures: Sequence[Measures]) -> list[Scores]:
 
 def _min_max(name: str, column: Float64[np.ndarray, "methods"]) -> Float64[np.ndarray, "methods"]:
     if np.ptp(column) < _NO_SPREAD:
-        raise Undefined(f"min-max normalisation needs methods that differ, and all have one {name}")
+        raise Undefined(
+            f"min-max normalization needs methods that differ, and all share one {name}"
+        )
     return (column - column.min()) / np.ptp(column)
 
 
@@ -135,8 +137,8 @@ def with_permuted_names(
 ) -> tuple[Float64[np.ndarray, "draws methods"], Float64[np.ndarray, "draws methods"]]:
     """MSE and Pearson r of each method when each category has the name of another one.
 
-    The same permutations for every method, which keep what categories have to do with each other
-    and break only what their names say of it (Mantel, 1967).
+    Every method gets the same permutations. They keep the relations between categories, and break
+    only the link from categories to their names (Mantel, 1967).
     """
     p = np.stack([pairs_of(similarity) for similarity in predicted])
     q = pairs_of(reference)

@@ -1,7 +1,7 @@
 """Compares methods of embedding: what `embedding_quality` writes (docs/formats.md).
 
-Beside the stores' methods stand TF-IDF and controls that know nothing, outside the normalisation:
-Gaussian noise in the place of embeddings, and category names that are permuted.
+Two kinds of methods stand outside the normalization: TF-IDF, and controls that know nothing, which
+are Gaussian noise in place of embeddings, and permuted category names.
 """
 
 import dataclasses
@@ -22,13 +22,20 @@ from sasnet_jax.corpus.corpus import Corpus
 from sasnet_jax.corpus.store import CHUNK, Store
 from sasnet_jax.embedding_quality import quality, significance
 from sasnet_jax.embedding_quality.quality import Blocks, Measures, Scores, Similarity, Undefined
+from sasnet_jax.embedding_quality.quality_tables import (
+    Difference,
+    Measured,
+    Noise,
+    Permuted,
+    Scored,
+)
 from sasnet_jax.scores import paper
 
 _TFIDF = "TF-IDF"
 _TFIDF_TERMS = 5000  # the most frequent ones
 _NOISE = tuple(f"Gaussian noise {number}" for number in range(1, 6))
 _SENTIMENTS = ("bad", "excellent")
-_PERMUTING, _DRAWING, _FIRST_NOISE = 1, 2, 3  # streams of random numbers, beside the seed
+_PERMUTING, _DRAWING, _FIRST_NOISE = 1, 2, 3  # streams of random numbers, folded with the seed
 _FEWEST_CATEGORIES = 3  # with 2 there is one pair, and no correlation
 
 
@@ -51,7 +58,7 @@ class Groups:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Method:
-    """What was found of one way of embedding."""
+    """The results of one method of embedding."""
 
     predicted: Similarity  # cosines of the categories' mean embeddings
     measures: Measures
@@ -61,17 +68,17 @@ def groups_of(corpus: Corpus, known: Categories, reference: Store, min_reviews: 
     """The categories that have enough reviews, and the cosines of their names.
 
     Raises:
-      UserError: they are too few, a class has no review, or the names' embeddings do not fit.
+      UserError: there are too few, a class has no review, or the names' embeddings do not fit.
     """
     reviews = known.membership.getnnz(axis=1)
-    # The z-score takes away what all reviews have in common: such a mean embedding is zero.
+    # The z-score removes what all reviews have in common, so such a mean embedding is zero.
     of_every_review = reviews == corpus.user.size
     chosen = np.flatnonzero((reviews >= min_reviews) & ~of_every_review)
     if chosen.size < _FEWEST_CATEGORIES:
         raise UserError(
             f"corpus {corpus.folder} has {chosen.size} categories of at least {min_reviews} "
-            f"reviews (--min_reviews) that not every review has, and a correlation over pairs of "
-            f"categories needs {_FEWEST_CATEGORIES}: prepare it with --businesses"
+            f"reviews, without those of every review, but a correlation over pairs of categories "
+            f"needs {_FEWEST_CATEGORIES}: lower --min_reviews, or prepare it with --businesses"
         )
     classes = categories.classes(corpus, _SENTIMENTS)
     vectors = reference.category_embeddings(known.names)[chosen]
@@ -95,7 +102,7 @@ def measure(
     """Measures the stores' methods, TF-IDF, and noise of several seeds.
 
     Raises:
-      UserError: the embeddings of a method are such that a measure is undefined.
+      UserError: a measure is undefined for the embeddings of a method.
     """
     dim = groups.reference_store.table.shape[1]
     sources: dict[str, Blocks] = {name: store.blocks for name, store in stores.items()}
@@ -132,8 +139,8 @@ def compare(
       groups: what was compared.
       methods: of `measure`.
       against: the method that Table 3 compares with the others; empty for the best score.
-      draws: of categories, and of permutations.
-      seed: of these.
+      draws: number of draws of categories, and of permutations.
+      seed: seed of these draws.
     """
     scores, undefined = _scores({name: methods[name].measures for name in stores})
     compared = against or next(iter(scores))
@@ -145,18 +152,18 @@ def compare(
         "categories_of_every_review": groups.left_out,
         "pairs": shared.size,
         "pairs_sharing_reviews": int((shared > 0).sum()),
-        "reference_name": f"{reference.name} ({reference.manifest['encoder']})",
+        "reference_name": f"{reference.name} ({reference.manifest.encoder})",
         "methods": {
-            name: {
+            name: Scored(
                 **methods[name].measures._asdict(),
                 **row,
-                "paper": paper.method_of(stores[name].manifest, stores[name].pooling),
-            }
+                paper=paper.method_of(stores[name].identity, stores[name].pooling),
+            )
             for name, row in scores.items()
         },
         "scores_undefined": undefined,
-        "tfidf": methods[_TFIDF].measures._asdict(),
-        "noise": _spread_of_noise(methods) | {"dim": reference.table.shape[1]},
+        "tfidf": Measured(**methods[_TFIDF].measures._asdict()),
+        "noise": _noise(methods, reference.table.shape[1]),
         "permuted_names": _permuted(list(scores), groups, methods, draws, seed),
         "compared": compared,
         "significance": _significance(
@@ -171,7 +178,7 @@ def compare(
 
 
 def pairs(groups: Groups, methods: dict[str, Method]) -> pl.DataFrame:
-    """One row a pair of categories: reviews in both, reference and predicted cosines."""
+    """One row per pair of categories: shared reviews, reference and predicted cosines."""
     first, second = np.triu_indices(len(groups.names), 1)
     names = np.array(groups.names)
     columns = {
@@ -195,18 +202,19 @@ def _blocks_of_sparse(table: scipy.sparse.csr_matrix) -> Iterator[Float32[np.nda
 
 
 def _scores(measures: dict[str, Measures]) -> tuple[dict[str, dict[str, Any]], str]:
-    """The scores of each method, the best first; or none, and why."""
+    """The scores of each method, the best first; or None for each, and the reason."""
     try:
-        found = [row._asdict() for row in quality.scores(list(measures.values()))]
+        rows = [row._asdict() for row in quality.scores(list(measures.values()))]
     except Undefined as reason:
         return {name: dict.fromkeys(Scores._fields) for name in measures}, str(reason)
-    ranked = sorted(zip(measures, found, strict=True), key=lambda row: -row[1]["score"])
+    ranked = sorted(zip(measures, rows, strict=True), key=lambda row: -row[1]["score"])
     return dict(ranked), ""
 
 
-def _spread_of_noise(methods: dict[str, Method]) -> dict[str, Any]:
+def _noise(methods: dict[str, Method], dim: int) -> Noise:
     table = np.array([methods[name].measures for name in _NOISE])
-    return _spread(dict(zip(Measures._fields, table.T, strict=True))) | {"seeds": len(_NOISE)}
+    spread = _spread(dict(zip(Measures._fields, table.T, strict=True)))
+    return Noise(**spread, seeds=len(_NOISE), dim=dim)
 
 
 def _spread(samples: dict[str, np.ndarray]) -> dict[str, list[float]]:
@@ -218,20 +226,20 @@ def _spread(samples: dict[str, np.ndarray]) -> dict[str, list[float]]:
 
 def _permuted(
     names: list[str], groups: Groups, methods: dict[str, Method], draws: int, seed: int
-) -> dict[str, dict[str, Any]]:
-    """Of each method: mean and deviation with permuted names, and how many correlate as well."""
+) -> dict[str, Permuted]:
+    """Each method's mean and deviation with permuted names, and how many correlate as well."""
     mse, pearson = quality.with_permuted_names(
         [methods[name].predicted for name in names],
         groups.reference,
         draws,
         np.random.default_rng([seed, _PERMUTING]),
     )
-    found = {}
+    permuted = {}
     for i, name in enumerate(names):
         as_well = (pearson[:, i] >= methods[name].measures.pearson).sum()
         spread = _spread({"mse": mse[:, i], "pearson": pearson[:, i]})
-        found[name] = spread | {"p_pearson": float((1 + as_well) / (1 + draws))}
-    return found
+        permuted[name] = Permuted(**spread, p_pearson=float((1 + as_well) / (1 + draws)))
+    return permuted
 
 
 def _significance(
@@ -241,7 +249,7 @@ def _significance(
     methods: dict[str, Method],
     draws: int,
     seed: int,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Difference]:
     """One method against others: tests over pairs, and the bootstrap over categories."""
     mse, pearson = significance.bootstrap(
         [methods[name].predicted for name in (against, *others)],
@@ -251,15 +259,15 @@ def _significance(
     )
     ours = methods[against].measures
     count = len(groups.names) * (len(groups.names) - 1) // 2
-    found = {}
+    differences = {}
     for i, name in enumerate(others, start=1):
         theirs = methods[name].measures
-        found[name] = {
-            "mse_difference": theirs.mse - ours.mse,
-            "p_mse": significance.f_test(ours.mse, theirs.mse, count),
-            "mse_interval": np.quantile(mse[:, i] - mse[:, 0], (0.025, 0.975)).tolist(),
-            "pearson_difference": theirs.pearson - ours.pearson,
-            "p_pearson": significance.fisher_z_test(ours.pearson, theirs.pearson, count),
-            "pearson_interval": np.quantile(pearson[:, i] - pearson[:, 0], (0.025, 0.975)).tolist(),
-        }
-    return found
+        differences[name] = Difference(
+            mse_difference=theirs.mse - ours.mse,
+            p_mse=significance.f_test(ours.mse, theirs.mse, count),
+            mse_interval=np.quantile(mse[:, i] - mse[:, 0], (0.025, 0.975)).tolist(),
+            pearson_difference=theirs.pearson - ours.pearson,
+            p_pearson=significance.fisher_z_test(ours.pearson, theirs.pearson, count),
+            pearson_interval=np.quantile(pearson[:, i] - pearson[:, 0], (0.025, 0.975)).tolist(),
+        )
+    return differences

@@ -1,9 +1,9 @@
 """Do two methods of embedding differ by more than chance? (paper section 4.1, Table 3)
 
-The F-test and Fisher's z-test are the paper's; both take the pairs of categories as independent,
-which they are not: every category is in k - 1 of them. They also take the two methods as
-independent, though these share reviews and reference. The bootstrap draws categories instead, the
-same for all methods.
+The paper uses the F-test and Fisher's z-test. Both assume that the pairs of categories are
+independent, which they are not: every category is in k - 1 of them. They also assume that the two
+methods are independent, though these share reviews and reference. The bootstrap draws categories
+instead, the same ones for all methods.
 """
 
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ import numpy as np
 from jaxtyping import Float64
 from scipy import stats
 
-_NO_VARIANCE = 1e-12  # of cosines; below, it is rounding
+_NO_VARIANCE = 1e-12  # of cosines; a smaller one is rounding
 
 
 def f_test(mse: float, other_mse: float, pairs: int) -> float:
-    """Two-sided p that two mean squares over as many independent normal errors are of one size.
+    """Two-sided p that two mean squares over as many independent normal errors are equal.
 
     The errors' mean is not estimated, so each mean square has `pairs` degrees of freedom.
     """
@@ -30,7 +30,7 @@ def f_test(mse: float, other_mse: float, pairs: int) -> float:
 def fisher_z_test(pearson: float, other_pearson: float, pairs: int) -> float | None:
     """Two-sided p that two correlations over as many independent pairs are equal.
 
-    None under 4 pairs, where a correlation has no standard error.
+    The result is None below 4 pairs, where a correlation has no standard error.
     """
     if pairs < 4:
         return None
@@ -49,15 +49,16 @@ def bootstrap(
 ) -> tuple[Float64[np.ndarray, "d methods"], Float64[np.ndarray, "d methods"]]:
     """MSE and Pearson r of each method over categories drawn with replacement.
 
-    Of a draw all pairs of different categories count, each as often as it occurs. A category drawn
+    All pairs of different categories in a draw count, each as often as it occurs. A category drawn
     m_i times and one drawn m_j times have m_i m_j pairs, so that every average over a draw is a
-    quadratic form in m. The draws are the same for all methods. Draws are left out in which the
-    reference or a method has but one value, of which there are some where categories are few.
+    quadratic form in m. The draws are the same for all methods. Draws
+    in which the reference or a method has only one value are left out; they occur if categories are
+    few.
 
     Args:
       predicted: cosines of the categories' mean embeddings, by method.
       reference: cosines of the categories' names.
-      draws: how many, d at most.
+      draws: number of draws; d of them are kept.
       rng: for the draws.
     """
     k = len(reference)
@@ -66,7 +67,7 @@ def bootstrap(
     off_diagonal = 1 - np.eye(k)
 
     def average(values: Float64[np.ndarray, "k k"]) -> Float64[np.ndarray, "d"]:
-        """Over the pairs of each draw."""
+        """The average over the pairs of each draw."""
         return ((times @ (values * off_diagonal)) * times).sum(axis=1) / pairs
 
     pairs = ((times @ off_diagonal) * times).sum(axis=1)

@@ -1,4 +1,4 @@
-"""Runs beside baselines, with what chance would do (DESIGN section 5).
+"""Compares runs with baselines, and their differences with chance (docs/design.md 5).
 
 In: predictions of runs and of baselines on the same test reviews. Out: comparison.json
 (docs/formats.md): mean and spread over seeds, an ensemble of them, intervals, paired tests.
@@ -8,60 +8,132 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeAlias
 
+import msgspec
 import numpy as np
 from jaxtyping import Float64
 
-from sasnet_jax.baselines.registry import Baseline
+from sasnet_jax import files
+from sasnet_jax.baselines.registry import Baseline, Description
 from sasnet_jax.cli import UserError
-from sasnet_jax.corpus.corpus import Corpus
-from sasnet_jax.model.config import what_decides
+from sasnet_jax.corpus.contexts import TargetReview
+from sasnet_jax.corpus.corpus import Corpus, Count
 from sasnet_jax.scores import paired, predictions
-from sasnet_jax.scores.predictions import EVALUATED, Predictions
+from sasnet_jax.scores.metrics import Scores
+from sasnet_jax.scores.predictions import Evaluated, Predictions
 
 _MEASURED = (
     *("accuracy", "macro_f1", "weighted_f1", "balanced_accuracy", "quadratic_kappa"),
     *("log_loss", "calibration_error"),
 )
 
+Interval: TypeAlias = Annotated[list[float], msgspec.Meta(min_length=2, max_length=2)]
+Probability: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+
+class Spread(msgspec.Struct, kw_only=True, frozen=True):
+    """A metric over the runs of a group."""
+
+    values: list[float | None]
+    mean: float | None
+    spread: float | None  # sample standard deviation; None for a single run
+
+
+class GroupScores(msgspec.Struct, kw_only=True, frozen=True):
+    """Runs that differ only in their seed; each split's metrics by name."""
+
+    runs: list[str]
+    validation: dict[str, Spread]
+    test: dict[str, Spread]
+
+
+class ComparedRun(msgspec.Struct, kw_only=True, frozen=True, tag="run", tag_field="kind"):
+    """A run."""
+
+    validation: Scores
+    test: Scores
+    test_intervals: dict[str, Interval]  # by metric
+
+
+class ComparedEnsemble(ComparedRun, kw_only=True, frozen=True, tag="ensemble"):
+    """The mean of the probabilities of a group's runs."""
+
+    predictions_sha256: str | None = None
+
+
+class ComparedBaseline(Description, kw_only=True, frozen=True, tag="baseline", tag_field="kind"):
+    """A baseline, and what it is."""
+
+    validation: Scores
+    test: Scores
+    test_intervals: dict[str, Interval]
+
+
+class Difference(msgspec.Struct, kw_only=True, frozen=True):
+    """A model's test accuracy minus a baseline's."""
+
+    model: str
+    baseline: str
+    difference: float
+    interval: Interval
+    at_least_level: bool
+    only_model_right: Count | None = None  # for one model, not for a mean over seeds
+    only_baseline_right: Count | None = None
+    mcnemar_p: Probability | None = None
+    holm_p: Probability | None = None
+
+
+class Comparison(files.Record, kw_only=True, frozen=True):
+    """comparison.json."""
+
+    made_by = "python -m sasnet_jax.evaluate --output"
+    version = 0
+    corpus_sha256: str
+    target_review: TargetReview
+    classes: Count
+    test_reviews: Count
+    test_users: Count
+    resamples: Count
+    seed: int
+    groups: dict[str, GroupScores]
+    models: dict[str, ComparedRun | ComparedEnsemble | ComparedBaseline]
+    comparisons: list[Difference]
+
 
 class Group(NamedTuple):
-    """Runs that differ in little, under a name."""
+    """Runs that differ only in their seed, under one name."""
 
     name: str
     runs: tuple[str, ...]
 
     @property
     def ensemble_name(self) -> str:
-        """What the mean of its runs' probabilities is called."""
+        """The name of the mean of its runs' probabilities."""
         return f"{self.name} ensemble"
 
 
-def groups_of(
-    descriptions: Mapping[str, Mapping[str, Any]], free: Sequence[str] = ("seed",)
-) -> list[Group]:
-    """Groups the runs that differ in the `free` settings only, and in nothing a result hangs on.
+def groups_of(runs: Mapping[str, Mapping[str, Any]]) -> list[Group]:
+    """Groups the runs whose decisive settings are equal.
 
-    A name is what the paths have in common; of one run, its folder's name; all are different.
+    The name of a group is the common part of its paths, or a single run's folder name. No two
+    groups share a name.
 
     Args:
-      descriptions: config.json of each run, by its path.
-      free: settings that may differ.
+      runs: what decides each run's results (`Run.decisive`), by its path.
     """
     members: dict[str, list[str]] = {}
-    for run, description in descriptions.items():
-        alike = json.dumps(what_decides(description, free), sort_keys=True)
-        members.setdefault(alike, []).append(run)
+    for run, decisive in runs.items():
+        members.setdefault(json.dumps(decisive, sort_keys=True), []).append(run)
     groups: list[Group] = []
-    for runs in members.values():
-        common = os.path.commonprefix([str(Path(run)) for run in runs])
-        if len(runs) > 1:
-            common = common.rstrip("0123456789-_./ ") or runs[0]
+    for paths in members.values():
+        common = os.path.commonprefix([str(Path(path)) for path in paths])
+        if len(paths) > 1:
+            common = common.rstrip("0123456789-_./ ") or paths[0]
         name = Path(common).name
         if name in (group.name for group in groups):
-            name = runs[0]
-        groups.append(Group(name, tuple(runs)))
+            name = paths[0]
+        groups.append(Group(name, tuple(paths)))
     return groups
 
 
@@ -72,7 +144,7 @@ def ensemble(group: Group, runs: Mapping[str, Predictions]) -> Predictions:
 
 
 def refuse_shared_names(groups: Sequence[Group], baselines: Iterable[Baseline]) -> None:
-    """Refuses a baseline that is called as a run, or as an ensemble of them."""
+    """Refuses a baseline that shares its name with a run or an ensemble."""
     taken = {name for group in groups for name in (*group.runs, group.ensemble_name)}
     for baseline in baselines:
         if baseline.name in taken:
@@ -86,12 +158,13 @@ def compare(
     groups: Sequence[Group],
     runs: Mapping[str, Predictions],
     baselines: Mapping[Baseline, Predictions],
+    target_review: TargetReview,
     seed: int,
-) -> dict[str, Any]:
-    """What comparison.json is to hold, but for what was compared.
+) -> Comparison:
+    """Builds the content of comparison.json.
 
     Raises:
-      UserError: they do not predict the same reviews into the same classes.
+      UserError: the models differ in reviews or in classes.
     """
     first = runs[groups[0].runs[0]]
     ensembles = {
@@ -99,115 +172,127 @@ def compare(
     }
     predicted_by = {one.name: predicted for one, predicted in baselines.items()}
     _refuse_others(first, {**runs, **predicted_by})
-    kinds = {"run": runs, "ensemble": ensembles, "baseline": predicted_by}
     described = {one.name: one.description for one in baselines}
     history = predictions.history_lengths(corpus)
     test = corpus.split[first.rows] == "test"
     user = corpus.user[first.rows[test]]
     label = corpus.labels(first.probability.shape[1])[first.rows[test]]
-    found: dict[str, Any] = {"test_reviews": int(test.sum()), "test_users": np.unique(user).size}
-    found |= {"resamples": paired.RESAMPLES, "seed": seed, "groups": {}, "models": {}}
+    models: dict[str, ComparedRun | ComparedEnsemble | ComparedBaseline] = {}
     statistics = {}
-    for kind, models in kinds.items():
-        for name, predicted in models.items():
-            probability = predicted.probability.astype(np.float64)
-            statistics[name] = paired.statistics(label, probability[test])
-            summary = predictions.summarize(corpus, *predicted, history)
-            sums = paired.resample_users(user, statistics[name], seed)
-            intervals = {k: paired.interval(v) for k, v in paired.metrics_of(sums).items()}
-            intervals = {k: v for k, v in intervals.items() if summary["test"][k] is not None}
-            what = {"kind": kind, **described.get(name, {})}
-            found["models"][name] = what | summary | {"test_intervals": intervals}
-    for group in groups:
-        found["groups"][group.name] = {
-            "runs": list(group.runs),
-            **_spread([found["models"][run] for run in group.runs]),
-        }
+    for name, predicted in {**runs, **ensembles, **predicted_by}.items():
+        probability = predicted.probability.astype(np.float64)
+        statistics[name] = paired.statistics(label, probability[test])
+        summary = predictions.summarize(corpus, *predicted, history)
+        sums = paired.resample_users(user, statistics[name], seed)
+        intervals = {k: paired.interval(v) for k, v in paired.metrics_of(sums).items()}
+        intervals = {k: v for k, v in intervals.items() if getattr(summary.test, k) is not None}
+        scores: dict[str, Any] = {"validation": summary.validation, "test": summary.test}
+        scores["test_intervals"] = intervals
+        if name in described:
+            models[name] = ComparedBaseline(**described[name], **scores)
+        else:
+            models[name] = ComparedRun(**scores) if name in runs else ComparedEnsemble(**scores)
     right = {name: _right(one) for name, one in statistics.items()}
     compared = [one.name for one in baselines if not one.is_ceiling]
-    found["comparisons"] = []
+    differences = []
     for group in groups:
         if len(group.runs) > 1:
             mean = np.mean([right[run] for run in group.runs], axis=0)
-            found["comparisons"] += [
-                _difference(f"{group.name} mean", mean, name, right[name], user, seed)
-                for name in compared
+            name = f"{group.name} mean"
+            differences += [
+                _difference(name, mean, other, right[other], user, seed) for other in compared
             ]
     for name in (*ensembles, *runs):
-        found["comparisons"] += _tests(name, right, compared, user, seed)
-    return found
-
-
-def table(found: Mapping[str, Any]) -> str:
-    """The comparisons of groups, and of runs without one, in words."""
-    inside = {
-        run for one in found["groups"].values() if len(one["runs"]) > 1 for run in one["runs"]
-    }
-    shown = [one for one in found["comparisons"] if one["model"] not in inside]
-    width, baseline = (
-        max([24, *(len(one[key]) + 2 for one in shown)]) for key in ("model", "baseline")
+        differences += _tests(name, right, compared, user, seed)
+    return Comparison(
+        corpus_sha256=corpus.sha256,
+        target_review=target_review,
+        classes=first.probability.shape[1],
+        test_reviews=int(test.sum()),
+        test_users=np.unique(user).size,
+        resamples=paired.RESAMPLES,
+        seed=seed,
+        groups={group.name: _spread(group, models) for group in groups},
+        models=models,
+        comparisons=differences,
     )
+
+
+def outside_groups(compared: Comparison) -> list[Difference]:
+    """The differences of groups, and of runs that are not in a group of several."""
+    groups = (group.runs for group in compared.groups.values())
+    inside = {run for runs in groups if len(runs) > 1 for run in runs}
+    return [difference for difference in compared.comparisons if difference.model not in inside]
+
+
+def table(compared: Comparison) -> str:
+    """The comparisons of groups, and of runs outside them, as a table of text."""
+    shown = outside_groups(compared)
+    width = max([24, *(len(difference.model) + 2 for difference in shown)])
+    baseline = max([24, *(len(difference.baseline) + 2 for difference in shown)])
     lines = [
-        f"difference in test accuracy, {found['test_reviews']:,} reviews of "
-        f"{found['test_users']:,} users: 95 % interval over users; McNemar's p, Holm-corrected",
+        f"difference in test accuracy, {compared.test_reviews:,} reviews of "
+        f"{compared.test_users:,} users: 95 % interval over users; McNemar's p, Holm-corrected",
         f"  {'model':<{width}}{'baseline':<{baseline}}{'difference':>10}  {'interval':<18}{'p':>7}",
     ]
-    for one in shown:
-        low, high = one["interval"]
-        p = predictions.number(one.get("holm_p"))
-        level = "  at least level" if one["at_least_level"] else ""
+    for difference in shown:
+        low, high = difference.interval
+        level = "  at least level" if difference.at_least_level else ""
         lines.append(
-            f"  {one['model']:<{width}}{one['baseline']:<{baseline}}{one['difference']:>+10.3f}  "
-            f"{f'[{low:+.3f}, {high:+.3f}]':<18}{p:>7}{level}"
+            f"  {difference.model:<{width}}{difference.baseline:<{baseline}}"
+            f"{difference.difference:>+10.3f}  "
+            f"{f'[{low:+.3f}, {high:+.3f}]':<18}{predictions.number(difference.holm_p):>7}{level}"
         )
     return "\n".join(lines)
 
 
-def spread_table(found: Mapping[str, Any]) -> str:
-    """Mean and standard deviation over seeds, of groups of several runs; empty without one."""
+def spread_table(compared: Comparison) -> str:
+    """Mean and standard deviation over seeds, of groups of several runs; empty if there is none."""
     lines = []
-    for name, one in found["groups"].items():
-        if len(one["runs"]) > 1:
+    for name, group in compared.groups.items():
+        if len(group.runs) > 1:
             shown = [
-                f"{key.replace('_', ' ')} {numbers['mean']:.3f} ± {numbers['spread']:.3f}"
-                for key, numbers in one["test"].items()
-                if key in ("accuracy", "macro_f1", "log_loss") and numbers["mean"] is not None
+                f"{key.replace('_', ' ')} {numbers.mean:.3f} ± {numbers.spread:.3f}"
+                for key, numbers in group.test.items()
+                if key in ("accuracy", "macro_f1", "log_loss") and numbers.mean is not None
             ]
-            lines.append(f"{name}, {len(one['runs'])} seeds: " + ", ".join(shown))
+            lines.append(f"{name}, {len(group.runs)} seeds: " + ", ".join(shown))
     return "\n".join(lines)
 
 
 def _refuse_others(first: Predictions, models: Mapping[str, Predictions]) -> None:
-    for name, one in models.items():
-        if one.probability.shape[1] != first.probability.shape[1]:
+    for name, predicted in models.items():
+        if predicted.probability.shape[1] != first.probability.shape[1]:
             raise UserError(
-                f"{name} predicts {one.probability.shape[1]} classes, another model "
-                f"{first.probability.shape[1]}: compare those of one --classes"
+                f"{name} predicts {predicted.probability.shape[1]} classes, but another model "
+                f"{first.probability.shape[1]}: compare models with the same --classes"
             )
-        if not np.array_equal(one.rows, first.rows):
+        if not np.array_equal(predicted.rows, first.rows):
             raise UserError(
-                f"{name} predicts other reviews than the first run: made on a --subset?"
+                f"{name} and the first run predict different reviews: was it fitted on a --subset?"
             )
 
 
-def _spread(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """By split and metric: the values, their mean and standard deviation (of n - 1)."""
-    found: dict[str, Any] = {}
-    for split in EVALUATED:
-        found[split] = {}
-        for name in _MEASURED:
-            values = [summary[split][name] for summary in summaries]
+def _spread(group: Group, models: Mapping[str, Evaluated]) -> GroupScores:
+    """By split and metric: the values, their mean and their sample standard deviation."""
+    spreads: dict[str, dict[str, Spread]] = {"validation": {}, "test": {}}
+    for name in _MEASURED:
+        for split, scores in (
+            ("validation", [models[run].validation for run in group.runs]),
+            ("test", [models[run].test for run in group.runs]),
+        ):
+            values = [getattr(score, name) for score in scores]
             defined = None not in values
-            found[split][name] = {
-                "values": values,
-                "mean": float(np.mean(values)) if defined else None,
-                "spread": float(np.std(values, ddof=1)) if defined and len(values) > 1 else None,
-            }
-    return found
+            spreads[split][name] = Spread(
+                values=values,
+                mean=float(np.mean(values)) if defined else None,
+                spread=float(np.std(values, ddof=1)) if defined and len(values) > 1 else None,
+            )
+    return GroupScores(runs=list(group.runs), **spreads)
 
 
 def _right(statistics: Float64[np.ndarray, "n c_c_and_1"]) -> Float64[np.ndarray, "n"]:
-    """1 for each review that is predicted rightly."""
+    """1 for each review that is predicted correctly."""
     classes = int(np.sqrt(statistics.shape[1] - 1))
     return statistics[:, : -1 : classes + 1].sum(axis=1)
 
@@ -219,18 +304,18 @@ def _difference(
     other: Float64[np.ndarray, "n"],
     user: np.ndarray,
     seed: int,
-) -> dict[str, Any]:
+) -> Difference:
     """The difference in accuracy, and its interval over users."""
     columns = np.stack([right - other, np.ones(right.size)], axis=1)
     sums = paired.resample_users(user, columns, seed)
     bounds = paired.interval(sums[:, 0] / sums[:, 1])
-    return {
-        "model": name,
-        "baseline": baseline,
-        "difference": float((right - other).mean()),
-        "interval": bounds,
-        "at_least_level": bounds[0] > -paired.MARGIN,
-    }
+    return Difference(
+        model=name,
+        baseline=baseline,
+        difference=float((right - other).mean()),
+        interval=bounds,
+        at_least_level=bounds[0] > -paired.MARGIN,
+    )
 
 
 def _tests(
@@ -239,19 +324,20 @@ def _tests(
     baselines: Sequence[str],
     user: np.ndarray,
     seed: int,
-) -> list[dict[str, Any]]:
-    """One model against every baseline: Holm's correction is over these."""
+) -> list[Difference]:
+    """Compares one model with every baseline; Holm's correction covers these comparisons."""
     mine = right[name] > 0
-    found = []
-    for baseline in baselines:
-        other = right[baseline] > 0
-        found.append(
-            _difference(name, right[name], baseline, right[baseline], user, seed)
-            | {
-                "only_model_right": int((mine & ~other).sum()),
-                "only_baseline_right": int((other & ~mine).sum()),
-                "mcnemar_p": paired.mcnemar(mine, other),
-            }
+    others = [right[baseline] > 0 for baseline in baselines]
+    p = [paired.mcnemar(mine, other) for other in others]
+    return [
+        msgspec.structs.replace(
+            _difference(name, right[name], baseline, right[baseline], user, seed),
+            only_model_right=int((mine & ~other).sum()),
+            only_baseline_right=int((other & ~mine).sum()),
+            mcnemar_p=raw,
+            holm_p=corrected,
         )
-    corrected = paired.holm([one["mcnemar_p"] for one in found])
-    return [one | {"holm_p": p} for one, p in zip(found, corrected, strict=True)]
+        for baseline, other, raw, corrected in zip(
+            baselines, others, p, paired.holm(p), strict=True
+        )
+    ]

@@ -7,24 +7,16 @@ import jax
 
 
 def set_up() -> None:
-    """Has JAX keep compiled programs, and compute the same whenever it computes again.
+    """Makes JAX keep its compiled programs and repeat every computation bit for bit.
 
-    To be called before JAX looks for devices.
+    Call it before JAX looks for devices. Programs are kept in $JAX_COMPILATION_CACHE_DIR if it is
+    set, and otherwise in `sasnet` of the user's cache folder.
     """
-    _keep_compiled_programs()
-    _compute_the_same_again()
-
-
-def _keep_compiled_programs() -> None:
-    """In $JAX_COMPILATION_CACHE_DIR where set, else in `sasnet` of the user's cache folder."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         jax.config.update("jax_compilation_cache_dir", str(caches / "sasnet" / "jax"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-
-
-def _compute_the_same_again() -> None:
-    """On a GPU: its kernels otherwise add in any order, and are chosen by timing them."""
+    # A GPU's kernels would otherwise add in any order, and be chosen by their speed.
     flags = os.environ.get("XLA_FLAGS", "").strip()
     is_file = flags and not flags.startswith("-")  # that holds the flags
     if not is_file and "xla_gpu_deterministic_ops" not in flags:

@@ -1,8 +1,7 @@
 """Settings of `python -m sasnet_jax.train`."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from sasnet_jax import cli
 from sasnet_jax.cli import UserError, setting
@@ -14,7 +13,7 @@ CrossAttention = Literal["pooled", "set"]
 ReviewFeatures = Literal["text", "text+stars"]
 
 # May differ when a run is resumed: where things lie (their hashes are compared), who works on it,
-# how long to go on.
+# and how long it lasts.
 RESUMABLE = (
     *("corpus", "store", "output", "epochs", "patience", "checkpoint_seconds", "keep"),
     *("coordinator", "processes", "process"),
@@ -29,27 +28,29 @@ class TrainConfig:
     store: tuple[str, ...] = setting(
         (), help="embedding store of the corpus; repeatable", topic="data", required=True
     )
-    pooling: str = setting("", help="pooling of the stores; empty = their default", topic="data")
+    pooling: str = setting(
+        "", help="pooling to read from the stores; empty = each store's default", topic="data"
+    )
     output: str = setting(
         "", help="run folder to write; the same command resumes it", topic="data", required=True
     )
     target_review: TargetReview = setting(
-        "exclude", help="is the review to predict kept out of the sets", topic="data"
+        "exclude", help="whether the sets hold the review to predict", topic="data"
     )
-    fit_on: FitOn = setting("train", help="reviews the z-score is fitted on", topic="data")
+    fit_on: FitOn = setting("train", help="reviews that the z-score is fitted on", topic="data")
     discriminants: int = setting(
         0,
-        help="directions read of a store, for users, for businesses; 0 = all",
+        help="directions kept per store, for users and for businesses; 0 = all",
         topic="data",
         minimum=0,
     )
-    set_size: int = setting(5, help="reviews in a sampled set", topic="data", minimum=1)
+    set_size: int = setting(5, help="reviews per sampled set", topic="data", minimum=1)
     eval_sets: int = setting(
-        8, help="draws of the sets averaged at evaluation", topic="data", minimum=1
+        8, help="draws of the sets that an evaluation averages over", topic="data", minimum=1
     )
     eval_set_size: int = setting(
         0,
-        help="reviews in a set at evaluation; 0 = as in training",
+        help="reviews per set at evaluation; 0 = as in training",
         topic="data",
         extra=True,
         minimum=0,
@@ -62,78 +63,95 @@ class TrainConfig:
         minimum=0,
         below=1,
     )
-    classes: int = setting(3, help="3: bad, good, excellent; 5: stars", topic="network")
+    classes: int = setting(3, help="3 (bad, good, excellent) or 5 (stars)", topic="network")
     cross_attention: CrossAttention = setting(
-        "pooled", help="after pooling (paper), or review by review", topic="network"
+        "pooled", help="attend after pooling (paper), or review by review", topic="network"
     )
     review_features: ReviewFeatures = setting(
-        "text", help="what a review in a set is known by", topic="network"
+        "text", help="what the model sees of each review in a set", topic="network"
     )
     bias_term: bool = setting(
-        False, help="also see how the other reviews were rated", topic="network"
+        False, help="add how the other reviews were rated to the inputs", topic="network"
     )
     match: bool = setting(
-        False, help="also see the averages of both sides and their product", topic="network"
+        False,
+        help="add the averages of both sides and their product to the inputs",
+        topic="network",
     )
     review_loss: float = setting(
         0.0,
-        help="weight of reading each review's own rating",
+        help="weight of the loss on each review's own rating",
         topic="training",
         extra=True,
         minimum=0,
     )
     encoder: bool = setting(
-        True, help="attention; without it, the DeepSets ablation", topic="network", extra=True
+        True,
+        help="encode the sets by attention; false = the DeepSets ablation",
+        topic="network",
+        extra=True,
     )
     width: int = setting(256, help="model width d", topic="network", minimum=1)
-    depth: int = setting(2, help="set attention blocks", topic="network", minimum=1)
-    heads: int = setting(4, help="attention heads", topic="network", minimum=1)
-    feed_forward: int = setting(1024, help="hidden width f of a block", topic="network", minimum=1)
+    depth: int = setting(2, help="number of set attention blocks", topic="network", minimum=1)
+    heads: int = setting(4, help="number of attention heads", topic="network", minimum=1)
+    feed_forward: int = setting(
+        1024, help="hidden width f of each block", topic="network", minimum=1
+    )
     dropout: float = setting(
         0.2, help="dropout probability", topic="network", minimum=0, maximum=0.99
     )
-    batch_size: int = setting(512, help="target reviews in a step", topic="training", minimum=1)
-    epochs: int = setting(3000, help="epochs at most", topic="training", minimum=1)
+    batch_size: int = setting(512, help="target reviews per step", topic="training", minimum=1)
+    epochs: int = setting(3000, help="largest number of epochs", topic="training", minimum=1)
     patience: int = setting(
-        150, help="epochs without a better validation loss", topic="training", minimum=1
+        150,
+        help="epochs without a better validation loss before training stops",
+        topic="training",
+        minimum=1,
     )
     learning_rate: float = setting(
-        3e-4, help="of AdamW, after the warm-up", topic="training", above=0
+        3e-4, help="learning rate of AdamW after the warm-up", topic="training", above=0
     )
     schedule: Literal["constant", "cosine"] = setting(
-        "constant", help="learning rate after the warm-up", topic="training", extra=True
+        "constant",
+        help="course of the learning rate after the warm-up",
+        topic="training",
+        extra=True,
     )
     warmup_steps: int = setting(
-        100, help="steps of linear warm-up", topic="training", extra=True, minimum=0
+        100, help="number of linear warm-up steps", topic="training", extra=True, minimum=0
     )
-    weight_decay: float = setting(0.01, help="of AdamW", topic="training", extra=True, minimum=0)
+    weight_decay: float = setting(
+        0.01, help="weight decay of AdamW", topic="training", extra=True, minimum=0
+    )
     clip_norm: float = setting(
-        1.0, help="largest gradient norm", topic="training", extra=True, above=0
+        1.0, help="norm that larger gradients are clipped to", topic="training", extra=True, above=0
     )
     average_decay: float = setting(
         0.0,
-        help="of the weights' moving average that predicts; 0 = none",
+        help="decay of the weights' moving average, used to predict; 0 = none",
         topic="training",
         extra=True,
         minimum=0,
         below=1,
     )
     table: Literal["device", "sharded", "host"] = setting(
-        "device", help="where the embeddings lie", topic="training"
+        "device", help="where the embeddings are held", topic="training"
     )
     checkpoint_seconds: float = setting(
         60.0, help="seconds between checkpoints", topic="training", extra=True, minimum=0
     )
-    keep: int = setting(2, help="last checkpoints kept", topic="training", extra=True, minimum=1)
+    keep: int = setting(
+        2, help="number of latest checkpoints to keep", topic="training", extra=True, minimum=1
+    )
     coordinator: str = setting(
-        "", help="HOST:PORT of process 0, where several train", topic="processes", extra=True
+        "", help="HOST:PORT of process 0, if several processes train", topic="processes", extra=True
     )
     processes: int = setting(
-        1, help="that train together", topic="processes", extra=True, minimum=1
+        1, help="number of processes that train together", topic="processes", extra=True, minimum=1
     )
-    process: int = setting(0, help="which of them this is, from 0", topic="processes", extra=True)
+    process: int = setting(0, help="number of this process, from 0", topic="processes", extra=True)
     seed: int = setting(
-        0, help="of initialisation, sets and dropout", topic="training", minimum=0, below=2**31
+        0, help="seed of initialization, sets and dropout", topic="training", minimum=0, below=2**31
     )
 
     def __post_init__(self):
@@ -145,13 +163,20 @@ class TrainConfig:
                 "--target_review=include: use --review_loss=0"
             )
         if self.classes not in CLASS_NAMES:
-            raise UserError(f"--classes={self.classes}: 3 (bad, good, excellent) or 5 (stars)")
+            raise UserError(
+                f"--classes={self.classes} is neither 3 (bad, good, excellent) nor 5 (stars)"
+            )
         if self.width % self.heads:
             raise UserError(f"--width={self.width} is not a multiple of --heads={self.heads}")
         if not 0 <= self.process < self.processes:
-            raise UserError(f"--process={self.process} is not one of --processes={self.processes}")
+            raise UserError(
+                f"--process={self.process} is not from 0 to {self.processes - 1}, as --processes="
+                f"{self.processes} requires"
+            )
         if self.processes > 1 and not self.coordinator:
-            raise UserError("--coordinator is required where several processes train together")
+            raise UserError(
+                f"--coordinator=HOST:PORT is required with --processes={self.processes}"
+            )
 
     @property
     def sees_stars(self) -> bool:
@@ -159,19 +184,6 @@ class TrainConfig:
         return self.bias_term or self.review_features == "text+stars"
 
 
-def with_defaults(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings in a file, and for those that it is too old to know what they stood for."""
-    defaults = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
-    return defaults | settings
-
-
 def is_over(config: TrainConfig, epoch: int, best_epoch: int) -> bool:
     """Whether `epoch` (from 1) is the last one, or patience is at its end."""
     return epoch >= config.epochs or epoch - best_epoch >= config.patience
-
-
-def what_decides(description: Mapping[str, Any], free: Sequence[str] = ("seed",)) -> dict[str, Any]:
-    """What of a config.json a run's results hang on, but for the `free` settings."""
-    settings = description["config"].items()
-    decisive = {key: value for key, value in settings if key not in (*RESUMABLE, *free)}
-    return {"config": decisive} | {k: description.get(k) for k in ("corpus_sha256", "stores")}

@@ -1,8 +1,8 @@
-"""Where arrays live: one mesh over all devices of all processes (DESIGN section 6).
+"""Where arrays live: one mesh over all devices of all processes (docs/design.md 4.5).
 
 Batches are split over the mesh, everything else is on every device; a table may be split by rows.
 One process drives its local devices; several join through `jax.distributed`, and process 0 writes
-the run. Decisions that hang on a clock or on a signal are process 0's, or anybody's, and agreed on.
+the run. A decision that depends on a clock or on a signal is shared with all processes first.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ class TooLittleMemory(UserError):
 
 
 def join(coordinator: str, processes: int, process: int) -> None:
-    """Joins the other processes of this run; alone, does nothing.
+    """Joins the other processes of this run; a single process does nothing.
 
     Raises:
       UserError: they cannot be reached.
@@ -40,7 +40,7 @@ def join(coordinator: str, processes: int, process: int) -> None:
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"--coordinator={coordinator} cannot be joined ({reason})") from None
-    # At the first meeting, on CPUs, nobody may come half a minute after another.
+    # On CPUs, no process may reach the first barrier half a minute after another.
     wait_for_all("joined")
 
 
@@ -55,7 +55,7 @@ def mesh_of_all() -> Mesh:
 
 
 def mesh_for(batch_size: int) -> Mesh:
-    """All devices of all processes, to train on.
+    """The mesh to train on: all devices of all processes.
 
     Raises:
       UserError: a batch cannot be split over them evenly.
@@ -66,9 +66,9 @@ def mesh_for(batch_size: int) -> Mesh:
     return mesh
 
 
-def place(mesh: Mesh, tree: Any, spec: PartitionSpec = EVERYWHERE) -> Any:
-    """Host arrays, the same in every process, onto the mesh; each device gets its part only."""
-    sharding = NamedSharding(mesh, spec)
+def place(mesh: Mesh, tree: Any) -> Any:
+    """Puts host arrays, the same in every process, onto every device of the mesh."""
+    sharding = NamedSharding(mesh, EVERYWHERE)
 
     def place_one(array: Any) -> jax.Array:
         if sharding.is_fully_addressable:
@@ -80,17 +80,17 @@ def place(mesh: Mesh, tree: Any, spec: PartitionSpec = EVERYWHERE) -> Any:
 
 
 def place_table(mesh: Mesh, table: np.ndarray) -> jax.Array:
-    """A table split by rows over the mesh, padded to a multiple; read one device's at a time."""
+    """Splits a table by rows over the mesh, padded to a multiple; reads one device's at a time."""
     devices = mesh.size
     rows = -(-len(table) // devices) * devices
     shape = (rows, *table.shape[1:])
 
     def part(index: Any) -> np.ndarray:
         first, last = index[0].start or 0, index[0].stop or rows
-        found = np.zeros((last - first, *shape[1:]), table.dtype)
+        block = np.zeros((last - first, *shape[1:]), table.dtype)
         real = table[first:last]
-        found[: len(real)] = real
-        return found
+        block[: len(real)] = real
+        return block
 
     return _assemble(shape, NamedSharding(mesh, BY_ROWS), part)
 
@@ -107,13 +107,13 @@ def place_gathered(mesh: Mesh, table: np.ndarray, rows: np.ndarray) -> jax.Array
 
 
 def _assemble(shape: tuple[int, ...], sharding: NamedSharding, part: Callable) -> jax.Array:
-    with jax.transfer_guard("allow"):  # asked for, but JAX does not count it as explicit
+    with jax.transfer_guard("allow"):  # an explicit transfer that JAX does not count as one
         return jax.make_array_from_callback(shape, sharding, part)
 
 
 @contextlib.contextmanager
 def enough_memory(tables: Sequence[Any], remedy: str) -> Iterator[None]:
-    """Turns the device's "out of memory" into a line that ends with what helps.
+    """Turns the device's "out of memory" into a line that ends with a remedy.
 
     Raises:
       TooLittleMemory: the device has too little for `tables` and the work on them.
@@ -130,7 +130,7 @@ def enough_memory(tables: Sequence[Any], remedy: str) -> Iterator[None]:
         size = sum(table.nbytes for table in tables) / 1e9
         raise TooLittleMemory(
             f"the device has too little memory ({has}{number}more were "
-            f"asked for; the tables take {size:.1f} GB): {remedy}"
+            f"requested; the tables take {size:.1f} GB): {remedy}"
         ) from None
 
 
@@ -157,12 +157,12 @@ def from_writer(tree: Any) -> Any:
 
 @contextlib.contextmanager
 def stop_together() -> Iterator[None]:
-    """A mistake that one process finds inside stops all, instead of leaving the others waiting.
+    """Stops every process when one raises inside, instead of leaving the others waiting.
 
-    Nothing inside may itself wait for the other processes.
+    The code inside must not itself wait for other processes.
 
     Raises:
-      UserError: here or in another process something was wrong; the other one says what.
+      UserError: this process failed, or another one, whose output says why.
     """
     mistake: UserError | OSError | None = None
     try:
@@ -173,7 +173,7 @@ def stop_together() -> Iterator[None]:
     if mistake is not None:
         raise mistake
     if stopped.any():
-        raise UserError(f"process {stopped.argmax()} of this run has stopped, and says why")
+        raise UserError(f"process {stopped.argmax()} of this run has stopped: its output says why")
 
 
 def wait_for_all(name: str) -> None:

@@ -24,8 +24,8 @@ from sasnet_jax.model.sasnet import ReviewSet
 class Data(NamedTuple):
     """Corpus and stores, as a step reads them; on the host, or on the devices."""
 
-    tables: tuple[Float[HostOrDevice, "reviews e"], ...]  # one a store, as stored
-    scalings: tuple[ZScore, ...]  # one a store, still to be applied
+    tables: tuple[Float[HostOrDevice, "reviews e"], ...]  # one per store, as stored
+    scalings: tuple[ZScore, ...]  # one per store, still to be applied
     stars: Float[HostOrDevice, "reviews"]
     label: Int8[HostOrDevice, "reviews"]
     contexts: Contexts
@@ -39,7 +39,7 @@ class Data(NamedTuple):
 
 
 class Epoch(NamedTuple):
-    """The targets of an epoch in batches, and which of them are not padding."""
+    """The targets of an epoch in batches, and a mask that is False on padding."""
 
     targets: Int32[HostOrDevice, "steps b"]
     real: Bool[HostOrDevice, "steps b"]
@@ -67,11 +67,11 @@ def shuffle(rows: Int32[Array, "n"], number: Int32[Array, ""], batch_size: int, 
 def draw_training(
     config: TrainConfig, data: Data, targets: Int32[Array, "b"], step: Int32[Array, ""]
 ) -> Draw:
-    """Both sides' sets for this step; now and then a side is emptied, its counts with it.
+    """Both sides' sets for this step; occasionally a side is emptied, and its counts too.
 
-    The counts are over a random part of the context, each review of it kept with a probability that
-    is itself uniform. Counts over the whole of it would leak: who recognises an entity by its texts
-    knows its totals, and what is missing from them is the target's label.
+    The counts are over a random part of the context: each review of it is kept with a probability
+    that is itself uniform. Counts over the whole context would leak: a network that recognizes an
+    entity by its texts knows its totals, and what is missing from them is the target's label.
     """
 
     def key_of(name: str) -> Key[Array, ""]:
@@ -93,7 +93,7 @@ def draw_training(
 def draw_evaluation(
     config: TrainConfig, data: Data, targets: Int32[Array, "b"], number: Int32[Array, ""]
 ) -> Draw:
-    """Both sides' sets, which depend on seed, review and the number of the draw only."""
+    """Both sides' sets, which depend only on the seed, the review and the number of the draw."""
     key = sampling.stream(config.seed, "eval")
 
     def keys_of(target):
@@ -133,17 +133,17 @@ def gather(
 def _gather_split(
     mesh: Mesh, table: Float[Array, "reviews e"], rows: Int32[Array, "2 b s"]
 ) -> Float[Array, "2 b s e"]:
-    """Each device reads what it has of the whole batch, zero elsewhere; the sum is scattered.
+    """Each device reads its rows of the whole batch and zeros elsewhere; the sum is scattered.
 
-    One summand of each value is not zero, so the sum is exact in the table's own type.
+    At most one summand of each value is nonzero, so the sum is exact in the table's own type.
     """
 
     def read(part, rows):
         local = rows - jax.lax.axis_index(devices.AXIS) * part.shape[0]
         here = (local >= 0) & (local < part.shape[0])
-        found = part.at[local].get(mode="clip")
-        found = jnp.where(here[..., None], found, 0)
-        return jax.lax.psum_scatter(found, devices.AXIS, scatter_dimension=1, tiled=True)
+        values = part.at[local].get(mode="clip")
+        values = jnp.where(here[..., None], values, 0)
+        return jax.lax.psum_scatter(values, devices.AXIS, scatter_dimension=1, tiled=True)
 
     split_batch = PartitionSpec(None, devices.AXIS)
     specs = (devices.BY_ROWS, devices.EVERYWHERE)

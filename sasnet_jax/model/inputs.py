@@ -50,7 +50,7 @@ def build_data(
         counts = context_counts(contexts, label, config.classes)
     return Data(
         tables=transform.tables(stores),
-        scalings=tuple(one.scaling() for one in transform.stores),
+        scalings=tuple(store.scaling() for store in transform.stores),
         stars=corpus.stars,
         label=label,
         contexts=contexts,

@@ -1,7 +1,7 @@
 """Attention over sets (paper section 2.4; Set Transformer, Lee et al. 2019).
 
 Letters: b batch, q queries, k keys, d model width, n heads, h head width. Masks are bool, True = a
-real review; every row of a mask must have one True.
+real review; every row of a mask must have at least one True.
 """
 
 import jax
@@ -13,8 +13,8 @@ from jaxtyping import Array, Bool, Float, Key
 def dropout(x: Float[Array, "..."], rate: float, key: Key[Array, ""] | None) -> Float[Array, "..."]:
     """Zeroes each value with probability `rate` (to 1/256) and rescales; no key, no dropout.
 
-    Eight random bits a value, four values a word of the generator: on a CPU the bits, not the
-    product, are what dropout costs.
+    It draws eight random bits per value, and so four values per word of the generator: on a CPU,
+    the bits cost more than the product.
     """
     dropped = round(rate * 256)
     if key is None or dropped == 0:
@@ -60,8 +60,8 @@ class Attention(nnx.Module):
 class AttentionBlock(nnx.Module):
     """Pre-LayerNorm transformer block: queries attend to keys, then a feed-forward network.
 
-    With queries = keys it is self-attention over a set. One LayerNorm serves both inputs, as they
-    come from one siamese encoder. Dropout is on the two residual branches.
+    With queries = keys, it is self-attention over a set. One LayerNorm serves both inputs, as they
+    come from one siamese encoder. Dropout applies to both residual branches.
     """
 
     def __init__(

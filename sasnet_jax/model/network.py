@@ -12,7 +12,7 @@ from sasnet_jax.model.sasnet import SASNet
 
 
 def build(config: TrainConfig, embedding_dim: int) -> SASNet:
-    """A new network over what is read of all stores together."""
+    """Builds a new network over the embeddings that the run reads from all its stores."""
     return SASNet(
         embedding_dim,
         width=config.width,
@@ -32,7 +32,7 @@ def build(config: TrainConfig, embedding_dim: int) -> SASNet:
 
 
 def definition(config: TrainConfig, embedding_dim: int) -> tuple[nnx.GraphDef, Any]:
-    """What is not a parameter, and host arrays of zeros in the place of those that are."""
+    """The network's structure, and its parameters as host arrays of zeros."""
     network = nnx.eval_shape(lambda: build(config, embedding_dim))
     graphdef, params = nnx.split(network, nnx.Param)
     return graphdef, jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), params)

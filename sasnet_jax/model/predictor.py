@@ -1,8 +1,8 @@
 """A trained network, or an ensemble of them, asked about any two sets of reviews.
 
 In: the reviews of some users and of some businesses (`sets.Reviews`). Out: how each user will like
-each business. No corpus is needed, and nobody needs to have been in one. Each side is encoded once,
-and every pair is decided from that. Letters: m sets, s reviews in a set, k what is read of a
+each business. No corpus is needed, and neither side needs to have been in one. Each side is encoded
+once, and every pair is decided from that. Letters: m sets, s reviews in a set, k what is read of a
 review, d draws, p pairs, r runs, c classes.
 """
 
@@ -21,7 +21,6 @@ from sasnet_jax.cli import ProgressBar, UserError
 from sasnet_jax.corpus.corpus import CLASS_NAMES, labels_of
 from sasnet_jax.corpus.counts import bias_features
 from sasnet_jax.model import network, sampling, sets
-from sasnet_jax.model.config import what_decides
 from sasnet_jax.model.sasnet import Encoded, ReviewSet
 from sasnet_jax.model.sets import Members, Reviews
 from sasnet_jax.scores.predictions import LEAKY
@@ -34,11 +33,11 @@ _PAIRS = 512  # decided at once
 
 
 class WrongEncoder(UserError):
-    """Vectors that are not of the run's stores."""
+    """The vectors do not come from the encoder of the run's stores."""
 
 
 class NeedsStars(UserError):
-    """Reviews without stars for a network that reads them."""
+    """The network reads stars, and a review has none."""
 
 
 class _Side(NamedTuple):
@@ -65,10 +64,10 @@ class Predictor:
     """
 
     def __init__(self, runs: "Sequence[Run]"):
-        """Loads the runs; of several, the mean of their probabilities is the score.
+        """Loads the runs; the score of several runs is the mean of their probabilities.
 
         Raises:
-          UserError: there is none, one is damaged, or they differ in more than their seed.
+          UserError: the list is empty, a run is damaged, or runs differ in more than their seed.
         """
         if not isinstance(runs, Sequence) or not runs or isinstance(runs[0], str | Path):
             raise UserError("Predictor takes a list of runs, as sasnet_jax.load_run opens them")
@@ -84,7 +83,7 @@ class Predictor:
         self._params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *params)
         self._set_size = self._config.eval_set_size or self._config.set_size
         self._reads_stars = self._config.review_features == "text+stars"
-        self._has_warned = False  # that it does not look at stars
+        self._has_warned = False  # that it ignores stars
         self._streams = [sampling.stream(run.config.seed, "recommend") for run in runs]
         shares = runs[0].class_shares() if self._config.bias_term else None
         self._encode = jax.jit(jax.vmap(_encoder(graphdef)))
@@ -93,18 +92,18 @@ class Predictor:
     def score(
         self, users: Sequence[Reviews], businesses: Sequence[Reviews]
     ) -> Float32[np.ndarray, "users businesses c"]:
-        """The probability of each class, of each user with each business.
+        """The probability of each class for each user with each business.
 
-        Each side is all of its reviews where the run's `eval_set_size` holds them, and otherwise
-        `eval_sets` draws of them, over which the probabilities are averaged.
+        A side with at most `eval_set_size` reviews is read whole; otherwise the probabilities are
+        averaged over `eval_sets` draws of its reviews.
 
         Raises:
-          WrongEncoder: vectors of another width than the run's stores have.
-          NeedsStars: the run reads the stars of every review, and some have none.
+          WrongEncoder: the vectors and the run's stores differ in width.
+          NeedsStars: the run reads the stars of every review, and some reviews have none.
         """
         for name, given in (("users", users), ("businesses", businesses)):
             if isinstance(given, Reviews):
-                raise UserError(f"{name} must be a list of sasnet_jax.Reviews, one of each of them")
+                raise UserError(f"{name} must be a list of sasnet_jax.Reviews, one for each")
         scores = np.empty((len(users), len(businesses), len(self.classes)), np.float32)
         if not scores.size:
             return scores
@@ -129,11 +128,13 @@ class Predictor:
             user, business = np.divmod(numbers, len(businesses.rows))
             counts = np.stack([users.counts[user], businesses.counts[business]], axis=1)
             rows = np.stack(np.broadcast_arrays(users.rows[user].T, businesses.rows[business].T))
-            found = self._decide(self._params, users.encoded, businesses.encoded, rows, counts)
-            yield pairs, np.asarray(found)[: len(pairs)]
+            probability = self._decide(
+                self._params, users.encoded, businesses.encoded, rows, counts
+            )
+            yield pairs, np.asarray(probability)[: len(pairs)]
 
     def _side(self, entities: Iterable[Reviews]) -> _Side:
-        """Encodes each entity once, or once for every draw of its reviews."""
+        """Encodes each entity once, or once per draw of its reviews."""
         draws: list[int] = []  # of each entity
         counts, parts = [], []
         waiting: list[_Drawn] = []
@@ -147,7 +148,7 @@ class Predictor:
                 parts.append(self._encode(self._params, self._sets(waiting[:_SETS])))
                 del waiting[:_SETS]
         if waiting:
-            # Of few sizes, so that few programs are compiled.
+            # Padded to one of a few sizes, so that few programs are compiled.
             padding = (1 << (len(waiting) - 1).bit_length()) - len(waiting)
             parts.append(self._encode(self._params, self._sets(waiting + waiting[-1:] * padding)))
         encoded = jax.tree.map(lambda *leaves: jnp.concatenate(leaves, axis=1), *parts)
@@ -158,14 +159,16 @@ class Predictor:
     def _sets(self, drawn: Sequence[_Drawn]) -> ReviewSet:
         """The sets [r, m, s] that each run draws."""
         every = []
-        of = [one.members for one in drawn]
-        count = np.array([len(one.vectors) for one in of], np.int32)
+        members = [one.members for one in drawn]
+        count = np.array([len(one.vectors) for one in members], np.int32)
         number = np.array([one.number for one in drawn], np.int32)
-        digest = np.stack([one.digest for one in of])
+        digest = np.stack([one.digest for one in members])
         for stream, transform in zip(self._streams, self._transforms, strict=True):
-            found = sets.draw(stream, digest, count, number, self._set_size)
-            positions, mask = jax.device_get(found)
-            chosen = [(one, row[real]) for one, row, real in zip(of, positions, mask, strict=True)]
+            drawn_sets = sets.draw(stream, digest, count, number, self._set_size)
+            positions, mask = jax.device_get(drawn_sets)
+            chosen = [
+                (one, row[real]) for one, row, real in zip(members, positions, mask, strict=True)
+            ]
             read = transform.apply(np.concatenate([one.vectors[rows] for one, rows in chosen]))
             embeddings = np.zeros((*mask.shape, read.shape[1]), np.float32)
             embeddings[mask] = read
@@ -177,19 +180,19 @@ class Predictor:
         return ReviewSet(*jax.tree.map(lambda *leaves: jnp.stack(leaves), *every))
 
     def _checked(self, reviews: Reviews) -> Reviews:
-        """Reviews that the runs can read; of none, empty arrays of the right width."""
+        """Refuses reviews that the runs cannot read; gives empty ones the right width."""
         if not isinstance(reviews, Reviews):
             kind = type(reviews).__name__
             raise UserError(f"users and businesses must be lists of sasnet_jax.Reviews, not {kind}")
         if reviews.stars is not None and not self._config.sees_stars and not self._has_warned:
             self._has_warned = True
-            warnings.warn("the run reads texts alone: stars are not looked at", stacklevel=4)
+            warnings.warn("the run reads texts alone: it ignores the stars", stacklevel=4)
         if not len(reviews):
             return Reviews(np.zeros((0, self.dim)))
         if reviews.vectors.shape[1] != self.dim:
             raise WrongEncoder(
                 f"vectors of {reviews.vectors.shape[1]} dimensions, but the run reads {self.dim}: "
-                "encode the texts with the encoder of its stores, side by side where it has several"
+                "encode the texts with the encoder of its stores, side by side if it has several"
             )
         if self._reads_stars and (reviews.stars is None or np.isnan(reviews.stars).any()):
             raise NeedsStars(
@@ -199,7 +202,7 @@ class Predictor:
         return reviews
 
     def _count(self, reviews: Reviews) -> Float32[np.ndarray, "c"]:
-        """Reviews by class, of those whose stars are known."""
+        """Counts the reviews whose stars are known, by class."""
         stars = np.zeros(0, np.float32) if reviews.stars is None else reviews.stars
         label = labels_of(stars[~np.isnan(stars)], len(self.classes))
         return np.bincount(label, minlength=len(self.classes)).astype(np.float32)
@@ -240,16 +243,13 @@ def _decider(graphdef: nnx.GraphDef, shares: Float32[np.ndarray, "c"] | None) ->
 
 
 def _refuse_unlike(runs: "Sequence[Run]") -> None:
-    """Refuses runs that differ in what decides a result but for the seed, and one given twice."""
+    """Refuses runs that differ in more than their seed, and a run that is given twice."""
     if len({run.folder.resolve() for run in runs}) < len(runs):
-        raise UserError("an ensemble: a run is given twice")
-    first, *others = [what_decides(run.description) for run in runs]
+        raise UserError("an ensemble names a run twice: give each run once")
+    first, *others = [run.decisive() for run in runs]
     for run, other in zip(runs[1:], others, strict=True):
-        settings, wanted = other["config"], first["config"]
-        differing = [f"--{name}" for name in wanted if settings.get(name) != wanted[name]]
-        differing += [k for k in ("corpus_sha256", "stores") if other[k] != first[k]]
-        if differing:
+        if differing := [name for name in first if other[name] != first[name]]:
             raise UserError(
-                f"runs {runs[0]} and {run} differ in {', '.join(differing)}: an ensemble is of "
-                "runs that differ in their --seed only"
+                f"runs {runs[0]} and {run} differ in {', '.join(differing)}: the runs "
+                "of an ensemble may differ only in --seed"
             )

@@ -1,10 +1,9 @@
-"""A run folder, opened to read: what was trained on what, how far, how well (docs/formats.md).
+"""A run folder, opened to read: its inputs, its settings, and its results (docs/formats.md).
 
 What needs JAX is imported where it is used, so that listing runs does not wait for it.
 """
 
 import functools
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,43 +11,45 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from jaxtyping import Float
 
+from sasnet_jax import files
 from sasnet_jax.cli import UserError
 from sasnet_jax.corpus.corpus import Corpus
 from sasnet_jax.corpus.store import Store
 from sasnet_jax.corpus.transform import InputTransform
-from sasnet_jax.files import read_json
-from sasnet_jax.model.config import TrainConfig, is_over, with_defaults
-from sasnet_jax.scores.predictions import EVALUATED
+from sasnet_jax.model import records
+from sasnet_jax.model.config import RESUMABLE, is_over
+from sasnet_jax.model.records import Epoch, RunRecord
+from sasnet_jax.scores import predictions
+from sasnet_jax.scores.predictions import Evaluation, Predictions
 
 if TYPE_CHECKING:
     from sasnet_jax.model.predictor import Predictor
     from sasnet_jax.model.sets import Context, StoredReviews
 
-FORMAT_VERSION = 2
-_KEYS = ("format_version", "config", "corpus_sha256", "stores")
-_SAME_LOSS = 1e-3  # relative; devices and batches round otherwise
+_SAME_LOSS = 1e-3  # relative; devices and batch sizes round differently
 
 
 class Run:
-    """A run, whatever its state.
+    """A run in any state.
 
     Attributes:
       folder: where it lies.
-      description: config.json.
+      record: config.json.
       config: the settings in it.
       curve: metrics.jsonl, one record per epoch; a last line that is being written is left out.
     """
 
     def __init__(self, folder: str | Path):
-        """Reads config.json and metrics.jsonl.
+        """Reads config.json, metrics.jsonl, and what the newest checkpoint says of them.
 
         Raises:
           UserError: one is absent, damaged or of another version.
         """
         self.folder = Path(folder)
-        self.description = _read_description(self.folder)
-        self.config = _config_of(self.folder, self.description)
-        self.curve = _read_curve(self.folder / "metrics.jsonl")
+        self.record = files.read_record(self.folder / "config.json", RunRecord)
+        self.config = self.record.settings(self.folder)
+        self._saved = records.newest_progress(self.folder)  # before the curve, which may grow
+        self.curve = records.read_curve(self.folder, self._saved)
 
     @property
     def name(self) -> str:
@@ -57,27 +58,32 @@ class Run:
 
     @property
     def corpus_sha256(self) -> str:
-        """Of the corpus that it was trained on."""
-        return self.description["corpus_sha256"]
+        """The SHA-256 of the corpus that it was trained on."""
+        return self.record.corpus_sha256
+
+    @property
+    def best_sha256(self) -> str | None:
+        """The SHA-256 of the best parameters; None if there are none, or the run is too old."""
+        return self._saved.best_sha256 if self._saved else None
 
     @property
     def epochs(self) -> int:
-        """How many are over."""
-        return self.curve[-1]["epoch"] if self.curve else 0
+        """The number of epochs that are over."""
+        return self.curve[-1].epoch if self.curve else 0
 
     @property
-    def best(self) -> dict[str, Any] | None:
-        """The record of the epoch whose parameters predict; None before the first is over."""
-        return self.curve[self.curve[-1]["best_epoch"] - 1] if self.curve else None
+    def best(self) -> Epoch | None:
+        """The epoch whose parameters predict; None before the first is over."""
+        return self.curve[self.curve[-1].best_epoch - 1] if self.curve else None
 
     @property
     def finished(self) -> bool:
         """Whether training is at its end."""
-        return is_over(self.config, self.epochs, self.best["epoch"] if self.best else 0)
+        return is_over(self.config, self.epochs, self.best.epoch if self.best else 0)
 
     @property
-    def evaluation(self) -> dict[str, Any] | None:
-        """evaluation.json; None where there is none, or it is not of the best epoch any more.
+    def evaluation(self) -> Evaluation | None:
+        """evaluation.json; None if there is none, or if training has found a better epoch since.
 
         Raises:
           UserError: it is damaged, or of another run.
@@ -86,20 +92,41 @@ class Run:
 
     @property
     def evaluation_is_stale(self) -> bool:
-        """Whether training went on after the evaluation and found a better epoch."""
+        """Whether training resumed after the evaluation and found a better epoch."""
         if self._recorded is None:
             return False
-        evaluated = self._recorded["validation"]["log_loss"]
-        best = self.best["validation_log_loss"] if self.best else math.nan
+        if self._recorded.best_sha256 not in (None, self.best_sha256):
+            return True
+        evaluated = self._recorded.validation.log_loss or math.nan
+        best = self.best.validation_log_loss if self.best else math.nan
         return not math.isclose(evaluated, best, rel_tol=_SAME_LOSS)
 
     @property
+    def evaluate_again(self) -> str:
+        """What to type for another evaluation."""
+        return f"run {Evaluation.made_by} --run={self}"
+
+    def predictions(self, corpus: Corpus, evaluation: Evaluation) -> Predictions:
+        """Reads what the run predicted when it was evaluated.
+
+        Raises:
+          UserError: predictions.parquet is absent, damaged, or of another run, corpus or split.
+        """
+        path, sha256 = self.folder / "predictions.parquet", evaluation.predictions_sha256
+        return predictions.read(path, corpus, sha256, self.evaluate_again)
+
+    @property
     def state(self) -> str:
-        """How far it is, in words; "finished" where nothing is left to do."""
+        """Its progress in words; "finished" if nothing is left to do."""
         state = "finished" if self.finished else f"epoch {self.epochs:,} of {self.config.epochs:,}"
         if self.evaluation_is_stale:
             return f"{state}, evaluate again"
         return f"{state}, not evaluated" if self.finished and not self._recorded else state
+
+    def decisive(self, free: tuple[str, ...] = ("seed",)) -> dict[str, Any]:
+        """The settings and inputs that decide its results, except the `free` settings."""
+        others = {f"--{name}" for name in (*RESUMABLE, *free)}
+        return {k: v for k, v in self.record.bound_to(self.folder).items() if k not in others}
 
     def open_inputs(self) -> tuple[Corpus, tuple[Store, ...]]:
         """Opens the corpus and the stores.
@@ -112,7 +139,7 @@ class Run:
         corpus, stores = inputs.open_inputs(self.config)
         if corpus.sha256 != self.corpus_sha256:
             raise UserError(f"corpus {corpus.folder} is not the one that run {self} was trained on")
-        for store, identity in zip(stores, self.description["stores"], strict=True):
+        for store, identity in zip(stores, self.record.stores, strict=True):
             if store.identity != identity:
                 raise UserError(
                     f"store {store.folder} is not the one that run {self} was trained on"
@@ -125,21 +152,19 @@ class Run:
         Raises:
           UserError: zscore.npz is absent, damaged, or of other stores.
         """
-        dims = [store["dim"] for store in self.description["stores"]]
-        return InputTransform.load(self.folder / "zscore.npz", dims, self.config.discriminants)
+        return self.record.transform(self.folder)
 
     def class_shares(self) -> Float[np.ndarray, "c"]:
         """The share of each class among the reviews that it was trained on.
 
         Raises:
-          UserError: config.json is too old to say, and the corpus is gone.
+          UserError: config.json does not say so.
         """
-        from sasnet_jax.model import inputs
-
-        shares = self.description.get("class_shares")
-        if isinstance(shares, list) and len(shares) == self.config.classes:
-            return np.array(shares, np.float32)
-        return inputs.training_shares(self.config, self.open_inputs()[0])
+        shares = self.record.class_shares or []
+        if len(shares) != self.config.classes:
+            path = self.folder / "config.json"
+            raise UserError(f"{path} lacks class_shares: train again into a new folder")
+        return np.array(shares, np.float32)
 
     def best_params(self, like: Any) -> Any:
         """The parameters of the best epoch, shaped as the tree `like`.
@@ -163,8 +188,8 @@ class Run:
         """The reviews of every business of its corpus, as the run reads them.
 
         Args:
-          context: "all" shows every review, "train" those only that the run was trained on: what
-            an evaluation may see.
+          context: "all" shows every review, "train" only those that the run was trained on, as an
+            evaluation sees them.
 
         Raises:
           UserError: the corpus or a store is gone, or is not what the run was trained on.
@@ -192,19 +217,18 @@ class Run:
         return StoredReviews(*self.open_inputs(), side, context=context, with_stars=with_stars)
 
     @functools.cached_property
-    def _recorded(self) -> dict[str, Any] | None:
+    def _recorded(self) -> Evaluation | None:
         path = self.folder / "evaluation.json"
         if not path.exists():
             return None
-        made_by = f"python -m sasnet_jax.evaluate --run={self}"
-        found = read_json(path, made_by, (*EVALUATED, "target_review", "corpus_sha256"))
-        split = found["validation"]
-        if not isinstance(split, dict) or not isinstance(split.get("log_loss"), float):
-            raise UserError(f"{path} is damaged: {made_by}")
-        for key in ("target_review", "corpus_sha256"):
-            if found[key] != (self.description | self.description["config"])[key]:
-                raise UserError(f"{path} is of another {key} than its run: {made_by}")
-        return found
+        recorded = files.read_record(path, Evaluation, self.evaluate_again)
+        for name, evaluated, mine in (
+            ("target_review", recorded.target_review, self.config.target_review),
+            ("corpus_sha256", recorded.corpus_sha256, self.corpus_sha256),
+        ):
+            if evaluated != mine:
+                raise UserError(f"{path} differs from its run in {name}: {self.evaluate_again}")
+        return recorded
 
 
 def load_run(folder: str | Path) -> Run:
@@ -214,50 +238,3 @@ def load_run(folder: str | Path) -> Run:
       UserError: it holds no run, or one that is damaged or of another version.
     """
     return Run(folder)
-
-
-def has_checkpoint(folder: Path) -> bool:
-    """Whether a run has something to resume from."""
-    return any((folder / "checkpoints").glob("[0-9]*"))
-
-
-def _read_description(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    description = read_json(path, "python -m sasnet_jax.train", _KEYS)
-    if description["format_version"] != FORMAT_VERSION:
-        raise UserError(
-            f"{path} has format version {description['format_version']}, this program reads "
-            f"{FORMAT_VERSION}: train again into a new folder"
-        )
-    stores = description["stores"]
-    if not isinstance(description["config"], dict) or not isinstance(stores, list):
-        raise UserError(f"{path} is damaged: train again into a new folder")
-    if not all(isinstance(store, dict) and isinstance(store.get("dim"), int) for store in stores):
-        raise UserError(f"{path} is damaged (a store has no dim): train again into a new folder")
-    return description | {"config": with_defaults(description["config"])}
-
-
-def _config_of(folder: Path, description: dict[str, Any]) -> TrainConfig:
-    settings = description["config"]
-    try:
-        return TrainConfig(**settings | {"store": tuple(settings["store"])})
-    except (TypeError, KeyError) as error:
-        path = folder / "config.json"
-        raise UserError(f"{path} was written by another version ({error})") from None
-
-
-def _read_curve(path: Path) -> list[dict[str, Any]]:
-    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-    try:
-        curve = [json.loads(line) for line in lines]
-        whole = all(
-            record["epoch"] == number
-            and 1 <= int(record["best_epoch"]) <= number
-            and isinstance(record["validation_log_loss"], float)
-            for number, record in enumerate(curve, start=1)
-        )
-    except (ValueError, KeyError, TypeError):
-        whole = False
-    if not whole:
-        raise UserError(f"{path} is damaged: train again into a new folder")
-    return curve

@@ -1,4 +1,4 @@
-"""Random streams, and sets drawn from contexts inside jit (paper section 2.4; DESIGN section 4).
+"""Random streams, and sets drawn from contexts inside jit (paper section 2.4; docs/design.md 4.4).
 
 Every stream is a function of seed, name and step, so none is ever saved.
 """
@@ -23,7 +23,7 @@ def sample_positions(
     """A uniformly random subset of {0, ..., count - 1} with min(count, size) members.
 
     Floyd's algorithm (Bentley and Floyd 1987): every subset is equally likely, at a cost of
-    O(size^2) whatever the count.
+    O(size^2) for any count.
 
     Returns:
       The members in no particular order, 0 beyond them; and True for each member.
@@ -47,8 +47,8 @@ def sample_set(
 ) -> tuple[Int32[Array, "s"], Bool[Array, "s"]]:
     """Draws up to `size` distinct reviews of the target's context: their rows, and the mask.
 
-    Where the mask is False the row is that of some review of the corpus: finite, and not to be
-    looked at.
+    Where the mask is False the row is that of some review of the corpus: finite, and
+    to be ignored.
     """
     positions, mask = sample_positions(key, context.size[target], size)
     positions += positions >= context.skip[target]

@@ -1,4 +1,4 @@
-"""The Siamese AttentionSetNet (paper section 2.4; DESIGN section 4).
+"""The Siamese AttentionSetNet (paper section 2.4; docs/design.md 4.3).
 
 In: for each target the sampled reviews of its user and of its business. Out: logits over bad, good
 and excellent, or over five stars. Each side is encoded by itself (`SASNet.encode`); only
@@ -29,7 +29,7 @@ class ReviewSet(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """What `Match` needs to know of one side."""
+    """What `Match` needs to know about one side."""
 
     total: Float[Array, "b d"]  # of the projected reviews
     reviews: Float[Array, "b 1"]  # how many
@@ -47,9 +47,9 @@ class SASNet(nnx.Module):
     """Predicts how a user will like a business from two sets of reviews.
 
     `cross_attention="pooled"` is the paper's: each side is pooled first, so the user's one vector
-    attends to the business's one vector. A softmax over one key is the constant 1: its query and
-    key weights never matter and get no gradient. `"set"` attends before pooling, each review of the
-    user to every review of the business, which is not degenerate.
+    attends to the business's one vector. A softmax over one key is the constant 1, so its query and
+    key weights never matter and get no gradient. `"set"` attends before pooling: each review of the
+    user attends to every review of the business, which is not degenerate.
 
     `review_features="text+stars"` adds an embedding of a review's stars (half-star grid) to its
     token. The target is in neither set, so its stars are never seen.
@@ -60,19 +60,19 @@ class SASNet(nnx.Module):
     without them starts behind it (docs/findings.md).
 
     `match=True` is not the paper's either: the averages of both sides' reviews and their bilinear
-    product (`Match`) enter the classifier and, linearly, the logits. That a user who writes of
-    service meets a business that is praised for it is a product of two averages, which attention
-    alone was not seen to learn from 60,000 reviews (docs/findings.md).
+    product (`Match`) enter the classifier and, linearly, the logits. Whether a user who
+    writes about service meets a business that is praised for it is a product of two averages, which
+    attention alone did not learn from 60,000 reviews (docs/findings.md).
 
     `rate_reviews=True` adds a head that reads each review's own rating from its projected embedding
-    (`ratings`), for `--review_loss`: it teaches the projection what to look for, and plays no part
-    in a prediction (docs/findings.md).
+    (`ratings`), for `--review_loss`. The head teaches the projection what to look for, and plays no
+    part in a prediction (docs/findings.md).
 
-    `encoder=False` is the DeepSets ablation (Zaheer et al. 2017): no attention anywhere, each side
-    is the mean of its projected reviews.
+    `encoder=False` is the DeepSets ablation (Zaheer et al. 2017): there is no attention, and
+    each side is the mean of its projected reviews.
 
-    Stores of several encoders come side by side, as one wider embedding: projecting it is the same
-    as projecting each and adding up.
+    Stores of several encoders stand side by side as one wider embedding: projecting it equals
+    projecting each store and adding the results.
 
     A side without reviews is one learned vector, as its only valid token.
     """
@@ -131,9 +131,9 @@ class SASNet(nnx.Module):
         bias: Float[Array, "b f"] | None = None,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "b c"]:
-        """Logits. `bias` is for `bias_term`; `key` drives dropout, without one there is none.
+        """Logits. `bias` is for `bias_term`; `key` drives dropout, and None turns it off.
 
-        `decide` of what `encode` gives of each side, but in one pass over both.
+        The result is `decide` of both sides' `encode`, computed in one pass over both.
         """
         keys = self._dropout_keys(key)
         # Joined after the projection, where they are narrow.
@@ -155,7 +155,7 @@ class SASNet(nnx.Module):
         return self._decide(user, business, bias, self._dropout_keys(None))
 
     def ratings(self, reviews: ReviewSet) -> Float[Array, "b s c"]:
-        """What each review by itself says of its own stars: logits, for `rate_reviews`."""
+        """Logits of each review's own stars, from that review alone; for `rate_reviews`."""
         assert self.rate is not None
         return self.rate(self._tokens(reviews._replace(stars=None)))
 
@@ -209,11 +209,11 @@ class SASNet(nnx.Module):
 
 
 class Match(nnx.Module):
-    """What the averages of both sides say, and how they go together.
+    """The averages of both sides, and their bilinear product.
 
     The reviews x_i of a side are averaged as sum(x_i) / (n + k) with a learned k > 0 for each
-    dimension: the best linear guess of what an entity is like, where k is the variance of a review
-    over that of entities (Henderson 1975). No reviews at all is 0, what is usual.
+    dimension: the best linear prediction of an entity, where k is the variance of reviews over that
+    of entities (Henderson 1975). A side without reviews is 0, which is the usual entity.
     """
 
     def __init__(self, embedding_dim: int, width: int, *, rngs: nnx.Rngs):
@@ -227,12 +227,12 @@ class Match(nnx.Module):
         """One side by itself; the average over it is taken once its k is known."""
         mask = side.mask.astype(jnp.float32)
         reviews = mask.sum(axis=1, keepdims=True)
-        # The projection of a sum, not the sum of projections: s times less work.
+        # Projecting the sum takes s times less work than summing the projections.
         total = self.project(jnp.einsum("bse,bs->be", side.embeddings, mask))
         return Sums(total + reviews * self.usual[...][None], reviews)
 
     def __call__(self, user: Sums, business: Sums) -> Float[Array, "b three_d"]:
-        """Both averages and the product of what each side's is mapped to."""
+        """Both averages, and the product of their two linear maps."""
         averages = [
             side.total / (side.reviews + k[None])
             for side, k in zip((user, business), jax.nn.softplus(self.shrinkage[...]), strict=True)

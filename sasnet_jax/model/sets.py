@@ -1,8 +1,8 @@
-"""The reviews of a person or of a place, and the sets of them to recommend by (DESIGN section 9).
+"""The reviews of a user or a business, and the sets drawn from them to predict (docs/design.md 7).
 
-An entity is nothing but its reviews: which sets are drawn depends on what is in them, not on who
-owns them, nor on their order. So a person known by an id and one who pastes the same reviews get
-the same answer, and whatever is encoded of an entity serves every pair that it is part of.
+An entity is nothing but its reviews: which sets are drawn depends on their content, not on their
+owner or their order. So a user known by an id and a person who pastes the same reviews get the same
+answer, and an entity that is encoded once serves every pair that it is part of.
 """
 
 import hashlib
@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 from jaxtyping import Array, Bool, Float32, Int32, Key, UInt32
 
 from sasnet_jax.cli import UserError
@@ -27,12 +26,12 @@ Context = Literal["all", "train"]
 
 
 class Reviews:
-    """All that is known of a user or of a business: the set of its reviews.
+    """All that is known about a user or a business: the set of its reviews.
 
     Attributes:
-      vectors: float32 [n, e], of all stores of the run side by side, as the stores have them; n = 0
-        is a side without reviews.
-      stars: float32 [n], NaN where a review has none; None where nothing is known of them.
+      vectors: float32 [n, e], all stores of the run side by side, as stored; n = 0 is a side
+        without reviews.
+      stars: float32 [n], NaN if a review has none; None if no stars are known.
     """
 
     def __init__(
@@ -40,15 +39,15 @@ class Reviews:
         vectors: npt.ArrayLike,
         stars: Sequence[float | None] | npt.ArrayLike | None = None,
     ):
-        """Takes reviews as an encoder and a person give them.
+        """Takes vectors as an encoder returns them, and stars as a person gives them.
 
         Args:
           vectors: [n, e], or empty.
           stars: of each review, or None where it has none; half stars count.
 
         Raises:
-          UserError: vectors that are not finite or no matrix, stars that are not in (0, 5], or
-            another number of them.
+          UserError: the vectors are not a finite matrix, or the stars are outside (0, 5] or
+            differ in number.
         """
         self.vectors = _numbers("vectors", vectors)
         if not self.vectors.size and self.vectors.ndim < 2:
@@ -61,12 +60,14 @@ class Reviews:
         if self.stars is not None:
             if self.stars.shape != (len(self),):
                 shape = self.stars.shape
-                raise UserError(f"{len(self)} vectors of reviews, but stars of shape {shape}")
+                raise UserError(
+                    f"{len(self)} vectors, but stars of shape {shape}: give one per review"
+                )
             if ((self.stars <= 0) | (self.stars > 5)).any():
                 raise UserError("stars of reviews must be above 0 and at most 5")
 
     def __len__(self) -> int:
-        """How many."""
+        """The number of reviews."""
         return len(self.vectors)
 
 
@@ -76,12 +77,12 @@ def _numbers(name: str, values: Any) -> Float32[np.ndarray, "..."]:
             return np.array(values, np.float32)
     except (TypeError, ValueError) as error:
         raise UserError(
-            f"{name} of reviews are not numbers in rows of one length: {error}"
+            f"{name} of reviews must be numbers in rows of equal length: {error}"
         ) from None
 
 
 class StoredReviews(Sequence[Reviews]):
-    """The reviews of every user, or of every business, of a corpus; read when asked for.
+    """The reviews of every user, or of every business, of a corpus; read on demand.
 
     Attributes:
       table: users.parquet or businesses.parquet, row i of which is entity i.
@@ -96,14 +97,14 @@ class StoredReviews(Sequence[Reviews]):
         context: Context = "all",
         with_stars: bool = True,
     ):
-        """Opens them.
+        """Opens the reviews of one side.
 
         Args:
           corpus: the corpus.
-          stores: of it, side by side.
+          stores: its embedding stores, side by side.
           side: whose reviews.
-          context: every review, or those that were trained on only.
-          with_stars: whether the stars are told.
+          context: every review, or only the training reviews.
+          with_stars: whether the reviews have their stars.
 
         Raises:
           UserError: the corpus is damaged, or there is no such context.
@@ -111,13 +112,13 @@ class StoredReviews(Sequence[Reviews]):
         if context not in get_args(Context):
             raise UserError(f"context={context!r} is none of {', '.join(get_args(Context))}")
         name = {"user": "users", "business": "businesses"}[side]
-        self.table = pl.read_parquet(corpus.folder / f"{name}.parquet", glob=False)
+        self.table = corpus.table(name)
         self._stores, self._stars = stores, corpus.stars if with_stars else None
         self._grouped = read_grouped(corpus, side)
         self._visible = corpus.split == "train" if context == "train" else None
 
     def __len__(self) -> int:
-        """Entities."""
+        """The number of entities."""
         return self.table.height
 
     def __getitem__(self, index):
@@ -138,17 +139,17 @@ class StoredReviews(Sequence[Reviews]):
 
 
 class Members(NamedTuple):
-    """The reviews of one entity in an order, and a name, that follow from what is in them."""
+    """The reviews of one entity, in an order and with a digest that their content decides."""
 
     vectors: Float32[np.ndarray, "n e"]
-    stars: Float32[np.ndarray, "n"]  # NaN where not known, or not looked at
+    stars: Float32[np.ndarray, "n"]  # NaN if unknown, or ignored
     digest: UInt32[np.ndarray, "two"]
 
 
 def members_of(reviews: Reviews, with_stars: bool) -> Members:
     """Sorts an entity's reviews by hashes of their vectors, and by their stars.
 
-    Stars count where the network reads them only.
+    Stars count only if the network reads them.
     """
     digests = (hashlib.sha256(vector.tobytes()).digest()[:16] for vector in reviews.vectors)
     hashes = np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2)
@@ -171,13 +172,13 @@ def draw(
 ) -> tuple[Int32[Array, "m s"], Bool[Array, "m s"]]:
     """Sets of up to `size` of each entity's sorted members: their positions, and the mask.
 
-    All of them where they fit. Otherwise draw `number`, uniform without replacement, that depends
-    on the stream, the digest and the number only.
+    A set holds all members if they fit. Otherwise it is draw `number`: uniform without replacement,
+    and dependent only on the stream, the digest and the number.
 
     Args:
       stream: `sampling.stream(seed, "recommend")`.
       digest: of the members.
-      count: how many there are.
+      count: the number of members.
       number: of the draw.
       size: s.
     """

@@ -1,4 +1,4 @@
-"""The compiled functions of a run: start, a chunk of training steps, prediction (DESIGN section 4).
+"""The compiled functions of a run: start, a chunk of training steps, prediction (docs/design.md 4).
 
 The data are arguments, never closures, so that no table becomes a compiled constant. Where the
 table lies changes how a batch gets its embeddings (`draws.gather`, or a thread of the host), and
@@ -25,10 +25,10 @@ from sasnet_jax.model.config import TrainConfig
 from sasnet_jax.model.draws import Data, Draw, Epoch
 from sasnet_jax.model.sasnet import SASNet
 
-_PREDICT_BATCH = 512
+PREDICT_BATCH = 512
 _BATCHES_AHEAD = 2  # gathered on the host while the devices work
 Made = TypeVar("Made")
-Values = tuple[Float[Array, "2 b s _"], ...]  # one a store, of widths of their own
+Values = tuple[Float[Array, "2 b s _"], ...]  # one per store, each of its own width
 
 
 class TrainState(NamedTuple):
@@ -59,17 +59,17 @@ def build(config: TrainConfig, mesh: Mesh, embedding_dim: int, total_steps: int)
 
     `init()` -> state.
     `train_chunk(state, data, epoch, first, last)` runs the batches [first, last) of the epoch and
-    returns the state and the first step whose loss was not finite, or -1. Its trip count is traced:
-    a chunk of any length is one compilation, and the same bits (a `lax.scan` is compiled for one
-    length, and a short one to other bits).
+    returns the state and the first step whose loss was not finite, or -1. Its trip count is traced,
+    so chunks of every length share one compilation and compute the same bits (a `lax.scan` is
+    compiled for one length, and a short one computes other bits).
     `predict(params, data, targets)` -> probabilities, averaged over `eval_sets` draws that depend
-    on seed, review and draw only.
+    only on the seed, the review and the draw.
 
     Args:
       config: the settings.
       mesh: of all devices.
       embedding_dim: of all stores together.
-      total_steps: of the whole run, for a learning rate that falls.
+      total_steps: steps of the whole run, for a learning rate that falls.
     """
     steps = _Steps(config, mesh, embedding_dim, total_steps)
     if config.table == "host":
@@ -118,7 +118,7 @@ class _Steps:
         params = optax.apply_updates(state.params, updates)
         average = state.average
         if average is not None:
-            # Short at first, so that the average forgets where it began.
+            # A low decay at first, so that the average forgets where it began.
             decay = jnp.minimum(self.config.average_decay, (1 + state.step) / (10 + state.step))
             average = optax.incremental_update(params, average, 1 - decay)
         epoch_loss = jnp.where(index == 0, 0.0, state.epoch_loss) + total
@@ -136,7 +136,7 @@ class _Steps:
         return (losses * counted).sum() / jnp.maximum(counted.sum(), 1)
 
     def probability(self, params: Any, data: Data, draw: Draw, values: Values) -> Array:
-        """What the network says of one draw: [b, c]."""
+        """The network's probabilities for one draw: [b, c]."""
         sides = draws.sides_of(data, draw, values)
         return jax.nn.softmax(nnx.merge(self.graphdef, params)(*sides, draw.bias))
 
@@ -185,10 +185,10 @@ def _with_table_on_devices(config: TrainConfig, mesh: Mesh, steps: _Steps) -> Fu
 
 
 def _with_table_on_host(config: TrainConfig, mesh: Mesh, steps: _Steps) -> Functions:
-    """The same draws, made ahead, and gathered from the memory map by a thread.
+    """Draws the same sets ahead of time, and gathers them from the memory map in a thread.
 
-    Each device draws the whole batch: split over devices, the draws would have to be exchanged, and
-    a thread that exchanges beside the training does so in no fixed order.
+    Each device draws the whole batch: draws split over devices would have to be exchanged, and a
+    thread that communicates during training does so in no fixed order.
     """
 
     @jax.jit
@@ -207,8 +207,8 @@ def _with_table_on_host(config: TrainConfig, mesh: Mesh, steps: _Steps) -> Funct
 
     @jax.jit
     def probability(params, data, draw, values):
-        found = steps.probability(params, data, draw, values)
-        return devices.constrain(mesh, found, devices.EVERYWHERE)
+        drawn = steps.probability(params, data, draw, values)
+        return devices.constrain(mesh, drawn, devices.EVERYWHERE)
 
     def read(tables: tuple[np.ndarray, ...], draw: Draw) -> Values:
         rows = jax.device_get(draw.rows)
@@ -236,21 +236,17 @@ def _with_table_on_host(config: TrainConfig, mesh: Mesh, steps: _Steps) -> Funct
             draw = draw_evaluation(on_device, targets, devices.place(mesh, np.int32(number)))
             return draw, read(data.tables, draw)
 
-        found = [
+        by_draw = [
             jax.device_get(probability(params, on_device, draw, values))
             for draw, values in _ahead(prepare, range(config.eval_sets))
         ]
-        return np.mean(found, axis=0)
+        return np.mean(by_draw, axis=0)
 
     return Functions(_init(mesh, steps), train_chunk, predict)
 
 
 def _init(mesh: Mesh, steps: _Steps) -> Callable[[], TrainState]:
-    return jax.jit(lambda: _everywhere(mesh, steps.init()))
-
-
-def _everywhere(mesh: Mesh, tree: Any) -> Any:
-    return devices.constrain(mesh, tree, devices.EVERYWHERE)
+    return jax.jit(lambda: devices.constrain(mesh, steps.init(), devices.EVERYWHERE))
 
 
 def _first_bad(bad_step: Any, finite: Any, step: Any) -> Array:
@@ -258,7 +254,7 @@ def _first_bad(bad_step: Any, finite: Any, step: Any) -> Array:
 
 
 def _ahead(make: Callable[[int], Made], numbers: Iterable[int]) -> Iterator[Made]:
-    """`make` of each number in order, made by a thread that stays two ahead."""
+    """Yields `make(number)` in order, computed by a thread that stays two ahead."""
     with ThreadPoolExecutor(1) as pool:
         pending: collections.deque = collections.deque()
         for number in numbers:
@@ -277,9 +273,9 @@ def predict(
     rows: Int32[np.ndarray, "n"],
     between_batches: Callable[[], None] = lambda: None,
 ) -> Float[np.ndarray, "n c"]:
-    """Probabilities of `rows`, a batch at a time, with a progress bar where it takes long."""
+    """Predicts `rows` a batch at a time, with a progress bar if it takes long."""
     probabilities = []
-    size = -(-_PREDICT_BATCH // mesh.size) * mesh.size
+    size = -(-PREDICT_BATCH // mesh.size) * mesh.size
     with ProgressBar(
         total=rows.size, desc="predicting", unit="review", delay=5, leave=False
     ) as bar:

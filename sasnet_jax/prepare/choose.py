@@ -1,13 +1,13 @@
 """Chooses the fewest reviews that give enough users and businesses enough of them.
 
-In: who reviewed whom. Out: the reviews to keep, by the paper's linear programme (section 2.1;
-`subset_programmes.py`).
+In: who reviewed whom. Out: the reviews to keep, by the paper's linear program (section 2.1;
+`linear_programs.py`).
 
 The problem is first reduced to users and businesses that overlap so much that they can supply each
-other (`_overlapping`), and to those of their reviews that can matter. Where that reaches
-max(N a, M b), below which no choice can be, it is optimal. Otherwise a problem that is small enough
-is solved as it stands, and a larger one after a wider reduction, as far as time allows. The bound
-is always that of the full problem.
+other (`_overlapping`), and to those of their reviews that can matter. A choice that
+reaches max(N a, M b), the smallest size possible, is optimal. Otherwise a problem that is small
+enough is solved as it stands, and a larger one after a wider reduction, as far as time allows. The
+bound is always that of the full problem.
 """
 
 import dataclasses
@@ -22,12 +22,12 @@ from scipy.sparse.csgraph import maximum_flow
 
 from sasnet_jax.cli import UserError
 from sasnet_jax.prepare.linear_programs import (
+    SOLVER,
     Demand,
     Graph,
     Sets,
     choose_reviews,
     choose_sets,
-    solver_name,
 )
 
 _KEPT_PER_DEMAND = 3  # reviews that a reduction keeps for each one that is demanded
@@ -64,9 +64,9 @@ def choose(
     Args:
       graph: the reviews to choose from.
       demand: what the choice must give.
-      prefer: which reviews to prefer among equally many.
+      prefer: which reviews to prefer among equally small choices.
       exact_below: number of reviews up to which the full problem is solved as it stands.
-      seconds: after which the best choice found so far is taken.
+      seconds: time after which the best choice so far is taken.
 
     Raises:
       UserError: the demand cannot be met by all reviews together.
@@ -78,7 +78,7 @@ def choose(
     bound = demand.lower_bound
     print(f"  {keep.sum():,} reviews; no choice has fewer than {bound:,}")
     if keep.sum() > bound:
-        print(f"  searching on, for at most about {max(deadline - time.monotonic(), 1):.0f} s")
+        print(f"  searching for at most about {max(deadline - time.monotonic(), 1):.0f} s more")
         part, exact = np.arange(graph.user.size), graph.user.size <= exact_below
         if not exact:
             wider = _settled(graph, demand, _able(graph, demand), slack=_SLACK)
@@ -91,7 +91,7 @@ def choose(
         "objective": int(keep.sum()),
         "lower_bound": bound,
         "gap": (int(keep.sum()) - bound) / bound,
-        "solver": solver_name(seconds),
+        "solver": SOLVER,
         "prefer": prefer,
         "seconds": round(time.monotonic() - started, 1),
     }
@@ -99,7 +99,7 @@ def choose(
 
 
 def _refuse_infeasible(graph: Graph, demand: Demand) -> None:
-    """All reviews together meet a demand that can be met at all."""
+    """Raises UserError unless all reviews together meet the demand."""
     for entity, wanted, each, flag in (
         (graph.user, demand.users, demand.user_reviews, "users"),
         (graph.business, demand.businesses, demand.business_reviews, "businesses"),
@@ -115,7 +115,7 @@ def _refuse_infeasible(graph: Graph, demand: Demand) -> None:
 def _choose_from_overlap(
     graph: Graph, demand: Demand, prefer: str, deadline: float
 ) -> Bool[np.ndarray, "e"]:
-    """The best choice for the users and businesses that overlap most; out of time, any for them."""
+    """The best choice for the users and businesses that overlap most, or any out of time."""
     sets = _overlapping(graph, demand)
     part = _reviews_that_matter(graph, sets, demand)
     kept = choose_reviews(_part_of(graph, part), sets, demand, prefer, deadline)
@@ -127,7 +127,7 @@ def _choose_from_overlap(
 def _improve(
     graph: Graph, demand: Demand, prefer: str, deadline: float, best: Bool[np.ndarray, "e"]
 ) -> tuple[Bool[np.ndarray, "e"], int]:
-    """Solves the mixed problem for a better choice than `best`; also returns a bound of all."""
+    """Solves the mixed problem for a better choice than `best`; also returns a lower bound."""
     sets, bound = choose_sets(graph, demand, int(best.sum()), deadline)
     kept = choose_reviews(graph, sets, demand, prefer, deadline) if sets else None
     return (best if kept is None or kept.sum() >= best.sum() else kept), bound
@@ -136,10 +136,10 @@ def _improve(
 def _overlapping(graph: Graph, demand: Demand) -> Sets:
     """As many users and businesses as demanded, that can supply each other if possible.
 
-    In turns, the users with most reviews of the chosen businesses, and the businesses with most
-    reviews by the chosen users. Starting from all businesses, the first users are the busiest; then
-    both sides settle where users and businesses overlap, which is in cities. Those that would go
-    short all the same are left out, and others take their place.
+    It alternates between the users with most reviews of the chosen businesses and the businesses
+    with most reviews by the chosen users. Starting from all businesses, the first users are the
+    busiest; then both sides settle where users and businesses overlap, which is in cities. Those
+    that would still go short are left out, and others take their place.
     """
     able = _able(graph, demand)
     best, least = None, np.inf
@@ -192,7 +192,7 @@ def _part_of(graph: Graph, rows: Int[np.ndarray, "part"]) -> Graph:
 
 
 def _going_short(graph: Graph, sets: Sets, demand: Demand) -> Sets:
-    """Which of the side that needs fewer reviews cannot have them from the other side alone.
+    """Which members of the side that needs fewer reviews the other side alone cannot supply.
 
     A maximum flow through the reviews that the sets have in common: each user gives up to a,
     each business takes up to b.
@@ -236,7 +236,7 @@ def _reviews_that_matter(graph: Graph, sets: Sets, demand: Demand) -> Int[np.nda
 class _Ranked(NamedTuple):
     """The place of each review among those of its user and of its business, longest first.
 
-    Reviews that the sets have in common come before others; whoever is in no set has no place.
+    Reviews that the sets have in common come before others; other entities have no place.
     """
 
     common: Bool[np.ndarray, "e"]

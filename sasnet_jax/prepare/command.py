@@ -5,21 +5,25 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
 import polars as pl
 
 from sasnet_jax import __version__, cli, files
 from sasnet_jax.cli import UserError, setting
 from sasnet_jax.corpus import corpus
-from sasnet_jax.corpus.contexts import SIDES, write_grouped
+from sasnet_jax.corpus.contexts import SIDES, read_grouped, write_grouped
+from sasnet_jax.corpus.corpus import Choice, CorpusRecord, Step
 from sasnet_jax.corpus.splits import SPLITS, SplitScheme, split_reviews
 from sasnet_jax.prepare import filters
+from sasnet_jax.prepare.archives import require_regular_file
 from sasnet_jax.prepare.choose import Demand, choose, graph_of
 from sasnet_jax.prepare.filters import FilterMode
+from sasnet_jax.prepare.rejects import Rejects
 from sasnet_jax.prepare.reviews import ReviewDumps, read_businesses
 from sasnet_jax.synthetic import ceiling
-from sasnet_jax.synthetic.world import generate
+from sasnet_jax.synthetic.families import FamilyName
+from sasnet_jax.synthetic.world import Truth, generate
 
-World = Literal["aspects", "aspects_noisy", "kinds", "null", "veto"]  # synthetic.families.FAMILIES
 # Paper section 2.1, shown beside the counts of Yelp's dump.
 PAPER_COUNTS = {
     "read": {"reviews": 6_200_000, "users": 1_900_000, "businesses": 150_000},
@@ -37,78 +41,95 @@ class PrepareConfig:
     )
     businesses: str = setting("", help="dump of businesses, or the same archive", topic="input")
     synthetic: int = setting(
-        0, help="number of reviews to generate instead of reading any", topic="input", minimum=0
+        0, help="generate this many reviews instead of reading any", topic="input", minimum=0
     )
-    world: World = setting(
-        "aspects", help="rules of the generated reviews (docs/formats.md)", topic="input"
+    world: FamilyName = setting(
+        "aspects", help="rules of the generated reviews (docs/design.md 8)", topic="input"
     )
     max_reject_fraction: float = setting(
         0.01,
-        help="fraction of malformed lines that is tolerated",
+        help="largest tolerated fraction of malformed lines",
         topic="input",
         minimum=0,
         maximum=1,
     )
-    user_column: str = setting("", help="name of the user id", topic="unknown formats")
-    business_column: str = setting("", help="name of the business id", topic="unknown formats")
+    user_column: str = setting("", help="column of the user id", topic="unknown formats")
+    business_column: str = setting("", help="column of the business id", topic="unknown formats")
     stars_column: str = setting(
-        "", help="name of the stars (0 < stars <= 5)", topic="unknown formats"
+        "", help="column of the stars (0 < stars <= 5)", topic="unknown formats"
     )
-    text_column: str = setting("", help="name of the text", topic="unknown formats")
-    date_column: str = setting("", help="name of the date (ISO, or epoch)", topic="unknown formats")
-    review_id_column: str = setting("", help="name of the review id", topic="unknown formats")
+    text_column: str = setting("", help="column of the text", topic="unknown formats")
+    date_column: str = setting(
+        "", help="column of the date (ISO 8601 or epoch)", topic="unknown formats"
+    )
+    review_id_column: str = setting("", help="column of the review id", topic="unknown formats")
     output: str = setting("", help="corpus folder to write", topic="output", required=True)
-    min_reviews_user: int = setting(1, help="reviews a user must have", topic="choosing", minimum=1)
+    min_reviews_user: int = setting(1, help="fewest reviews per user", topic="choosing", minimum=1)
     min_reviews_business: int = setting(
-        1, help="reviews a business must have", topic="choosing", minimum=1
+        1, help="fewest reviews per business", topic="choosing", minimum=1
     )
     filter: FilterMode = setting(
-        "once", help="count on the raw reviews (paper), or to a fixed point", topic="choosing"
+        "once", help="apply the minima once (paper), or until nothing changes", topic="choosing"
     )
     choose_users: int = setting(
         0,
-        help="keep the fewest reviews that give so many users enough",
+        help="keep the fewest reviews that give this many users enough",
         topic="choosing",
         minimum=0,
     )
     choose_businesses: int = setting(
         0,
-        help="keep the fewest reviews that give so many businesses enough",
+        help="keep the fewest reviews that give this many businesses enough",
         topic="choosing",
         minimum=0,
     )
     reviews_per_chosen_user: int = setting(
-        10, help="reviews that are enough for a user", topic="choosing", extra=True, minimum=1
+        10,
+        help="number of reviews that is enough for a user",
+        topic="choosing",
+        extra=True,
+        minimum=1,
     )
     reviews_per_chosen_business: int = setting(
-        20, help="reviews that are enough for a business", topic="choosing", extra=True, minimum=1
+        20,
+        help="number of reviews that is enough for a business",
+        topic="choosing",
+        extra=True,
+        minimum=1,
     )
     prefer: Literal["longer", "any"] = setting(
-        "longer", help="among equally many reviews", topic="choosing", extra=True
+        "longer",
+        help="which reviews to keep among equally small choices",
+        topic="choosing",
+        extra=True,
     )
     exact_below: int = setting(
         5000,
-        help="reviews up to which the optimum is sought outright",
+        help="solve the full problem outright up to this many reviews",
         topic="choosing",
         extra=True,
         minimum=0,
     )
     choose_seconds: float = setting(
         300.0,
-        help="seconds after which the best choice found is taken",
+        help="seconds of search, after which the best choice so far is taken",
         topic="choosing",
         extra=True,
         above=0,
     )
-    split: SplitScheme = setting("by_user", help="what is held out", topic="split")
+    split: SplitScheme = setting("by_user", help="what to hold out", topic="split")
     held_out: int = setting(
         3,
-        help="reviews of a user for validation, and for test (within_user)",
+        help="reviews held out per user, for validation and for test (within_user)",
         topic="split",
         minimum=1,
     )
     seed: int = setting(
-        0, help="of the split and of the synthetic reviews", topic="split", minimum=0, below=2**31
+        0,
+        help="seed of the split and of the synthetic reviews",
+        topic="split",
+        minimum=0,
+        below=2**31,
     )
 
     def __post_init__(self):
@@ -121,38 +142,43 @@ class PrepareConfig:
         if self.synthetic and self.businesses:
             raise UserError("--synthetic generates its own businesses: leave out --businesses")
         if self.world != "aspects" and not self.synthetic:
-            raise UserError(f"--world={self.world} is of generated reviews: add --synthetic=NUMBER")
+            raise UserError(f"--world={self.world} generates reviews: add --synthetic=NUMBER")
         if bool(self.choose_users) != bool(self.choose_businesses):
             raise UserError("give both --choose_users and --choose_businesses, or neither")
 
 
 def run(config: PrepareConfig) -> None:
-    """Writes the corpus, or finds the same one already there."""
+    """Writes the corpus, or checks the same one if it exists."""
     output = Path(config.output)
     inputs = [("reviews", Path(name)) for name in config.reviews]
     inputs += [("businesses", Path(config.businesses))] if config.businesses else []
     for _, path in inputs:
-        if not path.is_file():
-            raise UserError(f"{path} does not exist (--reviews, --businesses)")
-    if output.is_file() or (output.is_dir() and any(output.iterdir())):
-        _refuse_or_reuse(output, _settings(config, inputs, show_progress=True))
+        require_regular_file(path)
+    if files.claim(output, "corpus.json"):
+        _check(output, _settings(config, inputs, show_progress=True))
+        files.say_complete(output)
         return
-    with ThreadPoolExecutor(1) as background:  # hashing is as long as reading
+    versions = _versions(inputs)
+    with ThreadPoolExecutor(1) as background:  # hashing takes as long as reading
         settings = background.submit(_settings, config, inputs, show_progress=False)
-        try:
-            with files.new_folder(output) as folder:
-                _fill(folder, config, settings)
-        except pl.exceptions.ComputeError as error:  # so polars calls a full device
-            if "os error" not in str(error):
-                raise
-            raise UserError(f"--output={output} cannot be written: {error}") from None
+        with files.naming(output), files.new_folder(output) as folder:
+            _fill(folder, config, settings)
+            for path, version in _versions(inputs).items():
+                if version != versions[path]:
+                    raise UserError(f"{path} changed while it was being read")
     print(f"corpus written to {output}")
+
+
+def _versions(inputs: list[tuple[str, Path]]) -> dict[Path, tuple[int, int, int]]:
+    """What tells one version of an input from another."""
+    stats = {path: path.stat() for _, path in inputs}
+    return {path: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()}
 
 
 def _settings(
     config: PrepareConfig, inputs: list[tuple[str, Path]], show_progress: bool
 ) -> dict[str, Any]:
-    """What a corpus is made of and how; wherever the files lie."""
+    """The inputs and settings of a corpus, without their paths."""
     described = [
         {
             "role": role,
@@ -169,17 +195,17 @@ def _settings(
 
 
 def _fill(folder: Path, config: PrepareConfig, settings: Future[dict[str, Any]]) -> None:
-    """Raw reviews -> filters -> one review a pair -> choice -> split -> files."""
+    """Raw reviews -> filters -> one review per pair -> choice -> split -> files."""
     review_paths, business_path = _sources(folder, config)
     dumps = ReviewDumps(review_paths, _columns(config))
     for path, name in zip(review_paths, dumps.formats, strict=True):
         print(f"{path.name}: {name}")
     of_yelp = bool(config.reviews) and set(dumps.formats) == {"Yelp"}
-    scan = dumps.scan(config.max_reject_fraction)
-    _print_rejects(scan.lines, scan.rejects)
-    businesses, business_rejects = None, scan.rejects.clear()
-    if business_path:
-        businesses, business_rejects = read_businesses(business_path, config.max_reject_fraction)
+    with (folder / "rejects.ndjson").open("wb") as file:
+        rejects, business_rejects = (Rejects(file, config.max_reject_fraction) for _ in range(2))
+        scan = dumps.scan(rejects)
+        _print_rejects(scan.lines, rejects.by_reason)
+        businesses = read_businesses(business_path, business_rejects) if business_path else None
     kept, steps = _filter(scan.reviews, config, of_yelp)
     kept, choice = _choose(kept, config)
     steps += [_count("chosen", kept, of_yelp)] if choice else []
@@ -190,36 +216,35 @@ def _fill(folder: Path, config: PrepareConfig, settings: Future[dict[str, Any]])
     texts_sha256 = corpus.write_reviews(folder / "reviews.parquet", tables["reviews"], texts)
     for name in ("users", "businesses", "categories"):
         tables[name].write_parquet(folder / f"{name}.parquet")
-    pl.concat([scan.rejects, business_rejects]).write_ndjson(folder / "rejects.ndjson")
-    description = {
-        "format_version": corpus.FORMAT_VERSION,
-        "program_version": __version__,
-        "settings": settings.result(),
-        "formats": dumps.formats,
-        "texts_sha256": texts_sha256,
-        "lines": scan.lines,
-        "rejected": _by_reason(scan.rejects),
-        "businesses_rejected": _by_reason(business_rejects),
-        "steps": steps,
-        "choice": choice,
-        "split_reviews": {name: int((split == name).sum()) for name in SPLITS},
-        "split_boundaries": boundaries,
-        "reviews_per": {side: corpus.histogram(tables["reviews"][side]) for side in SIDES},
-    }
-    files.write_json(folder / "corpus.json", description)
-    made = corpus.read_corpus(folder)
-    write_grouped(made)
+    prepared = corpus.read_columns(folder, config.split, texts_sha256)
+    write_grouped(prepared)
+    record = CorpusRecord(
+        program_version=__version__,
+        settings=settings.result(),
+        formats=dumps.formats,
+        texts_sha256=texts_sha256,
+        columns_sha256=prepared.columns_sha256,
+        files_sha256=corpus.hash_files(folder),
+        lines=scan.lines,
+        rejected=rejects.by_reason,
+        businesses_rejected=business_rejects.by_reason,
+        steps=steps,
+        choice=choice,
+        split_reviews={name: int((split == name).sum()) for name in SPLITS},
+        split_boundaries=boundaries,
+        reviews_per={side: corpus.histogram(tables["reviews"][side]) for side in SIDES},
+    )
+    files.write_record(folder / "corpus.json", record)
     for name in SPLITS:
-        print(f"{name:14}{made.rows(name).size:>12,} reviews")
+        print(f"{name:14}{prepared.rows(name).size:>12,} reviews")
     if config.synthetic:
-        truth = folder / "synthetic" / "truth.json"
-        known = files.read_json(truth, "python -m sasnet_jax.prepare")
-        known |= ceiling.measure(made, config.synthetic, config.seed, config.world)
-        files.write_json(truth, known)
+        path = folder / "synthetic" / "truth.json"
+        truth = files.read_record(path, Truth)
+        files.write_record(path, ceiling.measure(prepared, truth))
 
 
 def _sources(folder: Path, config: PrepareConfig) -> tuple[list[Path], Path | None]:
-    """The dumps of reviews and of businesses, generated first if so asked."""
+    """The dumps of reviews and of businesses, generated first if --synthetic asks for it."""
     if not config.synthetic:
         business_path = Path(config.businesses) if config.businesses else None
         return [Path(name) for name in config.reviews], business_path
@@ -231,7 +256,7 @@ def _sources(folder: Path, config: PrepareConfig) -> tuple[list[Path], Path | No
 
 def _filter(
     reviews: pl.DataFrame, config: PrepareConfig, of_yelp: bool
-) -> tuple[pl.DataFrame, list[dict[str, Any]]]:
+) -> tuple[pl.DataFrame, list[Step]]:
     """The reviews that pass the counts, one of each pair, and the counts after each step."""
     steps = [_count("read", reviews, of_yelp)]
     kept = filters.with_enough_reviews(
@@ -242,7 +267,7 @@ def _filter(
     steps.append(_count("deduplicated", kept, of_yelp))
     if kept.is_empty():
         raise UserError(
-            f"no review is left: of {steps[0]['reviews']} read, {steps[1]['reviews']} passed "
+            f"no review is left: of {steps[0].reviews} read, {steps[1].reviews} passed "
             f"--min_reviews_user={config.min_reviews_user} "
             f"--min_reviews_business={config.min_reviews_business}"
         )
@@ -250,7 +275,7 @@ def _filter(
 
 
 def _columns(config: PrepareConfig) -> dict[str, str]:
-    """What the dumps call our fields, where it was said."""
+    """The dumps' names of our fields, as far as flags give them."""
     named = {
         "user_id": config.user_column,
         "business_id": config.business_column,
@@ -262,10 +287,8 @@ def _columns(config: PrepareConfig) -> dict[str, str]:
     return {field: name for field, name in named.items() if name}
 
 
-def _choose(
-    kept: pl.DataFrame, config: PrepareConfig
-) -> tuple[pl.DataFrame, dict[str, Any] | None]:
-    """The reviews that the linear programme keeps, and its report; all of them where not asked."""
+def _choose(kept: pl.DataFrame, config: PrepareConfig) -> tuple[pl.DataFrame, Choice | None]:
+    """The reviews that the linear program keeps, and its report; all of them without a demand."""
     if not config.choose_users:
         return kept, None
     print(f"choosing reviews, for at most {config.choose_seconds:g} s of search ...")
@@ -281,15 +304,16 @@ def _choose(
         exact_below=config.exact_below,
         seconds=config.choose_seconds,
     )
+    choice = msgspec.convert(report, Choice)
     print(
-        f"  {report['objective']:,} reviews, no choice has fewer than {report['lower_bound']:,} "
-        f"(gap {report['gap']:.2%}), {report['solver']}, {report['seconds']} s"
+        f"  {choice.objective:,} reviews, no choice has fewer than {choice.lower_bound:,} "
+        f"(gap {choice.gap:.2%}), {choice.solver}, {choice.seconds} s"
     )
-    return kept.filter(keep), report
+    return kept.filter(keep), choice
 
 
-def _count(step: str, reviews: pl.DataFrame, of_yelp: bool) -> dict[str, Any]:
-    """What is left after a step, printed and for corpus.json."""
+def _count(step: str, reviews: pl.DataFrame, of_yelp: bool) -> Step:
+    """Counts what is left after a step, and prints it."""
     counts = {
         "reviews": reviews.height,
         "users": reviews["user_id"].n_unique(),
@@ -300,30 +324,28 @@ def _count(step: str, reviews: pl.DataFrame, of_yelp: bool) -> dict[str, Any]:
     if paper:
         line += "   paper: " + ", ".join(f"{count:,}" for count in paper.values())
     print(line)
-    return {"step": step, **counts} | ({"paper": paper} if of_yelp else {})
+    return Step(step=step, **counts, paper=paper)
 
 
-def _refuse_or_reuse(output: Path, settings: dict[str, Any]) -> None:
-    """Says that the corpus is there already, or refuses to touch another one."""
-    if not (output / "corpus.json").exists():
-        raise UserError(f"--output={output} holds other files: choose a new folder")
-    made = files.read_json(output / "corpus.json", "python -m sasnet_jax.prepare")
-    if made.get("settings") == settings:
-        print(f"corpus {output} is already complete: nothing to do")
-        return
-    before = made.get("settings", {})
-    changed = [name for name in settings if before.get(name) != settings[name]]
-    raise UserError(
-        f"{output} holds a corpus made with other {', '.join(changed)}: "
-        "choose another --output, or remove it"
-    )
+def _check(output: Path, settings: dict[str, Any]) -> None:
+    """Checks an existing corpus.
+
+    Raises:
+      UserError: it was written with other settings, or was damaged since.
+    """
+    record = files.read_record(output / "corpus.json", CorpusRecord)
+    # A setting that is newer than the corpus had its default.
+    fields = dataclasses.fields(PrepareConfig)
+    defaults = {field.name: field.default for field in fields if field.name in settings}
+    files.refuse_other_settings(output, defaults | record.settings, settings)
+    prepared = corpus.read_corpus(output)
+    for side in SIDES:
+        read_grouped(prepared, side)
+    for name, sha256 in record.files_sha256.items():
+        files.require_file(output / name, prepared.remedy, sha256)
 
 
-def _by_reason(rejects: pl.DataFrame) -> dict[str, int]:
-    return dict(rejects["reason"].value_counts(sort=True).iter_rows())
-
-
-def _print_rejects(lines: int, rejects: pl.DataFrame) -> None:
-    print(f"{lines:,} lines read, {rejects.height:,} rejected")
-    for reason, count in _by_reason(rejects).items():
+def _print_rejects(lines: int, by_reason: dict[str, int]) -> None:
+    print(f"{lines:,} lines read, {sum(by_reason.values()):,} rejected")
+    for reason, count in by_reason.items():
         print(f"  {count:,} x {reason}")

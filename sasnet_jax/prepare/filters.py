@@ -17,9 +17,9 @@ def with_enough_reviews(
 
     Args:
       reviews: the frame.
-      min_reviews_user: reviews that a user must have.
-      min_reviews_business: reviews that a business must have.
-      mode: "once" counts both on `reviews`, as the paper; "core" repeats until nothing changes.
+      min_reviews_user: fewest reviews per user.
+      min_reviews_business: fewest reviews per business.
+      mode: "once" counts both on `reviews` (paper); "core" repeats until nothing changes.
     """
     minima = {"user_id": min_reviews_user, "business_id": min_reviews_business}
     enough = pl.all_horizontal([pl.len().over(key) >= least for key, least in minima.items()])
@@ -31,7 +31,7 @@ def with_enough_reviews(
 
 
 def earliest_of_each_pair(reviews: pl.DataFrame) -> pl.DataFrame:
-    """Keeps the earliest review of each (user, business) pair; ties and no date: file order."""
+    """Keeps the earliest review of each (user, business) pair; the first one without dates."""
     pair = ["user_id", "business_id"]
     repeated = is_repeated(reviews.select(pair).hash_rows())
     in_question = reviews.select(*pair, "date", pl.int_range(pl.len()).alias("file_order"))
@@ -43,8 +43,8 @@ def earliest_of_each_pair(reviews: pl.DataFrame) -> pl.DataFrame:
 def is_repeated(hashes: pl.Series) -> pl.Series:
     """Whether each value occurs more than once; a null never does.
 
-    For tens of millions of which few are repeated: they are sorted in a tenth of the time that
-    `is_duplicated` takes to hash them.
+    It is for tens of millions of values with few repeats: sorting them takes a tenth of the time
+    that `is_duplicated` takes to hash them.
     """
     in_order = hashes.drop_nulls().sort()
     more_than_once = in_order.filter(in_order == in_order.shift()).unique()

@@ -1,6 +1,6 @@
-"""Recognises the format of a dump by its columns: what a known dump calls each of our fields.
+"""Recognizes the format of a dump by its columns: what a known dump calls each of our fields.
 
-In: a `Dump` of `dumps.py`. Out: the name of its format, and its column of each field.
+In: a `Dump` of `dumps.py`. Out: the name of its format, and its column for each field.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from sasnet_jax.cli import UserError
+from sasnet_jax.prepare.archives import shown
 from sasnet_jax.prepare.dumps import Dump
 
-Columns = tuple[tuple[str, str], ...]  # our name and the dump's, of every field
+Columns = tuple[tuple[str, str], ...]  # our name and the dump's, for every field
 
 # What we call it -> what the dump calls it.
 FORMATS = {
@@ -65,11 +66,11 @@ def recognise_reviews(dump: Dump, given: Mapping[str, str]) -> tuple[str, Column
     """The name of a dump's format, and its column of each field.
 
     Args:
-      dump: of reviews.
-      given: what the dump calls some fields, where no known format fits.
+      dump: the dump of reviews.
+      given: what the dump calls some fields, if no known format fits.
 
     Raises:
-      UserError: the dump has not the columns of any format.
+      UserError: the dump does not have the columns of any format.
     """
     formats = {name: {**names, **given} for name, names in FORMATS.items()}
     required = dict.fromkeys(("user_id", "business_id", "stars", "text", *given))
@@ -97,11 +98,13 @@ def _recognise(
         f"{name}: {', '.join(names[field] for field in required)}"
         for name, names in formats.items()
     )
-    columns = ", ".join(name[:40] for name in sorted(present)[:20] if name.isprintable())
-    columns = columns or "no readable name: is it compressed or binary?"
+    readable = sorted(name for name in present if name.isprintable())
+    columns = (
+        ", ".join(map(shown, readable[:20])) or "no readable name: is it compressed or binary?"
+    )
     raise UserError(
         f"{dump.path}, line 1: malformed or of no known format ({known}); it has the columns "
-        f"{columns}: name them by --user_column, --text_column, ..."
+        f"{columns}: name them with --user_column, --text_column, ..."
     )
 
 

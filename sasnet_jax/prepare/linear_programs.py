@@ -1,4 +1,4 @@
-"""The linear programmes that choose reviews (paper section 2.1), in PuLP, solved by HiGHS.
+"""The linear programs that choose reviews (paper section 2.1), in PuLP, solved by HiGHS.
 
 In: reviews as edges between users and businesses, and a demand. Out: the users and businesses that
 shall have enough reviews, or the reviews to keep. For each review e, a user u and a business v:
@@ -7,7 +7,7 @@ shall have enough reviews, or the reviews to keep. For each review e, a user u a
                          sum_{e of v} x_e >= b z_v,   sum v z_v >= M,   y and z in {0, 1}:
 
 N users have at least a of the reviews kept, and M businesses at least b. Once y and z are fixed,
-the rows are those of a bipartite graph, hence totally unimodular: the linear programme in x has a
+the rows are those of a bipartite graph, hence totally unimodular: the linear program in x has a
 whole-numbered optimum, and a solver that ends in a vertex finds it.
 """
 
@@ -21,7 +21,9 @@ import numpy as np
 import pulp
 from jaxtyping import Bool, Float, Int
 
-_COST_OF_A_REVIEW = 1e3  # large beside the solver's tolerances, so that tiny discounts count
+from sasnet_jax.cli import UserError
+
+_COST_OF_A_REVIEW = 1e3  # large relative to the solver's tolerances, so that tiny discounts count
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +37,7 @@ class Demand:
 
     @property
     def lower_bound(self) -> int:
-        """No choice is smaller, whatever the reviews."""
+        """The smallest size that any choice can have."""
         return max(self.users * self.user_reviews, self.businesses * self.business_reviews)
 
 
@@ -57,10 +59,10 @@ class Sets(NamedTuple):
 def choose_sets(
     graph: Graph, demand: Demand, fewer_than: int, deadline: float
 ) -> tuple[Sets | None, int]:
-    """Solves the mixed problem for a choice of fewer than so many reviews.
+    """Solves the mixed problem for a choice of fewer than `fewer_than` reviews.
 
     Returns:
-      The sets of the best one found, or None, and a lower bound of every choice.
+      The sets of the best such choice, or None, and a lower bound of every choice.
     """
     problem = pulp.LpProblem("sets")
     x = _variables(problem, "x", graph.user.size)
@@ -68,19 +70,19 @@ def choose_sets(
     z = _meet_often(problem, x, graph.business, demand.businesses, demand.business_reviews)
     problem.setObjective(pulp.lpSum(x))
     problem += pulp.lpSum(x) <= fewer_than - 1
-    found = _solve(problem, deadline)
+    solved = _solve(problem, deadline)
     if problem.sol_status == pulp.LpSolutionInfeasible:
-        return None, fewer_than  # proven: what is known is optimal
-    sets = Sets(_values(y) > 0.5, _values(z) > 0.5) if found else None
+        return None, fewer_than  # proven: the known choice is optimal
+    sets = Sets(_values(y) > 0.5, _values(z) > 0.5) if solved else None
     return sets, min(_proven_bound(problem), fewer_than)
 
 
 def choose_reviews(
     graph: Graph, sets: Sets, demand: Demand, prefer: str, deadline: float
 ) -> Bool[np.ndarray, "e"] | None:
-    """Solves the linear programme that is left once the sets are fixed; None: out of time.
+    """Solves the linear program that is left once the sets are fixed; None if time runs out.
 
-    Preference enters the cost as so small a discount that it can never outweigh one review.
+    The preference is a discount of the cost, too small to ever outweigh one review.
     """
     problem = pulp.LpProblem("reviews")
     x = _variables(problem, "x", graph.user.size)
@@ -141,20 +143,16 @@ def _values(variables: list[pulp.LpVariable]) -> Float[np.ndarray, "n"]:
     return np.array([variable.varValue for variable in variables], float)
 
 
-def solver_name(seconds: float) -> str:
-    """Of the solver of the linear programmes, for the report."""
-    return _solver(seconds, mixed=False).name
+SOLVER = pulp.HiGHS.name  # for the report
 
 
 def _solver(seconds: float, mixed: bool) -> pulp.LpSolver:
-    """HiGHS, or the CBC that PuLP ships where HiGHS is not installed."""
     # Interior points, then crossover to a vertex: 17 s where the simplex method needs minutes.
     options = {"gapRel": 0, "gapAbs": 0.5} if mixed else {"solver": "ipm"}
     highs = pulp.HiGHS(msg=False, timeLimit=seconds, **options)
-    if highs.available():
-        return highs
-    shipped = pulp.PULP_CBC_CMD.pulp_cbc_path
-    return pulp.COIN_CMD(msg=False, timeLimit=seconds, gapRel=0, gapAbs=0.5, path=shipped)
+    if not highs.available():
+        raise UserError("choosing reviews needs HiGHS, which is not installed: pip install highspy")
+    return highs
 
 
 def _solve(problem: pulp.LpProblem, deadline: float) -> bool:
@@ -162,16 +160,12 @@ def _solve(problem: pulp.LpProblem, deadline: float) -> bool:
     seconds = max(deadline - time.monotonic(), 1.0)
     try:
         problem.solve(_solver(seconds, mixed=bool(problem.isMIP())))
-    except IndexError:  # PuLP reads HiGHS's solution without asking whether there is one
+    except IndexError:  # PuLP reads HiGHS's solution even if there is none
         return False
     return problem.sol_status in (pulp.LpSolutionOptimal, pulp.LpSolutionIntegerFeasible)
 
 
 def _proven_bound(problem: pulp.LpProblem) -> int:
     """A lower bound of the whole-numbered optimum, from the solver's own proof."""
-    highs = problem.solverModel
-    if highs is not None:
-        bound = highs.getInfo().mip_dual_bound
-        return math.ceil(bound - 1e-6) if math.isfinite(bound) else 0
-    optimal = problem.sol_status == pulp.LpSolutionOptimal
-    return round(pulp.value(problem.objective)) if optimal else 0
+    bound = problem.solverModel.getInfo().mip_dual_bound
+    return math.ceil(bound - 1e-6) if math.isfinite(bound) else 0

@@ -1,14 +1,16 @@
 """Validates the records of a block: the second step of reading a dump.
 
 In: a `Block` of `dumps.py`, and what its dump calls our fields (`formats.py`). Out: the columns of
-its usable reviews, and for every other record the reason why it is not. Every record is checked by
-a msgspec struct; none is dropped silently.
+its usable reviews, and for every other record the reason why it is not usable. A msgspec struct
+checks every record, and none is dropped silently.
 """
 
+import collections
 import contextlib
 import functools
 import itertools
 import re
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, NamedTuple
@@ -20,13 +22,9 @@ from sasnet_jax.cli import UserError
 from sasnet_jax.prepare import dumps
 from sasnet_jax.prepare.dumps import Block
 from sasnet_jax.prepare.formats import Columns
+from sasnet_jax.prepare.rejects import EMPTY_TEXT, Rejected
 
-# Reasons to leave out a review that is not malformed.
-EMPTY_TEXT = "empty text"
-REPEATED_ID = "repeated id"
-NOT_MALFORMED = (EMPTY_TEXT, REPEATED_ID)
-
-_Id = Annotated[str, msgspec.Meta(min_length=1)]
+_Id = Annotated[str, msgspec.Meta(min_length=1, max_length=1000)]  # every id is kept in memory
 _REVIEW_FIELDS = (
     ("user_id", _Id),
     ("business_id", _Id),
@@ -52,7 +50,6 @@ SCANNED: dict[str, pl.DataType] = {
 }
 _WRITTEN = {name: kind for name, kind in SCANNED.items() if name != "id_hash"}
 _WRITTEN |= {"date": pl.String(), "review_id": pl.String()}  # as the dump has them
-REJECTED: dict[str, pl.DataType] = {"line": pl.Int64(), "reason": pl.String()}
 BUSINESSES: dict[str, pl.DataType] = {
     "line": pl.Int64(),
     "business_id": pl.String(),
@@ -61,7 +58,7 @@ BUSINESSES: dict[str, pl.DataType] = {
     "categories": pl.List(pl.String()),
 }
 _LATEST_SECONDS = 1e11  # a date is in milliseconds beyond this, the year 5138
-_FRAME_ROWS = 1000  # that become columns together: while they wait, they stay in the cache
+_FRAME_ROWS = 1000  # converted to columns together; few enough to stay in the cache
 _EPOCH = re.compile(r"\d{9,}(\.\d*)?")  # eight digits are YYYYMMDD
 _CONTROL_CHARACTERS = r"[\x00-\x1f\x7f]"
 
@@ -71,14 +68,18 @@ class _Decoded(NamedTuple):
 
     structs: list[Any]
     lines: Sequence[int]  # of each struct, from 1; in its file, of NDJSON in its block
-    rejects: list[tuple[int, str]]  # line, reason
     newlines: int = 0  # by which the lines of NDJSON that follow are moved
 
 
-def _decode(block: Block, kind: type[msgspec.Struct]) -> Iterator[_Decoded]:
-    """The records of a block, some at a time."""
+def _decode(
+    block: Block, kind: type[msgspec.Struct], rejected: Rejected, most_malformed: float
+) -> Iterator[_Decoded]:
+    """The records of a block, some at a time; those that are none are added to `rejected`.
+
+    Beyond `most_malformed`, as the dump will be refused, the rest of the block is left unread.
+    """
     if block.records is not None:
-        yield _one_by_one(block.records, functools.partial(_convert, kind=kind))
+        yield _one_by_one(block.records, functools.partial(_convert, kind=kind), rejected)
         return
     decode = _decoder(kind).decode
     before = 0
@@ -86,25 +87,30 @@ def _decode(block: Block, kind: type[msgspec.Struct]) -> Iterator[_Decoded]:
         numbers = range(before + 1, before + 1 + len(lines))
         before += len(lines)
         try:
-            yield _Decoded(list(map(decode, lines)), numbers, [], len(lines))
+            yield _Decoded(list(map(decode, lines)), numbers, len(lines))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             filled = ((n, line) for n, line in zip(numbers, lines, strict=True) if line.strip())
-            yield _one_by_one(filled, decode)._replace(newlines=len(lines))
+            yield _one_by_one(filled, decode, rejected)._replace(newlines=len(lines))
+            if sum(map(len, rejected.values())) > most_malformed:
+                return
 
 
 def _one_by_one(
-    numbered: Iterable[tuple[int, Any]], decode: Callable[[Any], msgspec.Struct]
+    numbered: Iterable[tuple[int, Any]], decode: Callable[[Any], msgspec.Struct], rejected: Rejected
 ) -> _Decoded:
-    found = _Decoded([], [], [])
-    lines = []
+    structs, lines = [], []
     for number, record in numbered:
         struct = _validated(decode, record)
         if isinstance(struct, str):
-            found.rejects.append((number, struct))
+            rejected[struct].append(number)
         else:
-            found.structs.append(struct)
+            structs.append(struct)
             lines.append(number)
-    return found._replace(lines=lines)
+    return _Decoded(structs, lines)
+
+
+def _none_rejected() -> Rejected:
+    return collections.defaultdict(functools.partial(array, "q"))
 
 
 def _convert(record: dict[str, Any], kind: type[msgspec.Struct]) -> msgspec.Struct:
@@ -114,13 +120,15 @@ def _convert(record: dict[str, Any], kind: type[msgspec.Struct]) -> msgspec.Stru
 
 
 def _validated(decode: Callable[[Any], msgspec.Struct], record: Any) -> msgspec.Struct | str:
-    """The struct, or why there is none."""
+    """The struct, or the reason why there is none."""
     try:
         return decode(record)
     except UnicodeDecodeError:
         return dumps.NOT_UTF8
     except (msgspec.MsgspecError, RecursionError) as error:
-        return re.sub(r" \(byte \d+\)", "", str(error))  # less the position, to count by reason
+        if record == dumps.TOO_LONG_LINE:
+            return dumps.TOO_LONG
+        return re.sub(r" \(byte \d+\)", "", str(error))  # minus the position, to count by reason
 
 
 @functools.cache
@@ -133,19 +141,20 @@ def _decoder(kind: type[msgspec.Struct]) -> msgspec.json.Decoder:
     return msgspec.json.Decoder(kind)
 
 
-def scan_block(block: Block, columns: Columns) -> tuple[pl.DataFrame, pl.DataFrame, int]:
-    """The usable reviews of a block (SCANNED), its rejects (REJECTED), and its newlines."""
+def scan_block(
+    block: Block, columns: Columns, most_malformed: float
+) -> tuple[pl.DataFrame, Rejected, int]:
+    """The usable reviews of a block (SCANNED), its rejects, and its newlines."""
     parts: list[pl.DataFrame] = []
     rows: dict[str, list[Any]] = {name: [] for name in _WRITTEN}
-    rejected: list[tuple[int, str]] = []
+    rejected = _none_rejected()
     newlines = 0
-    for decoded in _decode(block, _struct(_REVIEW_FIELDS, columns)):
+    for decoded in _decode(block, _struct(_REVIEW_FIELDS, columns), rejected, most_malformed):
         for name, values in _as_written(decoded).items():
             rows[name] += values
         if len(rows["line"]) >= _FRAME_ROWS:
             parts.append(_frame(rows))
             rows = {name: [] for name in _WRITTEN}
-        rejected += decoded.rejects
         newlines += decoded.newlines
     written = pl.concat([*parts, _frame(rows)], rechunk=True)
     date, unreadable = _parse_dates(written["date"])
@@ -154,20 +163,17 @@ def scan_block(block: Block, columns: Columns) -> tuple[pl.DataFrame, pl.DataFra
     table = table.select(*SCANNED)
     control_character = written["user_id"].str.contains(_CONTROL_CHARACTERS)
     control_character |= written["business_id"].str.contains(_CONTROL_CHARACTERS)
-    empty = written["text_length"] == 0
-    rejects = pl.DataFrame(rejected, schema=REJECTED, orient="row")
-    usable = ~(unreadable | control_character | empty)
-    if not usable.all():
-        reason = (
-            pl.when(unreadable)
-            .then(pl.lit("unreadable date"))
-            .when(control_character)
-            .then(pl.lit("control character in an id"))
-            .otherwise(pl.lit(EMPTY_TEXT))
-        )
-        found = table.select("line", reason.alias("reason")).filter(~usable)
-        table, rejects = table.filter(usable), pl.concat([rejects, found]).sort("line")
-    return table, rejects, newlines
+    usable = pl.repeat(True, written.height, eager=True)
+    for reason, where in (
+        ("unreadable date", unreadable),
+        ("control character in an id", control_character),
+        (EMPTY_TEXT, written["text_length"] == 0),
+    ):
+        rejected_now = where & usable  # each record counts for its first reason
+        if rejected_now.any():
+            rejected[reason].extend(written["line"].filter(rejected_now))
+            usable &= ~rejected_now
+    return table if usable.all() else table.filter(usable), rejected, newlines
 
 
 def _as_written(decoded: _Decoded) -> dict[str, Sequence[Any]]:
@@ -210,21 +216,21 @@ def read_texts(block: Block, columns: Columns, lines: list[int]) -> pl.DataFrame
     )
 
 
-def read_businesses(block: Block, columns: Columns) -> tuple[pl.DataFrame, pl.DataFrame, int]:
-    """The businesses of a block (BUSINESSES), its rejects (REJECTED), and its newlines."""
-    rows, rejected, newlines = [], [], 0
-    for decoded in _decode(block, _struct(_BUSINESS_FIELDS, columns)):
+def read_businesses(
+    block: Block, columns: Columns, most_malformed: float
+) -> tuple[pl.DataFrame, Rejected, int]:
+    """The businesses of a block (BUSINESSES), its rejects, and its newlines."""
+    rows, rejected, newlines = [], _none_rejected(), 0
+    for decoded in _decode(block, _struct(_BUSINESS_FIELDS, columns), rejected, most_malformed):
         for line, business in zip(decoded.lines, decoded.structs, strict=True):
             names = _category_names(business.categories)
             rows.append((line, business.business_id, business.name, business.city, names))
-        rejected += decoded.rejects
         newlines += decoded.newlines
-    businesses = pl.DataFrame(rows, schema=BUSINESSES, orient="row")
-    return businesses, pl.DataFrame(rejected, schema=REJECTED, orient="row"), newlines
+    return pl.DataFrame(rows, schema=BUSINESSES, orient="row"), rejected, newlines
 
 
 def _date_texts(dates: list[str | int | float | None]) -> pl.Series:
-    """Dates as a dump would write them between quotes."""
+    """Dates as a dump would write them in quotes."""
     try:
         return pl.Series(dates, dtype=pl.String)
     except (TypeError, OverflowError):  # numbers among them
@@ -236,7 +242,7 @@ def _date_texts(dates: list[str | int | float | None]) -> pl.Series:
 
 
 def _parse_dates(texts: pl.Series) -> tuple[pl.Series, pl.Series]:
-    """Dates in UTC, null where there is none; and which of them cannot be read."""
+    """Dates in UTC, null if there is none, and a mask of those that cannot be read."""
     dates = texts.str.to_datetime("%Y-%m-%d %H:%M:%S", time_unit="us", strict=False, cache=False)
     # Polars knows the years 0 and 10000, Python does not.
     dates = dates.set(~dates.is_between(datetime.min, datetime.max), None)

@@ -1,7 +1,7 @@
 """Reads raw review dumps: the first step of `prepare`.
 
 In: files as `dumps.py` opens them, with records as `records.py` validates them. Out: the usable
-reviews and the rejects. A dump is read twice, by one process a core: `ReviewDumps.scan` keeps
+reviews and the rejects. A dump is read twice, by one process per core: `ReviewDumps.scan` keeps
 everything but the texts; `ReviewDumps.texts` then reads those of the reviews that were chosen. So
 the texts of millions of reviews never have to be in memory.
 """
@@ -14,6 +14,7 @@ import functools
 import itertools
 import os
 import signal
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -27,23 +28,23 @@ from sasnet_jax.cli import ProgressBar, UserError
 from sasnet_jax.prepare import dumps, filters, formats, records
 from sasnet_jax.prepare.dumps import Block
 from sasnet_jax.prepare.formats import Columns
+from sasnet_jax.prepare.rejects import REPEATED_ID, Rejects
 
-REJECTS: dict[str, pl.DataType] = {"file": pl.String(), **records.REJECTED}
-_WORTH_PROCESSES = 32 << 20  # bytes of input from which on starting processes pays
-_BLOCKS_AHEAD = 3  # a process
+_REQUIRED = ("user_id", "business_id", "stars")  # without them a record is malformed
+_WORTH_PROCESSES = 32 << 20  # bytes of input above which starting processes pays off
+_BLOCKS_AHEAD = 3  # per process
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Scan:
-    """What the dumps held, less the texts.
+    """What the dumps hold, minus the texts.
 
     `reviews` are the usable ones in file order: `user_id, business_id, stars, date, text_length`
-    (characters), and `block` and `line`, by which `ReviewDumps.texts` finds them again. `rejects`
-    are `file, line` (from 1) and `reason`.
+    (characters), and `block` and `line`, by which `ReviewDumps.texts` finds them again. `lines`
+    counts the rejects too.
     """
 
     reviews: pl.DataFrame
-    rejects: pl.DataFrame
     lines: int
 
 
@@ -52,7 +53,7 @@ class ReviewDumps:
 
     Args:
       paths: the files.
-      columns: what the dumps call a field of FORMATS, where no known format fits.
+      columns: what the dumps call a field of FORMATS, if no known format fits.
 
     Raises:
       UserError: a file is missing, damaged, or in no known format.
@@ -60,49 +61,57 @@ class ReviewDumps:
 
     def __init__(self, paths: Sequence[Path], columns: Mapping[str, str]):
         self._dumps = [dumps.open_dump(path, "review") for path in paths]
-        found = [formats.recognise_reviews(dump, columns) for dump in self._dumps]
-        self.formats = [name for name, _ in found]
-        self._columns = [names for _, names in found]
+        recognized = [formats.recognise_reviews(dump, columns) for dump in self._dumps]
+        self.formats = [name for name, _ in recognized]
+        self._columns = [names for _, names in recognized]
         names = [path.name for path in paths]
         unambiguous = len(set(names)) == len(names)
         self._names = names if unambiguous else [str(path) for path in paths]
-        # Known from the first reading on, for each block of all dumps:
+        # Known after the first reading, for each block of all dumps:
         self._dump_of_block: list[int] = []
         self._lines_before_block: list[int] = []  # in its dump
 
-    def scan(self, max_reject_fraction: float) -> Scan:
-        """Validates every record, and keeps all that is known of it but the text.
+    def scan(self, rejects: Rejects) -> Scan:
+        """Validates every record, and keeps everything but the text of each usable one.
+
+        Args:
+          rejects: where the unusable ones are added.
 
         Raises:
-          UserError: a file is damaged, or more than `max_reject_fraction` of the records are
-            malformed.
+          UserError: a file is damaged, or too many of the records are malformed.
         """
-        reviews, rejects = [pl.DataFrame(schema=records.SCANNED)], [pl.DataFrame(schema=REJECTS)]
+        rejects.expect(
+            sum(
+                dump.most_records([theirs for ours, theirs in columns if ours in _REQUIRED])
+                for dump, columns in zip(self._dumps, self._columns, strict=True)
+            )
+        )
+        reviews, lines = [pl.DataFrame(schema=records.SCANNED)], 0
         with self._workers() as apply:
             for index, columns in enumerate(self._columns):
                 before = 0
-                tasks = ((block, columns) for block in self._blocks(index, "reading"))
+                blocks = self._blocks(index, "reading")
+                tasks = ((block, columns, rejects.most_malformed) for block in blocks)
                 for usable, rejected, newlines in apply(records.scan_block, tasks):
                     reviews.append(usable)
-                    if rejected.height:
-                        rejects.append(_name_file(rejected, self._names[index], before))
+                    rejects.add(self._names[index], rejected, before)
+                    lines += usable.height + sum(map(len, rejected.values()))
                     self._dump_of_block.append(index)
                     self._lines_before_block.append(before)
                     before += newlines
         rows = [part.height for part in reviews[1:]]
-        found, rejected = pl.concat(reviews), pl.concat(rejects)
+        usable_reviews = pl.concat(reviews)
         del reviews
-        found = found.with_columns(
+        usable_reviews = usable_reviews.with_columns(
             pl.Series("block", np.repeat(np.arange(len(rows), dtype=np.int32), rows)),
             pl.col("line") + np.repeat(np.array(self._lines_before_block, int), rows),
         )
-        lines = found.height + rejected.height
-        _refuse_wrong_format(rejected, lines, max_reject_fraction)
-        repeated = self._repeated_ids(found)
-        if repeated.any():  # otherwise millions of rows would be copied for nothing
-            rejected = pl.concat([rejected, self._as_rejects(found.filter(repeated))])
-            found = found.filter(~repeated)
-        return Scan(found.drop("id_hash"), rejected, lines)
+        rejects.refuse_wrong_format(lines)
+        repeated = self._repeated_ids(usable_reviews)
+        if repeated.any():  # otherwise millions of rows would be copied in vain
+            self._reject_repeated(usable_reviews.filter(repeated), rejects)
+            usable_reviews = usable_reviews.filter(~repeated)
+        return Scan(usable_reviews.drop("id_hash"), lines)
 
     def texts(self, chosen: pl.DataFrame) -> Iterator[pl.DataFrame]:
         """Reads the texts of some reviews.
@@ -111,8 +120,8 @@ class ReviewDumps:
           chosen: rows of `Scan.reviews`, in file order.
 
         Yields:
-          Frames `review_id, text` that are, one after the other, those of `chosen`. A review
-          without an id is called after its file and line.
+          Frames `review_id, text` that together have the rows of `chosen`. A review without an
+          id is named after its file and line.
 
         Raises:
           UserError: a file has changed since the scan.
@@ -120,13 +129,13 @@ class ReviewDumps:
         parts = chosen.partition_by("block", maintain_order=True)
         with self._workers() as apply:
             results = apply(records.read_texts, self._text_tasks(parts))
-            for part, found in zip(parts, results, strict=True):
+            for part, texts in zip(parts, results, strict=True):
                 index = self._dump_of_block[part["block"][0]]
                 name = self._names[index]
-                if not found["text"].str.len_chars().equals(part["text_length"].cast(pl.UInt32)):
+                if not texts["text"].str.len_chars().equals(part["text_length"].cast(pl.UInt32)):
                     raise UserError(f"{self._dumps[index].path} changed while it was being read")
                 place = pl.format("{}:{}", pl.lit(name), part["line"])
-                yield found.with_columns(pl.col("review_id").fill_null(place))
+                yield texts.with_columns(pl.col("review_id").fill_null(place))
 
     def _text_tasks(self, parts: list[pl.DataFrame]) -> Iterator[tuple[Block, Columns, list[int]]]:
         lines_of = {part["block"][0]: part["line"] for part in parts}
@@ -156,7 +165,7 @@ class ReviewDumps:
                 bar.update(behind - bar.n)
 
     def _repeated_ids(self, found: pl.DataFrame) -> pl.Series:
-        """Whether each review's id has been seen before; equal hashes are looked at again."""
+        """Whether each review's id occurred before; ids with equal hashes are read again."""
         repeated = pl.zeros(found.height, pl.Boolean, eager=True).alias("repeated")
         candidates = filters.is_repeated(found["id_hash"]).fill_null(False).arg_true()
         if candidates.is_empty():
@@ -164,21 +173,19 @@ class ReviewDumps:
         ids = pl.concat([part["review_id"] for part in self.texts(found[candidates])])
         return repeated.scatter(candidates.filter(~ids.is_first_distinct()), True)
 
-    def _as_rejects(self, repeated: pl.DataFrame) -> pl.DataFrame:
-        names = [self._names[self._dump_of_block[block]] for block in repeated["block"]]
-        file, reason = (
-            pl.Series("file", names, pl.String()),
-            pl.lit(records.REPEATED_ID).alias("reason"),
-        )
-        return repeated.with_columns(file, reason).select(*REJECTS)
+    def _reject_repeated(self, repeated: pl.DataFrame, rejects: Rejects) -> None:
+        dump = pl.Series(self._dump_of_block)[repeated["block"]]
+        for (index,), part in repeated.group_by(dump, maintain_order=True):
+            rejects.add(self._names[index], {REPEATED_ID: array("q", part["line"])})
 
     @contextlib.contextmanager
     def _workers(self) -> Iterator[Callable[[Callable, Iterable[tuple]], Iterator[Any]]]:
-        """Yields a lazy, ordered `starmap`: in this process, or for large inputs one a core."""
+        """Yields a lazy, ordered `starmap`: in this process, or for large inputs one per core."""
         if sum(dump.path.stat().st_size for dump in self._dumps) < _WORTH_PROCESSES:
             yield itertools.starmap
             return
-        cores = len(os.sched_getaffinity(0))
+        has_affinity = hasattr(os, "sched_getaffinity")  # macOS has not
+        cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
         with_one_thread: dict[str, Any] = {
             "env": {"POLARS_MAX_THREADS": "1"},
             "initializer": signal.signal,
@@ -188,14 +195,17 @@ class ReviewDumps:
             with ProcessPoolExecutor(cores, **with_one_thread) as pool:
                 yield functools.partial(_starmap, pool, cores * _BLOCKS_AHEAD)
         except BrokenProcessPool:
-            raise UserError("a process that read the dumps was killed: out of memory?") from None
+            raise UserError(
+                "a process that read the dumps was killed, likely for lack of memory: free some"
+            ) from None
 
 
-def read_businesses(path: Path, max_reject_fraction: float) -> tuple[pl.DataFrame, pl.DataFrame]:
+def read_businesses(path: Path, rejects: Rejects) -> pl.DataFrame:
     """Reads businesses: `business_id, name, city, categories` (a list of names).
 
-    Returns:
-      The businesses, the first record of each id; and the rejects, as in `Scan`.
+    Args:
+      path: the dump.
+      rejects: where malformed records are added, and those that repeat an id.
 
     Raises:
       UserError: the file is missing or damaged, or too many records are malformed.
@@ -203,42 +213,26 @@ def read_businesses(path: Path, max_reject_fraction: float) -> tuple[pl.DataFram
     dump = dumps.open_dump(path, "business")
     _, columns = formats.recognise_businesses(dump)
     businesses = [pl.DataFrame(schema=records.BUSINESSES)]
-    rejects = [pl.DataFrame(schema=REJECTS)]
-    before = 0
+    rejects.expect(dump.most_records([dict(columns)["business_id"]]))
+    before = lines = 0
     for block, _ in dump.blocks([theirs for _, theirs in columns]):
-        found, rejected, newlines = records.read_businesses(block, columns)
+        found, rejected, newlines = records.read_businesses(block, columns, rejects.most_malformed)
         businesses.append(found.with_columns(pl.col("line") + before))
-        rejects.append(_name_file(rejected, path.name, before))
+        rejects.add(path.name, rejected, before)
+        lines += found.height + sum(map(len, rejected.values()))
         before += newlines
-    frame, all_rejects = pl.concat(businesses), pl.concat(rejects)
-    _refuse_wrong_format(all_rejects, frame.height + all_rejects.height, max_reject_fraction)
+    frame = pl.concat(businesses)
+    rejects.refuse_wrong_format(lines)
     first = frame["business_id"].is_first_distinct()
-    repeated = frame.filter(~first).select(
-        pl.lit(path.name).alias("file"), "line", pl.lit(records.REPEATED_ID).alias("reason")
-    )
-    return frame.filter(first).drop("line"), pl.concat([all_rejects, repeated]).sort("line")
-
-
-def _name_file(rejected: pl.DataFrame, name: str, lines_before: int) -> pl.DataFrame:
-    file = pl.lit(name, pl.String()).alias("file")
-    return rejected.select(file, pl.col("line") + lines_before, "reason")
-
-
-def _refuse_wrong_format(rejects: pl.DataFrame, lines: int, max_reject_fraction: float) -> None:
-    malformed = rejects.filter(~pl.col("reason").is_in(records.NOT_MALFORMED))
-    if malformed.height > max_reject_fraction * lines:
-        first = malformed.row(0, named=True)
-        raise UserError(
-            f"{malformed.height} of {lines} lines are malformed, more than --max_reject_fraction="
-            f"{max_reject_fraction} allows; "
-            f"the first is {first['file']}, line {first['line']}: {first['reason']}"
-        )
+    repeated = array("q", frame["line"].filter(~first))
+    rejects.add(path.name, {REPEATED_ID: repeated} if repeated else {})
+    return frame.filter(first).drop("line")
 
 
 def _starmap(
     pool: ProcessPoolExecutor, ahead: int, function: Callable, tasks: Iterable[tuple]
 ) -> Iterator[Any]:
-    """`itertools.starmap` on a pool, in order, with at most `ahead` tasks begun or not yet used."""
+    """`itertools.starmap` on a pool, in order, with at most `ahead` results pending."""
     begun: collections.deque = collections.deque()
     for task in tasks:
         begun.append(pool.submit(function, *task))

@@ -1,7 +1,7 @@
 """Charts as plain numbers, which `templates/charts.html.j2` draws.
 
 In: values. Out: `Bars`, drawn as HTML, and `Chart`, lines and points in the pixels of an SVG.
-Colours are names of CSS variables, so that a chart follows the theme.
+Colors are names of CSS variables, so that a chart follows the theme.
 """
 
 import dataclasses
@@ -25,8 +25,8 @@ class Bar:
 
     label: str
     value: Number
-    text: str  # the value as it is read
-    colour: str = PALETTE[0]
+    text: str  # the value as displayed
+    color: str = PALETTE[0]
     share: Number = 0  # of the longest bar
     leaky: bool = False
 
@@ -49,35 +49,34 @@ def bars(title: str, rows: Iterable[Bar], note: str = "", longest: Number | None
 
 
 def counts(
-    title: str, of: dict[str, int], note: str = "", colours: Sequence[str] = ()
+    title: str, of: dict[str, int], note: str = "", colors: Sequence[str] = ()
 ) -> Bars | None:
-    """Bars of counts with their shares, without empty ends; None where there is nothing."""
+    """Bars of counts with their shares, without empty ends; None if there is nothing."""
     total = sum(of.values())
     if not total:
         return None
-    colours = colours or [PALETTE[0]] * len(of)
+    colors = colors or [PALETTE[0]] * len(of)
     filled = [place for place, count in enumerate(of.values()) if count]
     ends = slice(filled[0], filled[-1] + 1)
     rows = [
-        Bar(name, count, f"{count:,} · {percent(count / total)}", colour)
-        for (name, count), colour in zip(of.items(), colours, strict=True)
+        Bar(name, count, f"{count:,} · {percent(count / total)}", color)
+        for (name, count), color in zip(of.items(), colors, strict=True)
     ]
     return bars(title, rows[ends], note)
 
 
 def percent(share: Number) -> str:
-    """`37 %`, and `0.4 %` of small shares."""
+    """`37 %`, or `0.4 %` for a small share."""
     return f"{share:.1%}".replace("%", " %") if 0 < share < 0.01 else f"{share:.0%}"[:-1] + " %"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Series:
-    """Points of one colour, joined by a line or not."""
+    """Points of one color, joined by a line."""
 
     name: str
     points: Sequence[Point]
-    colour: str = PALETTE[0]
-    line: bool = True
+    color: str = PALETTE[0]
     dots: bool = False
     dashed: bool = False
     notes: Sequence[str] = ()  # of each point, shown on hover
@@ -90,7 +89,7 @@ class Series:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Chart:
-    """Lines and points in the pixels of a WIDTH x HEIGHT picture, y downwards."""
+    """Lines and points in the pixels of a WIDTH x HEIGHT picture, y downward."""
 
     title: str
     x_label: str
@@ -120,20 +119,23 @@ def chart(
     """Places series in a picture.
 
     Args:
-      title: of the chart.
-      series: in the units of the axes; points that are not finite are left out.
+      title: title of the chart.
+      series: points in the units of the axes; points that are not finite are left out.
       x_label: what x is, with its unit.
       y_label: what y is, with its unit.
-      x_range: of the axis; of the points where it is not given.
+      x_range: range of the axis; that of the points by default.
       y_range: as `x_range`.
-      x_names: where x is 0, 1, 2, ..., the names of these.
+      x_names: names of x = 0, 1, 2, ..., if x stands for categories.
       mark: x of a vertical line.
-      note: what must be known to read the chart.
-      height: in pixels.
+      note: what a reader of the chart must know.
+      height: height in pixels.
     """
-    finite = [_finite(one) for one in series]
-    xs = [x for one in finite for x, _ in one.points]
-    ys = [y for one in finite for _, y in one.points]
+    finite = [
+        dataclasses.replace(line, points=[p for p in line.points if np.isfinite(p).all()])
+        for line in series
+    ]
+    xs = [x for line in finite for x, _ in line.points]
+    ys = [y for line in finite for _, y in line.points]
     if x_names:
         x_range = x_range or (-0.3, len(x_names) - 0.7)
     x_low, x_high = x_range or _range(xs)
@@ -154,20 +156,13 @@ def chart(
         tuple((x_pixel(x), name) for x, name in ticks),
         tuple((y_pixel(y), name) for y, name in _ticks(y_low, y_high)),
         tuple(
-            dataclasses.replace(one, points=[(x_pixel(x), y_pixel(y)) for x, y in one.points])
-            for one in finite
+            dataclasses.replace(line, points=[(x_pixel(x), y_pixel(y)) for x, y in line.points])
+            for line in finite
         ),
         note,
         None if mark is None else x_pixel(mark),
         height=height,
     )
-
-
-def _finite(series: Series) -> Series:
-    """Without the points that are not finite; notes belong to points, and keep them all."""
-    if series.notes:
-        return series
-    return dataclasses.replace(series, points=[p for p in series.points if np.isfinite(p).all()])
 
 
 def _range(values: Sequence[Number]) -> Point:
@@ -180,9 +175,9 @@ def _range(values: Sequence[Number]) -> Point:
 
 
 def _ticks(low: Number, high: Number, whole: bool = False) -> list[tuple[Number, str]]:
-    """Round numbers inside a range; whole ones where the values are."""
+    """Round numbers inside a range; whole ones if the values are."""
     locator = MaxNLocator(_TICKS, steps=[1, 2, 2.5, 5, 10], integer=whole)
-    found = locator.tick_values(low, high)
+    positions = locator.tick_values(low, high)
     tolerance = 1e-9 * (high - low)
-    inside = [float(x) for x in found if low - tolerance <= x <= high + tolerance]
+    inside = [float(x) for x in positions if low - tolerance <= x <= high + tolerance]
     return [(x, f"{round(x, 10):,g}") for x in inside]

@@ -9,7 +9,7 @@ from sasnet_jax.report import page
 from sasnet_jax.report.sources import open_sources
 
 _NAME = "report.html"
-_HEAD_BYTES = 2000  # of an earlier report, within which it says what it is
+_HEAD_BYTES = 2000  # of an earlier report, which name its generator
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,25 +21,31 @@ class ReportConfig:
     run: tuple[str, ...] = setting(
         (), help="run folder, finished or not; repeatable", topic="files"
     )
-    baselines: tuple[str, ...] = setting((), help="output of baselines; repeatable", topic="files")
+    baselines: tuple[str, ...] = setting(
+        (), help="output folder of baselines; repeatable", topic="files"
+    )
     comparison: tuple[str, ...] = setting(
-        (), help="output of evaluate --output; repeatable", topic="files"
+        (), help="output folder of evaluate; repeatable", topic="files"
     )
     quality: tuple[str, ...] = setting(
-        (), help="output of embedding_quality; repeatable", topic="files"
+        (), help="output folder of embedding_quality; repeatable", topic="files"
     )
-    leakage: tuple[str, ...] = setting((), help="output of leakage; repeatable", topic="files")
+    leakage: tuple[str, ...] = setting(
+        (), help="output folder of leakage; repeatable", topic="files"
+    )
     output: str = setting(
         "", help=f"page to write (.html), or a folder for {_NAME}", topic="files", required=True
     )
     title: str = setting("SASNet", help="heading of the page", topic="page")
     review_texts: bool = setting(
-        True, help="show parts of reviews; without, only figures", topic="page"
+        True, help="show excerpts of reviews, not only figures", topic="page"
     )
     map_reviews: int = setting(
-        1000, help="reviews on the map of embeddings", topic="page", minimum=3
+        1000, help="number of reviews on the map of embeddings", topic="page", minimum=3
     )
-    seed: int = setting(0, help="of what is drawn at random", topic="page", minimum=0, below=2**31)
+    seed: int = setting(
+        0, help="seed of what is drawn at random", topic="page", minimum=0, below=2**31
+    )
 
     def __post_init__(self):
         """Refuses what cannot be meant."""
@@ -47,7 +53,7 @@ class ReportConfig:
 
 
 def run(config: ReportConfig) -> None:
-    """Writes the page; an earlier report is replaced, any other file is not."""
+    """Writes the page; replaces an earlier report, but no other file."""
     output = Path(config.output)
     path = output if output.suffix == ".html" else output / _NAME
     _refuse_other_file(path)
@@ -79,4 +85,6 @@ def _refuse_other_file(path: Path) -> None:
     if path.exists():
         with path.open("rb") as file:
             if page.GENERATOR.encode() not in file.read(_HEAD_BYTES):
-                raise UserError(f"{path} is not a report of this program: choose another --output")
+                raise UserError(
+                    f"{path} is not a report written by this command: choose another --output"
+                )

@@ -30,18 +30,13 @@ class Example:
     text: str
 
 
-def steps(description: dict[str, Any]) -> list[dict[str, Any]]:
-    """Reviews, users and businesses after each step of `prepare`, the paper's beside."""
-    return description.get("steps", [])
-
-
 def splits(corpus: Corpus) -> list[dict[str, Any]]:
-    """Of each split: reviews, users, businesses, and the share of each class."""
-    found = []
+    """The reviews, users, businesses and class shares of each split."""
+    rows_by_split = []
     for split in SPLITS:
         rows = corpus.rows(split)
         share = np.bincount(corpus.label[rows], minlength=len(CLASSES)) / max(rows.size, 1)
-        found.append(
+        rows_by_split.append(
             {
                 "split": split,
                 "reviews": rows.size,
@@ -50,19 +45,19 @@ def splits(corpus: Corpus) -> list[dict[str, Any]]:
                 "shares": [charts.percent(one) for one in share],
             }
         )
-    return found
+    return rows_by_split
 
 
 def pictures(sources: Sources, texts: pl.Series) -> list[Bars]:
     """Bars of stars, reviews per user and per business, text lengths, and years."""
     corpus = sources.corpus
-    reviews_per = sources.description.get("reviews_per", {})
-    found = [_stars(corpus)]
+    reviews_per = sources.record.reviews_per
+    figures = [_stars(corpus)]
     for side, name in _SIDES.items():
         title = f"{name.capitalize()} by their number of reviews"
-        found.append(charts.counts(title, reviews_per.get(side, {}), f"{name} in each bin"))
-    found += [_lengths(texts), _years(corpus)]
-    return [one for one in found if one is not None]
+        figures.append(charts.counts(title, reviews_per.get(side, {}), f"{name} in each bin"))
+    figures += [_lengths(texts), _years(corpus)]
+    return [one for one in figures if one is not None]
 
 
 def _stars(corpus: Corpus) -> Bars | None:
@@ -72,7 +67,7 @@ def _stars(corpus: Corpus) -> Bars | None:
     return charts.counts(
         "Stars",
         {f"{value:g} ★": int(n) for value, n in zip(values, count, strict=True)},
-        "coloured by class: bad up to 3, good between, excellent 5",
+        "colored by class: bad up to 3, good between, excellent 5",
         [CLASSES[one] for one in label],
     )
 
@@ -100,7 +95,7 @@ def _years(corpus: Corpus) -> Bars | None:
 
 
 def examples(corpus: Corpus, texts: pl.Series, seed: int) -> list[Example]:
-    """A few reviews of each class, drawn at random; one of each class after the other."""
+    """A few reviews of each class, drawn at random; the classes take turns."""
     rng = np.random.default_rng(seed)
     drawn = [
         rng.permutation(np.flatnonzero(corpus.label == i))[:_EXAMPLES] for i in range(len(CLASSES))

@@ -1,4 +1,4 @@
-"""A map of the embeddings: a sample of reviews in two dimensions (PCA; UMAP where installed)."""
+"""A map of the embeddings: a sample of reviews in two dimensions (PCA; UMAP if installed)."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +18,7 @@ WIDTH, HEIGHT, MARGIN = 640, 480, 10
 _OTHER = "other"
 _MOST_CATEGORIES = len(PALETTE) - 1
 _EXCERPT = 200  # characters
-_FAR = 0.005  # quantile; what lies beyond would leave little room for the others
+_FAR = 0.005  # quantile; points beyond it would leave little room for the others
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -38,11 +38,11 @@ class Map:
     projections: tuple[Projection, ...]
     label: tuple[int, ...]  # of each point, into CLASSES
     category: tuple[int, ...]  # of each point, into `categories`
-    categories: tuple[str, ...]  # the last is "other"; empty where the corpus has none
-    reviews: tuple[corpus_facts.Example, ...]  # of each point; empty where texts are not shown
+    categories: tuple[str, ...]  # the last is "other"; empty if the corpus has none
+    reviews: tuple[corpus_facts.Example, ...]  # of each point; empty if texts are not shown
 
-    def colour(self, category: int) -> str:
-        """The colour of a category; the muted last one of "other"."""
+    def color(self, category: int) -> str:
+        """The color of a category; the muted last one of "other"."""
         return PALETTE[-1] if category == len(self.categories) - 1 else PALETTE[category]
 
     def drawn(self, of: Projection) -> Iterator[tuple[tuple[float, float], int, int | None]]:
@@ -51,12 +51,19 @@ class Map:
 
     @property
     def readable(self) -> list[dict[str, str]]:
-        """What is shown of each point that is pointed at."""
-        names = [self.categories[one] for one in self.category] or [""] * len(self.reviews)
+        """What is shown for a point under the pointer."""
+        names = [self.categories[category] for category in self.category] or [""] * len(
+            self.reviews
+        )
         return [
-            {"stars": one.stars, "label": one.label, "split": one.split, "text": one.text}
+            {
+                "stars": review.stars,
+                "label": review.label,
+                "split": review.split,
+                "text": review.text,
+            }
             | {"category": name}
-            for one, name in zip(self.reviews, names, strict=bool(self.reviews))
+            for review, name in zip(self.reviews, names, strict=bool(self.reviews))
         ]
 
 
@@ -67,14 +74,14 @@ def map_of(
     seed: int,
     texts: pl.Series | None,
 ) -> Map | None:
-    """Draws the stores' default poolings; None where there is no store.
+    """Draws the stores' default poolings; None if there is no store.
 
     Args:
       corpus: the corpus.
-      stores: of it.
-      sample: how many reviews at most.
-      seed: of the sample and of UMAP.
-      texts: of all reviews, or None to show none.
+      stores: its embedding stores.
+      sample: largest number of reviews.
+      seed: seed of the sample and of UMAP.
+      texts: texts of all reviews, or None to show none.
     """
     rows = np.random.default_rng(seed).permutation(corpus.user.size)[:sample]
     rows = np.sort(rows).astype(np.int32)
@@ -93,18 +100,18 @@ def map_of(
 
 
 def _project(store: Store, rows: Int32[np.ndarray, "n"], seed: int) -> list[Projection]:
-    """PCA, and UMAP where it is installed, of z-scored embeddings."""
+    """PCA, and UMAP if it is installed, of z-scored embeddings."""
     table = fit_zscore(store.table, rows)(store.table[rows])
     name = f"{store.name}/{store.pooling}"
     pca = PCA(2, random_state=seed)
-    found = [_place(name, "PCA", pca.fit_transform(table), "")]
+    projections = [_place(name, "PCA", pca.fit_transform(table), "")]
     share = pca.explained_variance_ratio_.sum()
     note = f"two principal components, {share:.0%} of the variance"
-    found[0] = dataclasses.replace(found[0], note=note.replace("%", " %"))
+    projections[0] = dataclasses.replace(projections[0], note=note.replace("%", " %"))
     if umap := _umap():
         placed = umap(random_state=seed, n_jobs=1).fit_transform(table)
-        found.append(_place(name, "UMAP", placed, "distances between groups mean little"))
-    return found
+        projections.append(_place(name, "UMAP", placed, "distances between groups mean little"))
+    return projections
 
 
 def _umap() -> Callable | None:
@@ -115,10 +122,10 @@ def _umap() -> Callable | None:
     return UMAP
 
 
-def _place(store: str, method: str, found: Float[np.ndarray, "n 2"], note: str) -> Projection:
-    """Scales to the picture; the few points that lie far out are put on its edge."""
-    low, high = np.quantile(found, (_FAR, 1 - _FAR), axis=0)
-    share = ((found - low) / np.maximum(high - low, 1e-12)).clip(0, 1)
+def _place(store: str, method: str, points: Float[np.ndarray, "n 2"], note: str) -> Projection:
+    """Scales points to the picture; puts the few that lie far out on its edge."""
+    low, high = np.quantile(points, (_FAR, 1 - _FAR), axis=0)
+    share = ((points - low) / np.maximum(high - low, 1e-12)).clip(0, 1)
     size = np.array([WIDTH, HEIGHT]) - 2 * MARGIN
     pixels = (MARGIN + share * size).round(1)
     return Projection(store, method, note, tuple(map(tuple, pixels.tolist())))
@@ -127,7 +134,7 @@ def _place(store: str, method: str, found: Float[np.ndarray, "n 2"], note: str) 
 def _main_categories(
     corpus: Corpus, rows: Int32[np.ndarray, "n"]
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Of each row the rarest of its categories among the most reviewed ones, else "other"."""
+    """Each row's rarest category among the most reviewed ones, or "other"."""
     known = categories.read_categories(corpus)
     reviews = known.membership.getnnz(axis=1)
     frequent = np.flatnonzero(reviews < corpus.user.size)[:_MOST_CATEGORIES]

@@ -1,26 +1,28 @@
 """Runs and baselines as the models of one table (paper section 3.2, Table 2).
 
-In: `Sources`. Out: `Model`, the metrics of each and what they were made from, and `Group`, the
-models that differ in nothing but their seed.
+In: `Sources`. Out: `Model`, with its metrics and their inputs, and `Group`, the models that differ
+only in their seed.
 """
 
 import dataclasses
-import json
-from collections.abc import Sequence
-from pathlib import Path
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from sasnet_jax.baselines.registry import Baseline
+from sasnet_jax.baselines.registry import Description
+from sasnet_jax.baselines.results import Baselines, read_predictions
+from sasnet_jax.corpus.corpus import Corpus
 from sasnet_jax.evaluate import comparison
 from sasnet_jax.model.run import Run
 from sasnet_jax.report.sources import Output, Sources
 from sasnet_jax.scores import paper
-from sasnet_jax.scores.predictions import LEAKY
+from sasnet_jax.scores.metrics import Scores
+from sasnet_jax.scores.predictions import LEAKY, Evaluated, Predictions, Truncated
 
 EXCLUDED = "target excluded"
-# Of the metrics of a split, those that the table of models shows, and what it calls them.
+# The metrics that the table of models shows, and its headings.
 METRICS = {
     "accuracy": "accuracy",
     "macro_f1": "macro F1",
@@ -28,7 +30,7 @@ METRICS = {
     "log_loss": "log-loss",
     "calibration_error": "calibration error",
 }
-_INPUTS = {"nothing": "", "target": "the target's own text"}  # else what a baseline sees
+_INPUTS = {"nothing": "", "target": "the target's own text"}  # otherwise what a baseline sees
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -36,15 +38,15 @@ class Model:
     """One model's results on validation and test."""
 
     name: str
-    label: str  # as a person says it
+    label: str  # its name in tables
     inputs: str
     target_review: str
-    scope: str  # what else the protocol changes, in words; empty for the whole corpus
-    alike: str  # the same of models that differ in seed and target_review only
-    found: dict[str, Any]  # of evaluation.json, or of one model of baselines.json
-    predictions: Path
-    paper: tuple[float, float] | None  # F1 and accuracy that the paper printed of it
-    baseline: Baseline | None = None  # what it is; None of a run
+    scope: str  # the rest of the protocol in words; empty for the whole corpus
+    scores: Evaluated
+    predictions: Callable[[], Predictions]
+    paper: tuple[float, float] | None  # F1 and accuracy that the paper printed for it
+    baseline: Description | None = None  # what it is; None for a run
+    truncated: dict[str, Truncated] = dataclasses.field(default_factory=dict)
 
     @property
     def is_run(self) -> bool:
@@ -52,24 +54,19 @@ class Model:
         return self.baseline is None
 
     @property
-    def test(self) -> dict[str, Any]:
+    def test(self) -> Scores:
         """The metrics of the test split."""
-        return self.found["test"]
+        return self.scores.test
 
     @property
     def accuracy(self) -> float:
-        """Of the test split."""
-        return self.test["accuracy"] or 0.0
+        """Accuracy on the test split."""
+        return self.test.accuracy or 0.0
 
     @property
     def is_ceiling(self) -> bool:
-        """Whether it reads the target's own text, whatever the protocol."""
+        """Whether it reads the target's own text under any protocol."""
         return self.baseline is not None and self.baseline.is_ceiling
-
-    @property
-    def reads_context(self) -> bool:
-        """Whether it depends on other reviews, and so on the protocol."""
-        return self.baseline is None or self.baseline.reads_context
 
     @property
     def leaky(self) -> bool:
@@ -78,65 +75,60 @@ class Model:
 
     @property
     def protocol(self) -> str:
-        """In words."""
-        said = "reads the target: a ceiling" if self.is_ceiling else EXCLUDED
-        said = LEAKY if self.leaky else said
-        return f"{said}, {self.scope}" if self.scope else said
+        """The protocol in words."""
+        words = "reads the target: a ceiling" if self.is_ceiling else EXCLUDED
+        words = LEAKY if self.leaky else words
+        return f"{words}, {self.scope}" if self.scope else words
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Group:
-    """A model, or runs that differ in their seed only."""
+    """A model, or runs that differ only in their seed."""
 
     stem: str  # without the number of seeds
     models: tuple[Model, ...]
 
     @property
     def first(self) -> Model:
-        """Speaks for what all have in common."""
+        """Any model, for what all have in common."""
         return self.models[0]
 
     @property
     def name(self) -> str:
-        """The name, and of how many seeds."""
+        """The name, and the number of seeds."""
         return self.stem if len(self.models) == 1 else f"{self.stem} ({len(self.models)} seeds)"
 
     @property
     def accuracy(self) -> float:
-        """The mean over seeds, of the test split."""
+        """Mean accuracy over seeds, on the test split."""
         return float(np.mean([model.accuracy for model in self.models]))
 
-    def value(self, *keys: str) -> str:
-        """A number of the test split: its mean, and its standard deviation over seeds."""
-        values = [_look_up(model.test, keys) for model in self.models]
-        return spread(values)
+    def value(self, metric: str) -> str:
+        """A test metric: its mean and its standard deviation over seeds."""
+        return spread([getattr(model.test, metric) for model in self.models])
 
 
 def groups_of(sources: Sources) -> list[Group]:
     """Every evaluated run, those of several seeds together, and every baseline.
 
-    Honest ones first, those of the whole corpus before those of a subset, then by accuracy.
+    Honest models come first; among these, those of the whole corpus; among these, the most
+    accurate.
     """
     runs = {str(run.folder): run for run in sources.runs if run.evaluation}
-    descriptions = {name: run.description for name, run in runs.items()}
-    alike = {
-        name: group.name
-        for group in comparison.groups_of(descriptions, free=("seed", "target_review"))
-        for name in group.runs
-    }
-    found = [
-        Group(group.name, tuple(_of_run(runs[name], alike[name]) for name in group.runs))
-        for group in comparison.groups_of(descriptions)
+    groups = [
+        Group(group.name, tuple(_of_run(runs[name], sources.corpus) for name in group.runs))
+        for group in comparison.groups_of({name: run.decisive() for name, run in runs.items()})
     ]
     for baselines in sources.baselines:
-        found += [Group(model.label, (model,)) for model in _of_baselines(baselines)]
+        models = _of_baselines(baselines, sources.corpus)
+        groups += [Group(model.label, (model,)) for model in models]
     return sorted(
-        found, key=lambda g: (g.first.leaky, g.first.is_ceiling, g.first.scope, -g.accuracy)
+        groups, key=lambda g: (g.first.leaky, g.first.is_ceiling, g.first.scope, -g.accuracy)
     )
 
 
 def best_baseline(groups: Sequence[Group], inputs: str = "") -> Group | None:
-    """The most accurate baseline that does not read the target, of all or of those `inputs`."""
+    """The most accurate baseline that does not read the target; with `inputs`, of those only."""
     honest = (g for g in groups if not g.first.is_run and not _reads_target(g))
     return next((g for g in honest if inputs in ("", g.first.inputs)), None)
 
@@ -146,13 +138,8 @@ def best_run(groups: Sequence[Group]) -> Group | None:
     return next((g for g in groups if g.first.is_run and not _reads_target(g)), None)
 
 
-def named(groups: Sequence[Group], name: str) -> Group | None:
-    """A baseline by its name, with the target excluded where there is one."""
-    return next((g for g in groups if not g.first.is_run and g.first.name == name), None)
-
-
 def spread(values: Sequence[float | None]) -> str:
-    """`0.512`, or `0.512 ± 0.004` of several; a dash where one is undefined or not recorded."""
+    """`0.512`, or `0.512 ± 0.004` for several values; a dash if any is missing."""
     known = [value for value in values if value is not None]
     if not known or len(known) < len(values):
         return "–"
@@ -165,13 +152,7 @@ def _reads_target(group: Group) -> bool:
     return group.first.leaky or group.first.is_ceiling
 
 
-def _look_up(found: Any, keys: Sequence[str]) -> float | None:
-    for key in keys:
-        found = found.get(key) if isinstance(found, dict) else None
-    return found
-
-
-def _of_run(run: Run, alike: str) -> Model:
+def _of_run(run: Run, corpus: Corpus) -> Model:
     assert run.evaluation is not None
     config = run.config
     scope = "five classes" if config.classes == 5 else ""
@@ -181,43 +162,37 @@ def _of_run(run: Run, alike: str) -> Model:
         inputs="text+stars" if config.sees_stars else "text",
         target_review=config.target_review,
         scope=scope,
-        alike=f"run {alike}",
-        found=run.evaluation,
-        predictions=run.folder / "predictions.parquet",
+        scores=run.evaluation,
+        predictions=functools.partial(run.predictions, corpus, run.evaluation),
         paper=None if config.sees_stars or scope else paper.TABLE_2["SASNet"],
+        truncated=run.evaluation.truncated_histories or {},
     )
 
 
-def _of_baselines(baselines: Output) -> list[Model]:
-    found, stores = baselines.found, baselines.found.get("stores", {})
-    parts = []
-    if subset := found.get("subset"):
-        parts.append(f"{subset:,} reviews, averages over the {found.get('averages_over')}")
-    if found.get("classes", 3) == 5:
+def _of_baselines(baselines: Output[Baselines], corpus: Corpus) -> list[Model]:
+    record, parts = baselines.record, []
+    if record.subset:
+        parts.append(f"{record.subset:,} reviews, averages over the {record.averages_over}")
+    if record.classes == 5:
         parts.append("five classes")
-    scope = ", ".join(parts)
-    models = []
-    for name, one in baselines.baselines.items():
-        store = stores.get(one.store)
-        models.append(
-            Model(
-                name=name,
-                label=one.label,
-                inputs=_INPUTS.get(one.sees, one.sees),
-                target_review=found["target_review"],
-                scope=scope,
-                alike=json.dumps(["baseline", name, scope, store], sort_keys=True),
-                found=found["models"][name],
-                predictions=baselines.folder / "predictions" / f"{name}.parquet",
-                paper=_papers(one, store),
-                baseline=one,
-            )
+    return [
+        Model(
+            name=name,
+            label=baseline.label,
+            inputs=_INPUTS.get(baseline.sees, baseline.sees),
+            target_review=record.target_review,
+            scope=", ".join(parts),
+            scores=baseline,
+            predictions=functools.partial(read_predictions, baselines.folder, record, name, corpus),
+            paper=_papers(baseline, record.stores.get(baseline.store or "")),
+            baseline=baseline,
         )
-    return models
+        for name, baseline in record.models.items()
+    ]
 
 
-def _papers(baseline: Baseline, store: dict[str, Any] | None) -> tuple[float, float] | None:
-    """What the paper printed of such a baseline.
+def _papers(baseline: Description, store: dict[str, Any] | None) -> tuple[float, float] | None:
+    """What the paper printed for such a baseline.
 
     Args:
       baseline: the baseline.

@@ -1,7 +1,6 @@
-"""Sources -> one self-contained HTML page, by the templates beside (autoescaped)."""
+"""Sources -> one self-contained HTML page, from the templates (autoescaped)."""
 
 import base64
-import dataclasses
 import hashlib
 import re
 from datetime import UTC, datetime
@@ -12,32 +11,25 @@ from markupsafe import Markup, escape
 
 from sasnet_jax.baselines.registry import MAJORITY
 from sasnet_jax.corpus.corpus import CLASSES
-from sasnet_jax.report import corpus_facts, embedding_map, models, provenance, results, similarity
+from sasnet_jax.embedding_quality import quality_tables
+from sasnet_jax.report import corpus_facts, embedding_map, models, provenance, results
 from sasnet_jax.report.models import Group
 from sasnet_jax.report.sources import Sources
 from sasnet_jax.scores import paper
 from sasnet_jax.scores.predictions import LEAKY
 
-GENERATOR = "python -m sasnet_jax.report"  # by which a later report knows an earlier one
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Headline:
-    """A number worth reading first."""
-
-    value: str
-    text: str
+GENERATOR = "python -m sasnet_jax.report"  # by which a later report recognizes an earlier one
 
 
 def render(sources: Sources, *, title: str, sample: int, seed: int, show_texts: bool) -> str:
-    """The page.
+    """Renders the page.
 
     Args:
-      sources: what it shows.
-      title: its heading.
-      sample: reviews on the map, at most.
-      seed: of what is drawn at random.
-      show_texts: whether parts of review texts are shown.
+      sources: the results to show.
+      title: heading of the page.
+      sample: largest number of reviews on the map.
+      seed: seed of what is drawn at random.
+      show_texts: whether excerpts of reviews are shown.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("sasnet_jax.report"),
@@ -63,13 +55,14 @@ def _contents(sources: Sources, sample: int, seed: int, show_texts: bool) -> dic
     corpus, texts = sources.corpus, sources.corpus.texts()
     groups = models.groups_of(sources)
     shown = results.shown(groups)
+    matched = {group.first.paper for group in groups}  # rows of the paper's Table 2
     return {
         "classes": CLASSES,
         "leaky": LEAKY,
         "headlines": _headlines(sources, groups),
-        "steps": corpus_facts.steps(sources.description),
-        "choice": sources.description.get("choice"),
-        "rejected": sources.description.get("rejected", {}),
+        "steps": sources.record.steps,
+        "choice": sources.record.choice,
+        "rejected": sources.record.rejected,
         "split_scheme": corpus.split_scheme,
         "splits": corpus_facts.splits(corpus),
         "pictures": corpus_facts.pictures(sources, texts),
@@ -77,54 +70,52 @@ def _contents(sources: Sources, sample: int, seed: int, show_texts: bool) -> dic
         "show_texts": show_texts,
         "groups": groups,
         "metrics": models.METRICS,
-        "paper_only": _paper_only(groups),
+        "paper_only": {name: row for name, row in paper.TABLE_2.items() if row not in matched},
         "waiting": [run for run in sources.runs if run.state != "finished"],
         "curves": [results.curves(run) for run in sources.runs],
         "confusions": [results.confusion(group) for group in shown],
         "reliability": results.reliability(shown, corpus),
         "histories": results.histories(groups),
         "cut_histories": results.cut_histories(groups),
-        "comparisons": [results.comparison(one) for one in sources.comparisons],
-        "leakage": results.leakage(groups, sources.leakage),
-        "leak_sentences": [one.found["sentence"] for one in sources.leakage],
+        "comparisons": [results.comparison(output.record) for output in sources.comparisons],
+        "leakage": results.leakage([output.record for output in sources.leakage]),
+        "leak_sentences": [output.record.sentence for output in sources.leakage],
         "map": embedding_map.map_of(
             corpus, sources.stores, sample, seed, texts if show_texts else None
         ),
         "map_size": (embedding_map.WIDTH, embedding_map.HEIGHT),
-        "similarities": [similarity.similarity(one, seed) for one in sources.quality],
-        "speeds": provenance.speeds(sources),
-        "facts": [provenance.machine(), *provenance.facts(sources)],
+        "qualities": [
+            (quality_tables.table_1(output.record), quality_tables.table_3(output.record))
+            for output in sources.quality
+        ],
+        "facts": provenance.facts(sources),
     }
 
 
 def _breakable(name: str) -> Markup:
-    """A name that may go on in the next line after a slash or an underscore."""
+    """A name that may continue on the next line after a slash or an underscore."""
     return Markup(re.sub("([/_])", r"\1<wbr>", str(escape(name))))
 
 
-def _headlines(sources: Sources, groups: list[Group]) -> list[Headline]:
+def _headlines(sources: Sources, groups: list[Group]) -> list[tuple[str, str]]:
+    """The numbers worth reading first, each with its description."""
     corpus = sources.corpus
-    found = [
-        Headline(f"{corpus.user.size:,}", "reviews"),
-        Headline(f"{corpus.user.max() + 1:,}", "users"),
-        Headline(f"{corpus.business.max() + 1:,}", "businesses"),
+    headlines = [
+        (f"{corpus.user.size:,}", "reviews"),
+        (f"{corpus.user.max() + 1:,}", "users"),
+        (f"{corpus.business.max() + 1:,}", "businesses"),
     ]
     run = models.best_run(groups)
     inputs = run.first.inputs if run else ""
     given = f" given {inputs}" if run else ""
+    baselines = [group for group in groups if not group.first.is_run]
     chosen = {
-        "majority": models.named(groups, MAJORITY),
+        "majority": next((g for g in baselines if g.first.name == MAJORITY), None),
         f"best baseline{given}": models.best_baseline(groups, inputs),
         f"SASNet{given}": run,
     }
-    for said, group in chosen.items():
+    for description, group in chosen.items():
         if group:
-            name = "" if group.first.name == said else f": {group.name}"
-            found.append(Headline(group.value("accuracy"), f"test accuracy, {said}{name}"))
-    return found
-
-
-def _paper_only(groups: list[Group]) -> dict[str, tuple[float, float]]:
-    """Rows of the paper's Table 2 that no model here stands beside."""
-    matched = {group.first.paper for group in groups}
-    return {name: row for name, row in paper.TABLE_2.items() if row not in matched}
+            name = "" if group.first.name == description else f": {group.name}"
+            headlines.append((group.value("accuracy"), f"test accuracy, {description}{name}"))
+    return headlines

@@ -1,16 +1,12 @@
-"""What everything was made from and how long it took: settings, hashes, versions, machine."""
+"""What everything was made from: settings, hashes, versions."""
 
 import dataclasses
-import logging
-import os
 import platform
-from collections.abc import Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+import msgspec
 
 from sasnet_jax import __version__
 from sasnet_jax.corpus.store import Store
@@ -19,15 +15,13 @@ from sasnet_jax.model.run import Run
 from sasnet_jax.report.sources import Sources
 
 _PACKAGES = ("jax", "flax", "numpy", "scikit-learn", "polars")
-_PATHS = ("corpus", "store", "output", "coordinator")  # of the machine, not of the result
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Speed:
-    """One stage that recorded its time."""
-
-    stage: str
-    text: str
+_NO_FACTS = ("models", "stores", "format_version", "sha256")
+_PATHS = (
+    "corpus",
+    "store",
+    "output",
+    "coordinator",
+)  # properties of the machine, not of the result
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -38,91 +32,53 @@ class Facts:
     rows: tuple[tuple[str, str], ...]
 
 
-def speeds(sources: Sources) -> list[Speed]:
-    """Choosing reviews, and an epoch of each run."""
-    found = []
-    choice = sources.description.get("choice")
-    if choice:
-        found.append(Speed("choosing reviews", f"{choice['seconds']:,.1f} s by {choice['solver']}"))
-    reviews = sources.corpus.rows("train").size
-    for run in sources.runs:
-        seconds = _seconds_an_epoch(run)
-        if seconds:
-            rate = f"{reviews / seconds:,.0f} reviews/s"
-            text = f"{seconds:,.1f} s an epoch, validation included: {rate}"
-            found.append(Speed(f"training {run.name}", text))
-    return found
-
-
-def _seconds_an_epoch(run: Run) -> float | None:
-    """The median time between two epochs, by TensorBoard's events; None where there are not two."""
-    if not any(run.folder.glob("events.out.*")):
-        return None
-    # It warns of every epoch that a resumed run has made again.
-    logging.getLogger("tensorboard").setLevel(logging.ERROR)
-    events = EventAccumulator(str(run.folder)).Reload()
-    if "train_loss" not in events.Tags()["scalars"]:
-        return None
-    times = [event.wall_time for event in events.Scalars("train_loss")]
-    return float(np.median(np.diff(times))) if len(times) > 1 else None
-
-
 def facts(sources: Sources) -> list[Facts]:
-    """Of the corpus, its stores, runs and baselines."""
-    found = [_of_corpus(sources)]
-    found += [_of_store(store) for store in sources.stores]
-    found += [_of_run(run) for run in sources.runs]
+    """The facts of this report, the corpus, its stores, runs and baselines."""
+    packages = [f"{name} {version(name)}" for name in _PACKAGES]
+    packages.insert(0, f"Python {platform.python_version()}")
+    all_facts = [_facts("this report", {"program": f"sasnet {__version__}", "packages": packages})]
+    all_facts.append(_of_corpus(sources))
+    all_facts += [_of_store(store) for store in sources.stores]
+    all_facts += [_of_run(run) for run in sources.runs]
     for baselines in sources.baselines:
-        kept = {k: v for k, v in baselines.found.items() if k not in ("models", "stores")}
-        found.append(_facts(f"baselines {baselines.name}", kept))
+        every = msgspec.structs.asdict(baselines.record)
+        kept = {k: v for k, v in every.items() if k not in _NO_FACTS}
+        all_facts.append(_facts(f"baselines {baselines.name}", kept))
     for quality in sources.quality:
         names = ("corpus_sha256", "categories_sha256", "min_reviews", "draws", "seed")
-        kept = {name: quality.found.get(name) for name in names}
-        found.append(_facts(f"embedding quality {quality.name}", kept))
-    return found
-
-
-def machine() -> Facts:
-    """Where this report was made; its parts may have been made elsewhere."""
-    return _facts(
-        "this report",
-        {
-            "program": f"sasnet {__version__}, Python {platform.python_version()}",
-            "packages": ", ".join(_versions(_PACKAGES)),
-            "machine": f"{os.cpu_count()} cores, {_processor()}, {_memory()}",
-            "system": f"{platform.system()} {platform.machine()}",
-        },
-    )
+        kept = {name: getattr(quality.record, name) for name in names}
+        all_facts.append(_facts(f"embedding quality {quality.name}", kept))
+    return all_facts
 
 
 def _of_corpus(sources: Sources) -> Facts:
-    description = sources.description
-    settings = dict(description["settings"])
+    record = sources.record
+    settings = dict(record.settings)
     inputs = settings.pop("inputs", None) or []
     read = {
-        f"{one['role']} {one['name']}": f"{one['bytes']:,} bytes, sha256 {one['sha256']}"
-        for one in inputs
+        f"{file['role']} {file['name']}": f"{file['bytes']:,} bytes, sha256 {file['sha256']}"
+        for file in inputs
     }
     return _facts(
         f"corpus {sources.corpus.folder.resolve().name}",
         read
         | {k: v for k, v in settings.items() if v not in ("", 0)}
         | {
-            "split boundaries": description.get("split_boundaries"),
-            "lines read": f"{description.get('lines', 0):,}",
-            "rejected": description.get("rejected"),
+            "split boundaries": record.split_boundaries,
+            "lines read": f"{record.lines:,}",
+            "rejected": record.rejected,
             "texts_sha256": sources.corpus.texts_sha256,
             "corpus_sha256": sources.corpus.sha256,
-            "program version": description.get("program_version"),
+            "program version": record.program_version,
         },
     )
 
 
 def _of_store(store: Store) -> Facts:
-    encoder = Path(str(store.manifest.get("encoder", ""))).name
-    ignored = ("format_version", "instruction_sha256")
-    manifest = {k: v for k, v in store.manifest.items() if k not in ignored}
-    return _facts(f"store {store.name}", manifest | {"encoder": encoder})
+    ignored = ("format_version", "sha256", "hashes", "instruction_sha256")
+    manifest = msgspec.to_builtins(store.manifest)
+    facts = {k: v for k, v in manifest.items() if k not in ignored}
+    return _facts(f"store {store.name}", facts | {"encoder": Path(store.manifest.encoder).name})
 
 
 def _of_run(run: Run) -> Facts:
@@ -134,7 +90,7 @@ def _of_run(run: Run) -> Facts:
     }
     bound = {"stores": ", ".join(Path(name).name for name in run.config.store)}
     bound |= {"corpus_sha256": run.corpus_sha256}
-    bound |= {"program version": run.description.get("program_version", "")}
+    bound |= {"program version": run.record.program_version}
     return _facts(f"run {run.name}", {"state": run.state} | flags | bound)
 
 
@@ -145,28 +101,7 @@ def _facts(title: str, values: dict[str, Any]) -> Facts:
 
 def _said(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{name}: {_said(one)}" for name, one in value.items()) or "none"
+        return ", ".join(f"{name}: {_said(item)}" for name, item in value.items()) or "none"
     if isinstance(value, (list, tuple)):
         return ", ".join(map(_said, value))
     return str(value)
-
-
-def _versions(names: Sequence[str]) -> Iterator[str]:
-    for name in names:
-        try:
-            yield f"{name} {version(name)}"
-        except PackageNotFoundError:
-            continue
-
-
-def _processor() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return named[0] if named else platform.processor() or "unknown processor"
-
-
-def _memory() -> str:
-    if "SC_PHYS_PAGES" not in os.sysconf_names:
-        return "memory unknown"
-    return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"

@@ -1,24 +1,24 @@
 """Pictures of runs and baselines: curves, confusion, calibration, history, leakage."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from sasnet_jax.corpus.corpus import CLASS_NAMES, Corpus
 from sasnet_jax.embedding_quality.quality_tables import Table
+from sasnet_jax.evaluate.comparison import ComparedBaseline, Comparison, outside_groups
+from sasnet_jax.leakage.command import Leakage
 from sasnet_jax.model.run import Run
 from sasnet_jax.report import charts, models
 from sasnet_jax.report.charts import PALETTE, Bar, Bars, Chart, Series
 from sasnet_jax.report.models import Group, Model
-from sasnet_jax.report.sources import Output
-from sasnet_jax.scores import metrics, paired, predictions
+from sasnet_jax.scores import metrics, paired
 from sasnet_jax.scores.predictions import LEAKY
 
 _MOST_RUNS = 4  # groups of runs in a picture; the tables hold all
-_LEAST_SURE = 0.2  # the largest of five probabilities is no smaller
+_LEAST_SURE = 0.2  # the smallest value of the largest of five probabilities
 _FEWEST_IN_BIN = 10  # reviews; the accuracy of fewer says nothing
 
 
@@ -41,28 +41,12 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Confusion:
-    """A confusion matrix of the test split; of several seeds their sum."""
+    """A confusion matrix of the test split, summed over seeds."""
 
     name: str
     protocol: str
     leaky: bool
-    classes: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-
-    @property
-    def by_class(self) -> list[tuple[str, tuple[Cell, ...]]]:
-        """The rows with the names of their classes."""
-        return list(zip(self.classes, self.rows, strict=True))
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Histories:
-    """Accuracy of the test split by the user's number of other reviews."""
-
-    picture: Chart
-    names: tuple[str, ...]  # of the groups of reviews
-    reviews: tuple[int, ...]
-    groups: tuple[Group, ...]
+    rows: dict[str, tuple[Cell, ...]]  # by true class; the cells are in the same order
 
 
 def shown(groups: Sequence[Group]) -> list[Group]:
@@ -74,13 +58,14 @@ def shown(groups: Sequence[Group]) -> list[Group]:
 
 def curves(run: Run) -> Curves:
     """Loss and accuracy by epoch."""
-    epochs = [line["epoch"] for line in run.curve]
-    best = run.curve[-1]["best_epoch"] if run.curve else None
+    epochs = [epoch.epoch for epoch in run.curve]
+    best = run.best.epoch if run.best else None
 
     def drawn(title: str, y_label: str, names: dict[str, str]) -> Chart:
+        values = {name: [getattr(epoch, key) for epoch in run.curve] for key, name in names.items()}
         lines = [
-            Series(said, [*zip(epochs, (line[key] for line in run.curve), strict=True)], colour)
-            for (key, said), colour in zip(names.items(), PALETTE, strict=False)
+            Series(name, [*zip(epochs, by_epoch, strict=True)], color)
+            for (name, by_epoch), color in zip(values.items(), PALETTE, strict=False)
         ]
         return charts.chart(title, lines, "epoch", y_label, mark=best)
 
@@ -90,113 +75,110 @@ def curves(run: Run) -> Curves:
         drawn("Loss", "nats", losses),
         drawn("On validation", "share", rates),
     )
-    said = [LEAKY] if run.config.target_review == "include" else []
-    said += [run.state]
-    said += [f"best epoch {best:,} of {epochs[-1]:,}"] if run.curve else []
-    return Curves(run.name, "; ".join(said), pictures if run.curve else ())
+    notes = [LEAKY] if run.config.target_review == "include" else []
+    notes += [run.state]
+    notes += [f"best epoch {best:,} of {epochs[-1]:,}"] if run.curve else []
+    return Curves(run.name, "; ".join(notes), pictures if run.curve else ())
 
 
 def confusion(group: Group) -> Confusion:
-    """The matrix of a model, rows the true classes."""
-    matrix = np.sum([model.test["confusion"] for model in group.models], axis=0)
+    """The confusion matrix of a group; its rows are the true classes."""
+    matrix = np.sum([model.test.confusion for model in group.models], axis=0)
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     return Confusion(
         group.name,
         group.first.protocol,
         group.first.leaky,
-        CLASS_NAMES[len(matrix)],
-        tuple(
-            tuple(Cell(int(n), float(s)) for n, s in zip(*line, strict=True))
-            for line in zip(matrix, share, strict=True)
-        ),
+        {
+            name: tuple(Cell(int(n), float(s)) for n, s in zip(*line, strict=True))
+            for name, *line in zip(CLASS_NAMES[len(matrix)], matrix, share, strict=True)
+        },
     )
 
 
 def reliability(groups: Sequence[Group], corpus: Corpus) -> Chart | None:
-    """How often a model is right, by how sure it is; None without predictions."""
+    """How often a model is right, by how sure it is; None without models."""
     lines = []
-    for group, colour in zip(groups, PALETTE, strict=False):
-        bins = sum(_bins(model, corpus) for model in group.models if model.predictions.is_file())
-        if isinstance(bins, int):
-            continue
+    for group, color in zip(groups, PALETTE, strict=False):
+        bins = np.sum([_bins(model, corpus) for model in group.models], axis=0)
         bins = bins[bins[:, 0] >= _FEWEST_IN_BIN]
         points = [(confidence / n, right / n) for n, confidence, right in bins.tolist()]
         notes = [
-            f"{n:,.0f} reviews, {right / n:.2f} of them right" for n, _, right in bins.tolist()
+            f"{n:,.0f} reviews, {right / n:.2f} of them predicted correctly"
+            for n, _, right in bins.tolist()
         ]
-        lines.append(Series(_legend(group), points, colour, dots=True, notes=notes))
+        lines.append(Series(_legend(group), points, color, dots=True, notes=notes))
     if not lines:
         return None
     diagonal = Series(
-        "as sure as right", [(_LEAST_SURE, _LEAST_SURE), (1, 1)], "muted", dashed=True
+        "confidence equals accuracy", [(_LEAST_SURE, _LEAST_SURE), (1, 1)], "muted", dashed=True
     )
     return charts.chart(
         "Reliability",
         [diagonal, *lines],
         "probability of the predicted class",
-        "share predicted rightly",
+        "share predicted correctly",
         x_range=(_LEAST_SURE, 1),
         y_range=(0, 1),
-        note=f"test split; bins of at least {_FEWEST_IN_BIN} reviews. Under the dashed line a "
-        "model is surer than it is right.",
+        note=f"test split; bins of at least {_FEWEST_IN_BIN} reviews. Below the dashed line, "
+        "a model is overconfident.",
         height=320,
     )
 
 
 def _bins(model: Model, corpus: Corpus) -> np.ndarray:
-    rows, probability = predictions.read(model.predictions, corpus)
+    rows, probability = model.predictions()
     test = corpus.split[rows] == "test"
     label = corpus.labels(probability.shape[1])[rows[test]]
     return metrics.reliability(label, probability[test])
 
 
-def histories(groups: Sequence[Group]) -> Histories | None:
-    """Accuracy by the length of the user's history; None where no model recorded it."""
-    known = [group for group in groups if all(m.test.get("by_history") for m in group.models)]
+def histories(groups: Sequence[Group]) -> Chart | None:
+    """Accuracy by the length of the user's history; None if no model recorded it."""
+    known = [group for group in groups if all(m.test.by_history for m in group.models)]
     if not known:
         return None
-    slices = known[0].first.test["by_history"]
+    slices = known[0].first.test.by_history
     lines = [
         Series(
             _legend(group),
             [*enumerate(_mean_by_history(group, slices))],
-            colour,
+            color,
             dots=True,
             dashed=group.first.leaky,
         )
-        for group, colour in zip(shown(known), PALETTE, strict=False)
+        for group, color in zip(shown(known), PALETTE, strict=False)
     ]
-    reviews = tuple(one["reviews"] for one in slices.values())
-    picture = charts.chart(
+    return charts.chart(
         "Accuracy by length of history",
         lines,
         "the user's other reviews",
         "accuracy",
         x_names=list(slices),
         note="test split; 0 is a cold start. Reviews: "
-        + ", ".join(f"{n:,} with {name}" for name, n in zip(slices, reviews, strict=True)),
+        + ", ".join(f"{scores.reviews:,} with {name}" for name, scores in slices.items()),
     )
-    return Histories(picture, tuple(slices), reviews, tuple(known))
 
 
-def _mean_by_history(group: Group, slices: dict[str, Any]) -> list[float]:
-    """The mean over seeds; NaN of a slice without reviews."""
-    table = [[m.test["by_history"][name]["accuracy"] for name in slices] for m in group.models]
+def _mean_by_history(group: Group, slices: Iterable[str]) -> list[float]:
+    """The mean over seeds; NaN for a slice without reviews."""
+    table = [[m.test.by_history[name].accuracy for name in slices] for m in group.models]
     return np.array(table, dtype=np.float64).mean(axis=0).tolist()
 
 
 def cut_histories(groups: Sequence[Group]) -> Chart | None:
-    """Accuracy where only the first reviews of each user are seen; None if not measured."""
-    known = [g for g in groups if all(m.found.get("truncated_histories") for m in g.models)]
+    """Accuracy if only the first reviews of each user are seen; None if not measured."""
+    known = [group for group in groups if all(model.truncated for model in group.models)]
     if not known:
         return None
-    names = list(known[0].first.found["truncated_histories"])
+    names = list(known[0].first.truncated)
     lines = []
-    for group, colour in zip(known, PALETTE, strict=False):
-        cut = [model.found["truncated_histories"] for model in group.models]
-        table = [[one[name]["every_user"]["accuracy"] for name in names] for one in cut]
+    for group, color in zip(known, PALETTE, strict=False):
+        table = [
+            [model.truncated[name].every_user.accuracy for name in names] for model in group.models
+        ]
         means = np.array(table, dtype=np.float64).mean(axis=0).tolist()
-        lines.append(Series(_legend(group), [*enumerate(means)], colour, dots=True))
+        lines.append(Series(_legend(group), [*enumerate(means)], color, dots=True))
     return charts.chart(
         "Accuracy when histories are cut",
         lines,
@@ -207,69 +189,51 @@ def cut_histories(groups: Sequence[Group]) -> Chart | None:
     )
 
 
-def comparison(compared: Output) -> Table:
-    """Paired differences to each baseline; of several seeds only their mean and ensemble."""
-    found = compared.found
-    seeds = [one["runs"] for one in found["groups"].values() if len(one["runs"]) > 1]
-    inside = {run for runs in seeds for run in runs}
+def comparison(compared: Comparison) -> Table:
+    """Paired differences to each baseline; for several seeds, those of mean and ensemble."""
     rows = []
-    for one in found["comparisons"]:
-        if one["model"] not in inside:
-            low, high = one["interval"]
-            baseline = compared.baselines[one["baseline"]]
-            rows.append(
-                [
-                    f"{Path(one['model']).name} against {baseline.label}",
-                    f"{one['difference']:+.3f}",
-                    f"[{low:+.3f}, {high:+.3f}]",
-                    "–" if one.get("holm_p") is None else f"{one['holm_p']:.2g}",
-                    "yes" if one["at_least_level"] else "no",
-                ]
-            )
-    protocol = LEAKY if found["target_review"] == "include" else models.EXCLUDED
+    for difference in outside_groups(compared):
+        low, high = difference.interval
+        baseline = compared.models[difference.baseline]
+        label = baseline.label if isinstance(baseline, ComparedBaseline) else difference.baseline
+        rows.append(
+            [
+                f"{Path(difference.model).name} against {label}",
+                f"{difference.difference:+.3f}",
+                f"[{low:+.3f}, {high:+.3f}]",
+                "–" if difference.holm_p is None else f"{difference.holm_p:.2g}",
+                "yes" if difference.at_least_level else "no",
+            ]
+        )
+    protocol = LEAKY if compared.target_review == "include" else models.EXCLUDED
     return Table(
         f"Difference in test accuracy, {protocol}",
         ["model against baseline", "difference", "95 % interval", "p", "at least level"],
         rows,
         [
-            f"{found['test_reviews']:,} reviews of {found['test_users']:,} users. The intervals "
+            f"{compared.test_reviews:,} reviews of {compared.test_users:,} users. The intervals "
             "are by bootstrap over users; p is McNemar's, Holm-corrected over the baselines. At "
             f"least level: the interval lies above -{paired.MARGIN}."
         ],
     )
 
 
-def leakage(groups: Sequence[Group], measured: Sequence[Output]) -> list[Bars]:
-    """Models that were tried with and without the target, a picture for each reading.
-
-    Those of the outputs of `leakage`, and where there is none, those among `groups`.
-    """
+def leakage(measured: Sequence[Leakage]) -> list[Bars]:
+    """Accuracy of models with and without the target, one picture per reading."""
     pictures: dict[str, list[Bar]] = {}
-    for output in measured:
-        for row in output.found["accuracy"]:
-            one = output.baselines[row["model"]] if "sees" in row else None  # None: a run
-            if row["leak"] is not None and (one is None or one.reads_context):
-                name = one.label if one else row["model"]
-                bars = _pair(name, row["exclude"], row["include"])
-                pictures.setdefault(output.found["readings"][row["reading"]], []).extend(bars)
-    if not measured:
-        honest = {g.first.alike: g for g in groups if not g.first.leaky}
-        for group in groups:
-            other = honest.get(group.first.alike)
-            if group.first.leaky and other and group.first.reads_context:
-                bars = _pair(other.stem, other.accuracy, group.accuracy)
-                title = group.first.scope or "all reviews"
-                pictures.setdefault(title, []).extend(bars)
+    for record in measured:
+        for row in record.accuracy:
+            if row.exclude is not None and row.include is not None and row.reads_context:
+                leak = f"{row.include:.3f} ({row.include - row.exclude:+.3f})"
+                name = f"{row.label or row.model}, {models.EXCLUDED}"
+                pictures.setdefault(record.readings[row.reading], []).extend(
+                    [
+                        Bar(name, row.exclude, f"{row.exclude:.3f}"),
+                        Bar(LEAKY, row.include, leak, "leaky", leaky=True),
+                    ]
+                )
     return [
         charts.bars(f"Test accuracy, {title}", rows, longest=1) for title, rows in pictures.items()
-    ]
-
-
-def _pair(name: str, exclude: float, include: float) -> list[Bar]:
-    leak = f"{include:.3f} ({include - exclude:+.3f})"
-    return [
-        Bar(f"{name}, {models.EXCLUDED}", exclude, f"{exclude:.3f}"),
-        Bar(LEAKY, include, leak, "leaky", leaky=True),
     ]
 
 

@@ -1,50 +1,32 @@
-"""Opens everything a report is made from, and refuses what does not belong to the corpus.
+"""Opens all inputs of a report, and refuses what does not belong to the corpus.
 
 In: folders written by the other commands (docs/formats.md). Out: `Sources`, whose parts may be
 absent; keys that an older version did not write are absent too.
 """
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from sasnet_jax import files
-from sasnet_jax.baselines import registry
-from sasnet_jax.baselines.registry import Baseline
+from sasnet_jax.baselines.results import Baselines
 from sasnet_jax.cli import UserError
-from sasnet_jax.corpus.corpus import Corpus, read_corpus
+from sasnet_jax.corpus.corpus import Corpus, CorpusRecord, read_corpus
 from sasnet_jax.corpus.store import Store, open_store
+from sasnet_jax.embedding_quality.quality_tables import EmbeddingQuality
+from sasnet_jax.evaluate.comparison import Comparison
+from sasnet_jax.leakage.command import Leakage
 from sasnet_jax.model.run import Run
-from sasnet_jax.scores import predictions
 
-# KIND.json -> the command that writes it, and the keys that every version has.
-_OUTPUTS = {
-    "baselines": ("baselines", ("models", "target_review")),
-    "comparison": ("evaluate --output", ("models", "comparisons", "groups", "target_review")),
-    "embedding_quality": ("embedding_quality", ("methods", "compared")),
-    "leakage": ("leakage", ("accuracy", "readings", "sentence")),
-}
-# KIND.json -> what it says of each baseline, by name.
-_BASELINES_IN: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "baselines": lambda found: found["models"],
-    "comparison": lambda found: {
-        name: model for name, model in found["models"].items() if model.get("kind") == "baseline"
-    },
-    "embedding_quality": lambda found: {},
-    "leakage": lambda found: {
-        row["model"]: row for row in found["accuracy"] if "validation_include" in row
-    },
-}
+RecordT = TypeVar("RecordT", bound=files.Record)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Output:
-    """The folder of another command, and the JSON that describes it."""
+class Output(Generic[RecordT]):
+    """The output folder of another command, and its record."""
 
     folder: Path
-    found: dict[str, Any]
-    baselines: dict[str, Baseline]  # those that it has results of, by name
+    record: RecordT
 
     @property
     def name(self) -> str:
@@ -57,13 +39,13 @@ class Sources:
     """All that a report shows."""
 
     corpus: Corpus
-    description: dict[str, Any]  # corpus.json
+    record: CorpusRecord
     stores: tuple[Store, ...]
     runs: tuple[Run, ...]
-    baselines: tuple[Output, ...]  # baselines.json
-    comparisons: tuple[Output, ...]  # comparison.json
-    quality: tuple[Output, ...]  # embedding_quality.json
-    leakage: tuple[Output, ...]  # leakage.json
+    baselines: tuple[Output[Baselines], ...]
+    comparisons: tuple[Output[Comparison], ...]
+    quality: tuple[Output[EmbeddingQuality], ...]
+    leakage: tuple[Output[Leakage], ...]
 
 
 def open_sources(
@@ -84,41 +66,39 @@ def open_sources(
     opened = read_corpus(corpus)
     return Sources(
         opened,
-        files.read_json(corpus / "corpus.json", "python -m sasnet_jax.prepare"),
+        files.read_record(corpus / "corpus.json", CorpusRecord),
         tuple(open_store(Path(name), opened) for name in stores),
         tuple(_run(name, opened) for name in runs),
-        *(
-            tuple(_output(Path(name), kind, opened) for name in folders)
-            for kind, folders in (
-                ("baselines", baselines),
-                ("comparison", comparisons),
-                ("embedding_quality", quality),
-                ("leakage", leakage),
-            )
-        ),
+        _outputs(baselines, "baselines.json", Baselines, opened),
+        _outputs(comparisons, "comparison.json", Comparison, opened),
+        _outputs(quality, "embedding_quality.json", EmbeddingQuality, opened),
+        _outputs(leakage, "leakage.json", Leakage, opened),
     )
 
 
 def _run(folder: str, corpus: Corpus) -> Run:
     run = Run(folder)
-    _refuse_foreign(run.folder / "config.json", run.description, corpus)
-    if run.evaluation and (run.folder / "predictions.parquet").exists():
-        predictions.read(run.folder / "predictions.parquet", corpus)  # refuses another split's
+    _refuse_foreign(run.folder / "config.json", run.corpus_sha256, corpus)
+    if run.evaluation:
+        run.predictions(corpus, run.evaluation)  # refuses those of another run
     return run
 
 
-def _output(folder: Path, kind: str, corpus: Corpus) -> Output:
-    made_by, keys = _OUTPUTS[kind]
-    path = folder / f"{kind}.json"
-    found = files.read_json(path, f"python -m sasnet_jax.{made_by}", (*keys, "corpus_sha256"))
-    _refuse_foreign(path, found, corpus)
-    models = _BASELINES_IN[kind](found)
-    return Output(folder, found, registry.read(path, models, f"python -m sasnet_jax.{made_by}"))
+def _outputs(
+    folders: tuple[str, ...], name: str, kind: type[RecordT], corpus: Corpus
+) -> tuple[Output[RecordT], ...]:
+    outputs = []
+    for folder in folders:
+        path = Path(folder) / name
+        record: Any = files.read_record(path, kind)
+        _refuse_foreign(path, record.corpus_sha256, corpus)
+        outputs.append(Output(Path(folder), record))
+    return tuple(outputs)
 
 
-def _refuse_foreign(path: Path, found: dict[str, Any], corpus: Corpus) -> None:
-    if found.get("corpus_sha256") != corpus.sha256:
+def _refuse_foreign(path: Path, corpus_sha256: str, corpus: Corpus) -> None:
+    if corpus_sha256 != corpus.sha256:
         raise UserError(
-            f"{path} belongs to another corpus or split than {corpus.folder}: make it again with "
+            f"{path} belongs to another corpus or split than {corpus.folder}: write it again with "
             f"--corpus={corpus.folder}, or leave it out"
         )

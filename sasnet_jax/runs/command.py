@@ -6,26 +6,12 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from sasnet_jax.cli import ProgressBar, UserError, setting
 from sasnet_jax.model.run import Run
 from sasnet_jax.scores import predictions
 
-Column: TypeAlias = Literal[
-    "name",
-    "state",
-    "inputs",
-    "protocol",
-    "best_epoch",
-    "val_log_loss",
-    "val_accuracy",
-    "test_accuracy",
-    "test_macro_f1",
-    "seed",
-    "corpus",
-]
-_HIGHER_IS_BETTER = ("val_accuracy", "test_accuracy", "test_macro_f1")
 _SHORT_HASH = 8
 
 
@@ -33,69 +19,58 @@ _SHORT_HASH = 8
 class RunsConfig:
     """Settings of `runs`."""
 
-    folder: str = setting("", help="folder to look for runs in", topic="input")
+    folder: str = setting("", help="folder to search for runs", topic="input")
     run: tuple[str, ...] = setting((), help="run folder; repeatable", topic="input")
-    sort: Column = setting("name", help="column to sort by, the best first", topic="output")
-    compare: bool = setting(False, help="the settings in which the runs differ", topic="output")
-    plot: str = setting("", help="PNG file to draw all learning curves into", topic="output")
+    compare: bool = setting(
+        False, help="show only the settings in which the runs differ", topic="output"
+    )
 
     def __post_init__(self):
         """Refuses what cannot be meant."""
         if not (self.folder or self.run):
             raise UserError("give --folder=FOLDER or --run=RUN")
-        if self.plot and Path(self.plot).suffix != ".png":
-            raise UserError(f"--plot={self.plot} must end with .png")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Listed:
-    """A folder as it is listed."""
+    """A folder in the list."""
 
     name: str
-    problem: str = ""  # why nothing more is known
+    problem: str = ""  # why it has no columns
     columns: dict[str, Any] = dataclasses.field(default_factory=dict)
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
-    records: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # of metrics.jsonl
 
 
 def run(config: RunsConfig) -> None:
-    """Prints the table, or the comparison; draws the learning curves if they are asked for."""
+    """Prints the table, or the comparison."""
     named = [(Path(name).resolve().name, Path(name)) for name in config.run]
     if config.folder:
         named += _below(Path(config.folder))
     bar = ProgressBar(named, desc="reading", unit="run", delay=5, leave=False)
     listed = [look(name, path) for name, path in bar]
-    good = _sorted([one for one in listed if not one.problem], config.sort)
+    good = [entry for entry in listed if not entry.problem]
     if good:
-        print(_comparison(good) if config.compare else _table([one.columns for one in good]))
-    for one in listed:
-        if one.problem:
-            print(f"{one.name}: {one.problem}")
+        print(_comparison(good) if config.compare else _table([entry.columns for entry in good]))
+    for entry in listed:
+        if entry.problem:
+            print(f"{entry.name}: {entry.problem}")
     if not listed:
         print(f"no runs in {config.folder}")
-    if config.plot:
-        curves = {one.name + _leak(one): one.records for one in good if one.records}
-        if not curves:
-            raise UserError("--plot: none of the runs has been evaluated yet")
-        from sasnet_jax.train import plots  # here: a table does not wait for matplotlib
-
-        plots.learning_curves(curves, Path(config.plot))
-        print(f"written: {config.plot}")
 
 
 def _below(folder: Path) -> list[tuple[str, Path]]:
-    """Names and paths of the runs in `folder`, and of the folders in it that hold none."""
+    """Names and paths of the runs in `folder`, and of its subfolders without runs."""
     if not folder.is_dir():
         raise UserError(f"--folder={folder} is not a folder")
-    found = []
+    folders_with_runs = []
     for name, folders, names in os.walk(folder):
         if "config.json" in names:
-            found.append(Path(name))
+            folders_with_runs.append(Path(name))
             folders.clear()
         folders[:] = [name for name in folders if not name.startswith(".")]
-    if found == [folder]:
+    if folders_with_runs == [folder]:
         return [(folder.resolve().name, folder)]
-    runs = [path.relative_to(folder) for path in found]
+    runs = [path.relative_to(folder) for path in folders_with_runs]
     with_runs = {path.parts[0] for path in runs}
     runs += [
         Path(path.name)
@@ -106,48 +81,45 @@ def _below(folder: Path) -> list[tuple[str, Path]]:
 
 
 def look(name: str, path: Path) -> Listed:
-    """Reads what there is of a run, whatever its state."""
+    """Reads what a run folder holds, in any state."""
     try:
         if not (path / "config.json").is_file():
             raise UserError("holds no run")
-        one = Run(path)
-        columns = {"name": name} | _columns(one)
-        return Listed(name=name, columns=columns, settings=_settings(one), records=one.curve)
+        opened = Run(path)
+        columns = {"name": name} | _columns(opened)
+        return Listed(name=name, columns=columns, settings=_settings(opened))
     except UserError as error:
         return Listed(name=name, problem=str(error))
     except OSError as error:
         return Listed(name=name, problem=f"cannot be read: {error.strerror}")
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        return Listed(name=name, problem=f"damaged, or not a run ({error!r})")
 
 
-def _columns(one: Run) -> dict[str, Any]:
-    config = one.config
-    best = one.best or dict.fromkeys(("epoch", "validation_log_loss", "validation_accuracy"))
-    tested = one.evaluation["test"] if one.evaluation else {}
+def _columns(opened: Run) -> dict[str, Any]:
+    config = opened.config
+    best, evaluation = opened.best, opened.evaluation
     return {
-        "state": one.state,
+        "state": opened.state,
         "inputs": "text+stars" if config.sees_stars else "text",
         "protocol": predictions.LEAKY if config.target_review == "include" else "target excluded",
-        "best_epoch": best["epoch"],
-        "val_log_loss": best["validation_log_loss"],
-        "val_accuracy": best["validation_accuracy"],
-        "test_accuracy": tested.get("accuracy"),
-        "test_macro_f1": tested.get("macro_f1"),
+        "best_epoch": best and best.epoch,
+        "val_log_loss": best and best.validation_log_loss,
+        "val_accuracy": best and best.validation_accuracy,
+        "test_accuracy": evaluation and evaluation.test.accuracy,
+        "test_macro_f1": evaluation and evaluation.test.macro_f1,
         "seed": config.seed,
-        "corpus": one.corpus_sha256[:_SHORT_HASH],
+        "corpus": opened.corpus_sha256[:_SHORT_HASH],
     }
 
 
-def _settings(one: Run) -> dict[str, Any]:
-    """The settings by flag; corpus and stores by what they are, not by where they lie."""
-    settings = dict(one.description["config"])
+def _settings(opened: Run) -> dict[str, Any]:
+    """The settings by flag; the corpus and the stores by their content, not by their path."""
+    settings = dataclasses.asdict(opened.config)
     del settings["output"]
     stores = [
         f"{Path(name).name}:{_hash(identity)}"
-        for name, identity in zip(settings["store"], one.description["stores"], strict=True)
+        for name, identity in zip(opened.config.store, opened.record.stores, strict=True)
     ]
-    corpus = one.corpus_sha256[:_SHORT_HASH]
+    corpus = opened.corpus_sha256[:_SHORT_HASH]
     return settings | {"corpus": corpus, "store": "+".join(stores)}
 
 
@@ -155,27 +127,15 @@ def _hash(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:_SHORT_HASH]
 
 
-def _leak(listed: Listed) -> str:
-    leaky = listed.columns["protocol"] == predictions.LEAKY
-    return f", {predictions.LEAKY}" if leaky else ""
-
-
-def _sorted(listed: Sequence[Listed], column: str) -> list[Listed]:
-    """The best first where one is better, those without a value last."""
-    known = [one for one in listed if one.columns[column] is not None]
-    known.sort(key=lambda one: one.columns[column], reverse=column in _HIGHER_IS_BETTER)
-    return known + [one for one in listed if one.columns[column] is None]
-
-
 def _comparison(listed: Sequence[Listed]) -> str:
-    """One line a run: the settings that are not the same in all, and what came of them."""
-    names = dict.fromkeys(name for one in listed for name in one.settings)
-    differing = [n for n in names if len({repr(one.settings.get(n)) for one in listed}) > 1]
+    """One line per run: the settings in which the runs differ, and their results."""
+    names = dict.fromkeys(name for entry in listed for name in entry.settings)
+    differing = [n for n in names if len({repr(entry.settings.get(n)) for entry in listed}) > 1]
     rows = [
-        {"name": one.name}
-        | {name: one.settings.get(name) for name in differing}
-        | {name: one.columns[name] for name in ("protocol", "val_log_loss", "val_accuracy")}
-        for one in listed
+        {"name": entry.name}
+        | {name: entry.settings.get(name) for name in differing}
+        | {name: entry.columns[name] for name in ("protocol", "val_log_loss", "val_accuracy")}
+        for entry in listed
     ]
     return _table(rows) if differing else "the runs do not differ in any setting"
 

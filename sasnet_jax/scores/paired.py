@@ -1,8 +1,8 @@
-"""Does one model predict better than another, or by chance? (DESIGN section 5)
+"""Does one model predict better than another, beyond chance? (docs/design.md 5)
 
-In: what two or more models did with the same reviews. Out: intervals and p-values. Reviews of one
-user are not independent, so the bootstrap draws users, the same ones for all models; McNemar's test
-takes reviews as independent, and so is the more lenient of the two where users have many.
+In: predictions of two or more models for the same reviews. Out: intervals and p-values. Reviews of
+one user are not independent, so the bootstrap draws users, the same ones for all models; McNemar's
+test takes reviews as independent, and so is the more lenient of the two if users have many.
 """
 
 from collections.abc import Sequence
@@ -31,9 +31,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
     order = np.argsort(p_values, kind="stable")
     remaining = len(p_values) - np.arange(len(p_values))
     corrected = np.maximum.accumulate(np.asarray(p_values, float)[order] * remaining)
-    found = np.empty(len(p_values))
-    found[order] = np.minimum(corrected, 1)
-    return found.tolist()
+    adjusted = np.empty(len(p_values))
+    adjusted[order] = np.minimum(corrected, 1)
+    return adjusted.tolist()
 
 
 def resample_users(
@@ -45,10 +45,10 @@ def resample_users(
     """Sums of each column over users drawn with replacement, as many as there are.
 
     Args:
-      user: whose each review is.
-      values: of each review; give a column of ones to know how many reviews were drawn.
-      seed: of the draws; the same users are drawn for every column.
-      resamples: r, how often.
+      user: the user of each review.
+      values: columns to sum; a column of ones gives the number of reviews drawn.
+      seed: seed of the draws; the same users are drawn for every column.
+      resamples: r, the number of draws.
     """
     _, index = np.unique(user, return_inverse=True)
     users = int(index.max()) + 1
@@ -70,7 +70,7 @@ def interval(values: Float64[np.ndarray, "r"]) -> list[float]:
 def statistics(
     label: Int8[np.ndarray, "n"], probability: Float64[np.ndarray, "n c"]
 ) -> Float64[np.ndarray, "n c_c_and_1"]:
-    """Of each review its cell of the confusion matrix, one-hot, and its -log p(label), in nats."""
+    """Each review's cell of the confusion matrix, one-hot, and its -log p(label), in nats."""
     classes = probability.shape[1]
     cell = label.astype(int) * classes + probability.argmax(axis=1)
     chosen = probability[np.arange(label.size), label]
@@ -81,7 +81,7 @@ def statistics(
 def metrics_of(sums: Float64[np.ndarray, "r c_c_and_1"]) -> dict[str, Float64[np.ndarray, "r"]]:
     """Accuracy, macro F1 and log-loss from sums of `statistics`.
 
-    In a resample without a class, neither present nor predicted, its F1 counts as 0.
+    The F1 of a class that a resample neither holds nor predicts counts as 0.
     """
     classes = int(np.sqrt(sums.shape[1] - 1))
     confusion = sums[:, :-1].reshape(-1, classes, classes)

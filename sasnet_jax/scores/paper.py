@@ -3,7 +3,7 @@
 import re
 from typing import Any, NamedTuple
 
-# NMSE_c, NPR_c, NAE_s, score, score normalised: over these ten methods, on its Yelp sample.
+# NMSE_c, NPR_c, NAE_s, score, normalized score: over these ten methods, on its Yelp sample.
 TABLE_1: dict[str, tuple[float, float, float, float, float]] = {
     "phi3_instructed/attentional": (0.13, 1.00, 0.00, 0.22, 1.00),
     "phi3_instructed/last": (0.48, 0.76, 0.01, 0.07, 0.84),
@@ -28,7 +28,7 @@ TABLE_2: dict[str, tuple[float, float]] = {
 
 
 class PValues(NamedTuple):
-    """Of the F-test on MSE_c and of the z-test on r_c, as printed."""
+    """The p values of the F-test on MSE_c and of the z-test on r_c, as printed."""
 
     mse: str
     pearson: str
@@ -45,10 +45,10 @@ _PHI3_MINI_WIDTH = 3072
 
 
 def method_of(manifest: dict[str, Any], pooling: str) -> str | None:
-    """The paper's name of the method that made a store, or None: it did not try this one.
+    """The paper's name for a store's method, or None if the paper did not try it.
 
-    An encoder is known by its name, and Phi-3-mini by its width too, so that a small random one,
-    as in tests, is not taken for it.
+    An encoder is identified by its name, and Phi-3-mini by its width too, so that a small random
+    encoder, as in tests, is not mistaken for it.
     """
     encoder = str(manifest.get("encoder", "")).lower()
     if is_minilm(manifest):

@@ -1,65 +1,54 @@
-"""How well a predictor can do that knows a synthetic world's rules, but only the other reviews.
+"""Measures how well one can predict who knows a synthetic world's rules, but only other reviews.
 
 In: a corpus of synthetic reviews. Out, for truth.json: what Bayesian inference by the rules of the
 world (`tastes.py`, `opinions.py`) and the hand-made model (`hand_made.py`) reach on its test
-reviews. Both see of a target what SASNet sees too: its context (DESIGN section 5), by its texts
-alone or with its stars. Nothing is known of the target, and nothing of the latent truth but the
-distributions and what each cuisine is known for.
+reviews. Like SASNet, both see the context of a target (docs/design.md 5): its texts alone, or its
+stars too. They know nothing of the target, and of the latent truth only the distributions and what
+each cuisine is known for.
 
-The inference is one concrete predictor: there is none better in `kinds` and `null`, and slightly
-better ones in the others, where likings count as normal. It is well calibrated: the accuracy that
-it expects is the one that it has on the targets, within chance.
+The inference is one concrete predictor, not a bound. In `kinds` and `null` it is exact; in the
+others slightly better predictors exist, as likings count as normal. Its probabilities are
+calibrated: on the targets it has the accuracy that it expects, within chance.
 """
 
-from typing import Any
-
+import msgspec
 import numpy as np
 import scipy.sparse
-from jaxtyping import Float, Int, Int32
+from jaxtyping import Float, Int, Int8, Int32
 
 from sasnet_jax.cli import ProgressBar
 from sasnet_jax.corpus.contexts import averaging_matrix, contexts_of
 from sasnet_jax.corpus.corpus import Corpus
 from sasnet_jax.scores import metrics
 from sasnet_jax.synthetic import hand_made, opinions, tastes
-from sasnet_jax.synthetic.families import FAMILIES
+from sasnet_jax.synthetic.families import FAMILIES, FamilyName
 from sasnet_jax.synthetic.text import Words, read_words
-from sasnet_jax.synthetic.world import make_world
+from sasnet_jax.synthetic.world import Reached, Truth, make_world
 
 
-def measure(corpus: Corpus, reviews: int, seed: int, world: str) -> dict[str, Any]:
-    """What the world's rules and a model made by hand reach on all test reviews.
+def measure(corpus: Corpus, truth: Truth) -> Truth:
+    """Adds to a corpus's truth what the inference and the hand-made model reach.
 
-    Args:
-      corpus: prepared from synthetic reviews.
-      reviews: how many were generated,
-      seed: and from which seed.
-      world: the family, of FAMILIES.
-
-    Returns:
-      For truth.json: `inference` and `hand_made`, each by what they see (`texts`,
-      `texts_and_stars`); nothing where there is no test review, or nothing to learn from.
+    Without a test review, or two classes to learn from, nothing is added.
     """
     targets, training = corpus.rows("test"), corpus.rows("train")
     if not targets.size or np.unique(corpus.label[training]).size < 2:
-        return {}
-    usual = make_world(reviews, seed, world=world).usual
-    words = read_words(corpus.texts(), FAMILIES[world].read)
-    truth: dict[str, Any] = {"inference": {}, "hand_made": {}}
-    known = {"texts": words.stars, "texts_and_stars": corpus.stars.astype(int)}
+        return truth
+    usual = make_world(truth.reviews, truth.seed, world=truth.world).usual
+    words = read_words(corpus.texts(), FAMILIES[truth.world].read)
+    known = {"texts": words.stars}
+    if (words.stars != corpus.stars).any():  # otherwise the texts tell all stars
+        known["texts_and_stars"] = corpus.stars.astype(int)
+    label, user = corpus.label[targets], corpus.user[targets]
+    inference, by_hand = {}, {}
     for sees, stars in known.items():
-        if sees != "texts" and (stars == words.stars).all():  # each text tells its stars
-            for of_whom in truth.values():
-                of_whom[sees] = of_whom["texts"]
-            break
         told = words._replace(stars=stars)
-        probability = infer(corpus, told, targets, usual, world, seed)
-        truth["inference"][sees] = _expectation(probability) | _accuracy(
-            corpus, targets, probability
-        )
-        probability = hand_made.predict(corpus, told, world)
-        truth["hand_made"][sees] = _accuracy(corpus, targets, probability)
-    return truth
+        inferred = infer(corpus, told, targets, usual, truth.world, truth.seed)
+        inference[sees] = _reached(label, user, inferred)
+        by_hand[sees] = _reached(label, user, hand_made.predict(corpus, told, truth.world))
+    return msgspec.structs.replace(
+        truth, test_reviews=targets.size, inference=inference, hand_made=by_hand
+    )
 
 
 def infer(
@@ -67,43 +56,35 @@ def infer(
     words: Words,
     targets: Int32[np.ndarray, "n"],
     usual: Float[np.ndarray, "c k"],
-    world: str,
+    world: FamilyName,
     seed: int,
 ) -> Float[np.ndarray, "n 3"]:
     """P(bad, good, excellent) of the targets, by the rules of the world.
 
     Args:
-      corpus: whose contexts,
-      words: and what its texts say; stars of 0 are not known.
+      corpus: whose contexts are seen.
+      words: what its texts say; stars of 0 are not known.
       targets: reviews.
       usual: quality that each cuisine is known for.
       world: the family.
-      seed: of the samples of users.
+      seed: of sampled users.
     """
-    contexts = [
+    user, business = (
         averaging_matrix(context, targets).sign() for context in contexts_of(corpus, "exclude")
-    ]
+    )
     if world in ("kinds", "null"):
-        return opinions.predict(words, *contexts, all_agree=world == "null")
+        return opinions.predict(words, user, business, all_agree=world == "null")
     match = tastes.Worst if world == "veto" else tastes.Product
     rng = np.random.default_rng([seed, 2])
-    of_user, of_business = ([_rows(side, i) for i in range(targets.size)] for side in contexts)
-    users = tastes.Users(words, np.unique(contexts[0].indices), usual, match, rng)
     businesses: dict[bytes, tastes.Business] = {}
     probability = np.empty((targets.size, 3))
-    bar = ProgressBar(
-        zip(of_user, of_business, strict=True),
-        total=targets.size,
-        desc="measuring the ceiling",
-        unit="review",
-        delay=5,
-        mininterval=1,
-    )
-    for index, (by_user, of_place) in enumerate(bar):
-        key = of_place.tobytes()
-        if key not in businesses:
-            businesses[key] = tastes.infer_business(words.take(of_place), usual, match, rng)
-        probability[index] = tastes.predict(users.infer(by_user), businesses[key], match)
+    bar = ProgressBar(range(targets.size), desc="measuring the ceiling", unit="review", delay=5)
+    for index in bar:
+        rows = _rows(business, index)
+        if (key := rows.tobytes()) not in businesses:
+            businesses[key] = tastes.infer_business(words.take(rows), usual, match, rng)
+        writer = tastes.infer_user(words.take(_rows(user, index)), usual, match, rng)
+        probability[index] = tastes.predict(writer, businesses[key], match)
     return probability
 
 
@@ -111,21 +92,17 @@ def _rows(seen: scipy.sparse.csr_matrix, index: int) -> Int[np.ndarray, "n"]:
     return np.sort(seen.indices[seen.indptr[index] : seen.indptr[index + 1]])
 
 
-def _expectation(probability: Float[np.ndarray, "n 3"]) -> dict[str, float]:
-    """The accuracy that a predictor expects of itself, with the standard error of that mean."""
+def _reached(
+    label: Int8[np.ndarray, "n"],
+    user: Int32[np.ndarray, "n"],
+    probability: Float[np.ndarray, "n 3"],
+) -> Reached:
     best = probability.max(axis=1)
-    return {
-        "expected_accuracy": float(best.mean()),
-        "standard_error": float(best.std() / np.sqrt(best.size)),
-    }
-
-
-def _accuracy(
-    corpus: Corpus, targets: Int32[np.ndarray, "n"], probability: Float[np.ndarray, "n 3"]
-) -> dict[str, float]:
-    label = corpus.label[targets]
-    return {
-        "accuracy": float((probability.argmax(axis=1) == label).mean()),
-        "log_loss": metrics.log_loss(label, probability),
-        "test_reviews": int(targets.size),
-    }
+    # What is expected of the reviews of one user depends on what is known of that user.
+    by_user = np.bincount(user, best - best.mean())
+    return Reached(
+        accuracy=float((probability.argmax(axis=1) == label).mean()),
+        log_loss=metrics.log_loss(label, probability),
+        expected_accuracy=float(best.mean()),
+        standard_error=float(np.linalg.norm(by_user) / best.size),
+    )

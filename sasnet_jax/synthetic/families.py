@@ -19,6 +19,7 @@ visit, so reading the target's own review helps a model as it does on real revie
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -35,6 +36,7 @@ from sasnet_jax.synthetic.text import (
 )
 from sasnet_jax.synthetic.vocabulary import ASPECTS, CUISINES, STYLES
 
+FamilyName = Literal["aspects", "aspects_noisy", "kinds", "null", "veto"]
 USER_BIAS = 0.35  # standard deviations of the parts of z
 BUSINESS_BIAS = 0.3
 VISIT_NOISE = 0.6
@@ -222,7 +224,7 @@ _KINDS = dataclasses.replace(
     writer=StyleWriter,
     read=read_style,
 )
-FAMILIES = {
+FAMILIES: dict[FamilyName, Family] = {
     "aspects": _ASPECTS,
     "aspects_noisy": _ASPECTS_NOISY,
     "kinds": _KINDS,

@@ -21,7 +21,7 @@ from sklearn.linear_model import LogisticRegression
 
 from sasnet_jax.corpus.contexts import averaging_matrix, contexts_of
 from sasnet_jax.corpus.corpus import CLASSES, Corpus, labels_of
-from sasnet_jax.corpus.counts import bias_features, class_shares
+from sasnet_jax.corpus.counts import SMOOTHING, class_shares
 from sasnet_jax.scores import metrics
 from sasnet_jax.synthetic import opinions, tastes
 from sasnet_jax.synthetic.text import Words
@@ -29,7 +29,7 @@ from sasnet_jax.synthetic.vocabulary import ASPECTS
 
 _USUAL_STARS = 3.6
 _PENALTIES = (0.001, 0.003, 0.01, 0.03, 0.1, 1.0)  # C
-_FAVOURITE = 5.0  # mentions that saying "what matters most to me" is worth
+_FAVORITE = 5.0  # mentions that saying "what matters most to me" is worth
 _TASTE, _QUALITY, _USER, _BUSINESS = 0.4, 0.5, 2.0, 4.0  # shrinkage, in mentions or reviews
 _OPINION = 1.5
 
@@ -73,11 +73,11 @@ def _facts(words: Words) -> dict[str, Float[np.ndarray, "reviews _"]]:
     mentioned = (words.level >= 0).astype(float)
     praise = np.where(words.level >= 0, words.level - 2.0, 0.0)
     spoken = np.where(words.mentions > 0, words.order[:, 0], -1)
-    first, favourite = (
+    first, favorite = (
         (index[:, None] == np.arange(len(ASPECTS))).astype(float)
-        for index in (spoken, words.favourite)
+        for index in (spoken, words.favorite)
     )
-    care = mentioned + first + _FAVOURITE * favourite
+    care = mentioned + first + _FAVORITE * favorite
     known = (words.stars > 0)[:, None].astype(float)
     stars = known * (words.stars[:, None] - _USUAL_STARS)
     explained = (care * praise).sum(1, keepdims=True) / np.maximum(care.sum(1, keepdims=True), 1)
@@ -112,10 +112,11 @@ def _features(
         seen: scipy.sparse.csr_matrix = averaging_matrix(context, rows).sign()
         sums.append({name: seen @ column for name, column in facts.items()})
     user, business = sums
-    counts = np.stack([side["classes"] for side in sums], axis=1)  # [n, 2, c]
     shares = class_shares(corpus.label[corpus.rows("train")], len(CLASSES))
-    features = [np.asarray(bias_features(counts.astype(np.float32), shares))]
+    features = []
     for side, shrink in zip(sums, (_USER, _BUSINESS), strict=True):
+        smoothed = (side["classes"] + SMOOTHING * shares) / (side["known"] + SMOOTHING)
+        features += [np.log(smoothed), np.log1p(side["known"])]
         features.append(side["stars"] / (side["known"] + shrink))
     if world == "kinds":
         kind = softmax(user["style"], axis=1)

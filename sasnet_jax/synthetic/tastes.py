@@ -20,7 +20,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.special import ndtr
+from scipy.special import ndtr, softmax
 
 from sasnet_jax.synthetic.families import (
     BUSINESS_BIAS,
@@ -41,14 +41,14 @@ from sasnet_jax.synthetic.vocabulary import ASPECTS
 
 _PRIOR_SAMPLES = 1000  # of a user
 _SAMPLES = 200  # of a user, after resampling
-_MOVES = 15  # of each sample
+_MOVES = 5  # of each sample by each step
 _STEPS = (0.1, 0.4, 1.2)  # of a move, in the logarithm of a taste
 _REVIEWERS = 200  # samples of each other reviewer's taste
+_OWN_VARIANCE = 1 - CUISINE_QUALITY**2  # of a quality, given its cuisine
 _GRID = np.linspace(-4, 4, 81)  # of a quality
 _BIAS_GRID = np.linspace(-3.5, 3.5, 29) * BUSINESS_BIAS
 _EXPERIENCE_GRID = np.linspace(-5, 5, 51)
 _BIASES = 15  # of each listed user
-_CHUNK = 500  # reviews at a time
 _IMPOSSIBLE = -1e4  # log-probability; finite, so that the sum of a few is comparable
 _LEVEL_EDGES = np.array([-np.inf, *LEVEL_CUTS, np.inf])
 _K = len(ASPECTS)
@@ -124,86 +124,49 @@ class Worst:
 Match: TypeAlias = type[Product] | type[Worst]
 
 
-class Users:
-    """Infers users from the reviews that they wrote elsewhere.
+def infer_user(
+    words: Words, usual: Float[np.ndarray, "c k"], match: Match, rng: np.random.Generator
+) -> User:
+    """What the reviews that a user wrote tell of them."""
+    mean = usual[words.cuisine]
+    visits = match(words.level, mean, np.full_like(mean, _OWN_VARIANCE + VISIT_NOISE**2))
 
-    Args:
-      words: of all reviews.
-      rows: the reviews to infer from, ascending.
-      usual: quality that each cuisine is known for.
-      match: of the family.
-      rng: of samples and moves.
-    """
+    def log_likelihood(taste, bias):  # [p, k], [p, b] -> [p, b]
+        liking, spread = visits.moments(taste)
+        spread = spread[:, None] + BUSINESS_BIAS**2 + STAR_NOISE**2
+        stars = _log_stars(bias[:, :, None] + liking[:, None], spread, words.stars)
+        return (log_words(taste, words)[:, None] + stars).sum(axis=2)
 
-    def __init__(
-        self,
-        words: Words,
-        rows: Int[np.ndarray, "m"],
-        usual: Float[np.ndarray, "c k"],
-        match: Match,
-        rng: np.random.Generator,
-    ):
-        self._words, self._rows, self._usual, self._match, self._rng = (
-            words,
-            rows,
-            usual,
-            match,
-            rng,
-        )
-        self._log_gamma = np.empty((0, _K))
-        if match is Worst:
-            self.prior = _listed_users()
-        else:
-            self._log_gamma, bias = _sampled_users(_PRIOR_SAMPLES, rng)
-            weight = np.full((_PRIOR_SAMPLES, 1), 1 / _PRIOR_SAMPLES)
-            self.prior = User(_taste(self._log_gamma), bias, weight)
-        # Of every hypothesis and review once, as targets of one user share most reviews.
-        parts = [
-            self._likelihood_of(rows[first : first + _CHUNK])(self.prior.taste, self.prior.bias)
-            for first in range(0, rows.size, _CHUNK)
-        ]
-        empty = np.zeros((*self.prior.bias.shape, 0))
-        self._table = np.concatenate([empty, *parts], axis=2)  # [p, b, m]
+    if match is Product:
+        return _sample_user(log_likelihood, rng)
+    taste = listed_tastes()
+    nodes, weights = np.polynomial.hermite_e.hermegauss(_BIASES)
+    bias = np.tile(USER_BIAS * nodes, (len(taste), 1))
+    return User(taste, bias, softmax(np.log(weights) + log_likelihood(taste, bias)))
 
-    def infer(self, rows: Int[np.ndarray, "n"]) -> User:
-        """What these reviews tell of their user."""
-        told = self._table[:, :, np.searchsorted(self._rows, rows)].sum(axis=2)
-        weight = self.prior.weight * np.exp(told - told.max())
-        weight /= weight.sum()
-        if self._match is Worst:
-            return self.prior._replace(weight=weight)
-        uniform = np.full((_SAMPLES, 1), 1 / _SAMPLES)
-        rng = self._rng
-        chosen = rng.choice(weight.size, _SAMPLES, p=weight[:, 0])
-        log_gamma, bias = self._log_gamma[chosen], self.prior.bias[chosen]
-        density = told[chosen, 0] + _log_prior(log_gamma, bias)
-        log_likelihood = self._likelihood_of(rows)
-        for move in range(_MOVES if rows.size else 0):
-            step = _STEPS[move % len(_STEPS)]
-            new_gamma = log_gamma + step * rng.normal(size=log_gamma.shape)
-            new_bias = bias + step * USER_BIAS * rng.normal(size=bias.shape)
-            new_density = log_likelihood(_taste(new_gamma), new_bias).sum(axis=(1, 2))
-            new_density += _log_prior(new_gamma, new_bias)
-            accept = np.log(rng.random(_SAMPLES)) < new_density - density
-            log_gamma = np.where(accept[:, None], new_gamma, log_gamma)
-            bias = np.where(accept[:, None], new_bias, bias)
-            density = np.where(accept, new_density, density)
-        return User(_taste(log_gamma), bias, uniform)
 
-    def _likelihood_of(self, rows: Int[np.ndarray, "n"]) -> Callable[..., Float[np.ndarray, "..."]]:
-        """Log-probability [p, b, n] of what these reviews say, of tastes [p, k], biases [p, b]."""
-        words = self._words.take(rows)
-        mean = self._usual[words.cuisine]
-        variance = np.full_like(mean, 1 - CUISINE_QUALITY**2 + VISIT_NOISE**2)
-        visits = self._match(words.level, mean, variance)
-
-        def log_likelihood(taste, bias):
-            liking, spread = visits.moments(taste)
-            spread = spread[:, None] + BUSINESS_BIAS**2 + STAR_NOISE**2
-            stars = _log_stars(bias[:, :, None] + liking[:, None], spread, words.stars)
-            return log_words(taste, words)[:, None] + stars
-
-        return log_likelihood
+def _sample_user(
+    log_likelihood: Callable[..., Float[np.ndarray, "p b"]], rng: np.random.Generator
+) -> User:
+    # A taste is that of gamma draws, normalized. A draw of a shape < 1 may underflow, its logarithm
+    # does not.
+    shape, size = TASTE_CONCENTRATION, (_PRIOR_SAMPLES, _K)
+    log_gamma = np.log(rng.gamma(shape + 1, size=size)) + np.log(rng.random(size)) / shape
+    bias = rng.normal(scale=USER_BIAS, size=(_PRIOR_SAMPLES, 1))
+    told = log_likelihood(_taste(log_gamma), bias)[:, 0]
+    chosen = rng.choice(_PRIOR_SAMPLES, _SAMPLES, p=softmax(told))
+    log_gamma, bias = log_gamma[chosen], bias[chosen]
+    density = told[chosen] + _log_prior(log_gamma, bias)
+    for step in _STEPS * _MOVES:
+        new_gamma = log_gamma + step * rng.normal(size=log_gamma.shape)
+        new_bias = bias + step * USER_BIAS * rng.normal(size=bias.shape)
+        new_density = log_likelihood(_taste(new_gamma), new_bias)[:, 0]
+        new_density += _log_prior(new_gamma, new_bias)
+        accept = np.log(rng.random(_SAMPLES)) < new_density - density
+        log_gamma = np.where(accept[:, None], new_gamma, log_gamma)
+        bias = np.where(accept[:, None], new_bias, bias)
+        density = np.where(accept, new_density, density)
+    return User(_taste(log_gamma), bias, np.full((_SAMPLES, 1), 1 / _SAMPLES))
 
 
 def listed_tastes() -> Float[np.ndarray, "p k"]:
@@ -212,24 +175,6 @@ def listed_tastes() -> Float[np.ndarray, "p k"]:
     taste = np.zeros((len(sets), _K))
     taste[np.arange(len(sets))[:, None], sets] = 1 / np.sqrt(CARED_FOR)
     return taste
-
-
-def _listed_users() -> User:
-    """Every taste of `veto`, with a grid of biases."""
-    taste = listed_tastes()
-    nodes, weights = np.polynomial.hermite_e.hermegauss(_BIASES)
-    weight = weights / weights.sum() / len(taste)
-    return User(taste, *(np.tile(each, (len(taste), 1)) for each in (USER_BIAS * nodes, weight)))
-
-
-def _sampled_users(
-    samples: int, rng: np.random.Generator
-) -> tuple[Float[np.ndarray, "p k"], Float[np.ndarray, "p 1"]]:
-    """Logarithms of unnormalised tastes (a Dirichlet draw is one of gamma draws), and biases."""
-    # A gamma draw of shape a < 1 in logarithms, where the draw itself may underflow.
-    a = TASTE_CONCENTRATION
-    gamma = np.log(rng.gamma(a + 1, size=(samples, _K))) + np.log(rng.random((samples, _K))) / a
-    return gamma, rng.normal(scale=USER_BIAS, size=(samples, 1))
 
 
 def _log_prior(
@@ -251,8 +196,8 @@ def log_words(taste: Float[np.ndarray, "p k"], words: Words) -> Float[np.ndarray
     left = (taste + MENTION_FLOOR).sum(axis=1)[:, None, None] - np.cumsum(weight, axis=-1) + weight
     mentioned = np.arange(most) < words.mentions[:, None]
     chosen = np.where(mentioned, np.log(weight / left), 0.0).sum(axis=-1)
-    favourite = taste[:, words.favourite] >= taste.max(axis=1, keepdims=True)
-    return np.where((words.favourite < 0) | favourite, chosen, _IMPOSSIBLE)
+    favorite = taste[:, words.favorite] >= taste.max(axis=1, keepdims=True)
+    return np.where((words.favorite < 0) | favorite, chosen, _IMPOSSIBLE)
 
 
 def _log_stars(
@@ -297,31 +242,27 @@ def infer_business(
     """What the reviews of a business tell of it."""
     if not words.stars.size:  # not even its cuisine
         return Business(np.zeros(_K), np.ones(_K), 0.0, BUSINESS_BIAS**2)
-    own_variance = 1 - CUISINE_QUALITY**2
     prior = usual[words.cuisine[0]]
     told = ndtr((_LEVEL_EDGES[1:, None] - _GRID) / VISIT_NOISE)
     told -= ndtr((_LEVEL_EDGES[:-1, None] - _GRID) / VISIT_NOISE)  # P(level | quality) [5, grid]
     counts = np.stack([(words.level == level).sum(axis=0) for level in range(5)], axis=1)  # [k, 5]
     log_posterior = counts @ np.log(np.maximum(told, 1e-12))
-    log_posterior -= (_GRID - prior[:, None]) ** 2 / (2 * own_variance)
-    posterior = np.exp(log_posterior - log_posterior.max(axis=1, keepdims=True))
-    posterior /= posterior.sum(axis=1, keepdims=True)
+    log_posterior -= (_GRID - prior[:, None]) ** 2 / (2 * _OWN_VARIANCE)
+    posterior = softmax(log_posterior, axis=1)
     quality = posterior @ _GRID
     quality_variance = posterior @ _GRID**2 - quality**2
 
     mean = np.broadcast_to(quality, words.level.shape)
-    visits = match(words.level, mean, mean * 0 + quality_variance + VISIT_NOISE**2)
+    variance = np.broadcast_to(quality_variance + VISIT_NOISE**2, words.level.shape)
+    visits = match(words.level, mean, variance)
     taste = listed_tastes() if match is Worst else draw_tastes(_REVIEWERS, rng)
-    log_weight = log_words(taste, words)
-    weight = np.exp(log_weight - log_weight.max(axis=0))
-    weight /= weight.sum(axis=0)  # [p, n]
+    weight = softmax(log_words(taste, words), axis=0)  # [p, n]
     liking, spread = visits.moments(taste)
     spread += USER_BIAS**2 + STAR_NOISE**2
     log_bias = -0.5 * (_BIAS_GRID / BUSINESS_BIAS) ** 2
     stars = _log_stars(_BIAS_GRID[:, None, None] + liking, spread, words.stars)  # [grid, p, n]
     log_bias = log_bias + np.log((weight * np.exp(stars)).sum(axis=1)).sum(axis=1)
-    bias_posterior = np.exp(log_bias - log_bias.max())
-    bias_posterior /= bias_posterior.sum()
+    bias_posterior = softmax(log_bias)
     bias = float(bias_posterior @ _BIAS_GRID)
     bias_variance = float(bias_posterior @ _BIAS_GRID**2) - bias**2
     return Business(quality, quality_variance, bias, bias_variance)

@@ -59,7 +59,7 @@ class Facts(NamedTuple):
 
     cuisine: int  # index into CUISINES; -1 where it is not said
     mentions: tuple[tuple[int, int], ...]  # (aspect, level of 0 to 4), in the order of the text
-    favourite: int | None  # the aspect that its user says to care for most
+    favorite: int | None  # the aspect that its user says to care for most
     stars: int  # 0 where there is no verdict
     style: tuple[int, ...] = (0,) * len(STYLES)  # words that each kind of user is fond of
 
@@ -71,7 +71,7 @@ class Words(NamedTuple):
     level: Int[np.ndarray, "n k"]
     order: Int[np.ndarray, "n k"]  # the aspects in order of mention, then the others
     mentions: Int[np.ndarray, "n"]
-    favourite: Int[np.ndarray, "n"]  # -1 where it is not said
+    favorite: Int[np.ndarray, "n"]  # -1 where it is not said
     stars: Int[np.ndarray, "n"]  # 0 where they are not said
     style: Int[np.ndarray, "n h"]
 
@@ -107,7 +107,7 @@ class ReviewWriter:
         levels = np.searchsorted(LEVEL_CUTS, experience).tolist()
         dice = self._rng.integers(1 << 30, size=(n, _MOST_MENTIONS + 3)).tolist()
         tells = (self._rng.random(n) < _TELLS_TASTE).tolist()
-        favourite = taste.argmax(axis=1).tolist()
+        favorite = taste.argmax(axis=1).tolist()
         talks = self._rng.poisson(self._small_talk, size=n).tolist()
         texts = []
         for i in range(n):
@@ -117,7 +117,7 @@ class ReviewWriter:
                 aspect = ranked[i][j]
                 parts.append(_pick(self._sentences[aspect][levels[i][aspect]], roll[j + 1]))
             if tells[i]:
-                parts.append(_pick(CARES, roll[-2]).format(w=CARED[ASPECTS[favourite[i]]]))
+                parts.append(_pick(CARES, roll[-2]).format(w=CARED[ASPECTS[favorite[i]]]))
             parts += [_pick(SMALL_TALK, roll[0] // 7 + 11 * j) for j in range(talks[i])]
             parts.append(_pick(VERDICTS[stars[i] - 1], roll[-1]))
             texts.append(". ".join(parts) + ".")
@@ -143,7 +143,7 @@ class NoisyWriter(ReviewWriter):
         tells_taste = (rng.random(n) < _NOISY_TELLS_TASTE).tolist()
         tells_stars = (rng.random(n) < _TELLS_STARS).tolist()
         # Of several aspects that are equally dear, any.
-        favourite = (taste + 1e-6 * rng.random(taste.shape)).argmax(axis=1).tolist()
+        favorite = (taste + 1e-6 * rng.random(taste.shape)).argmax(axis=1).tolist()
         talk = [self._talk(count) for count in rng.poisson(self._small_talk, size=n).tolist()]
         texts = []
         for i in range(n):
@@ -155,7 +155,7 @@ class NoisyWriter(ReviewWriter):
                 subject = _pick(VOCABULARY[ASPECTS[aspect]][0], roll[j + 1] // len(FRAMES))
                 parts.append(_capital(_pick(FRAMES, roll[j + 1]).format(s=subject, a=word)))
             if tells_taste[i]:
-                parts.append(_pick(CARES, roll[3]).format(w=CARED[ASPECTS[favourite[i]]]))
+                parts.append(_pick(CARES, roll[3]).format(w=CARED[ASPECTS[favorite[i]]]))
             for j, sentence in enumerate(talk[i]):
                 parts.insert((roll[4] >> 3 * j) % (len(parts) + 1), sentence)
             if tells_stars[i]:
@@ -205,19 +205,19 @@ class StyleWriter(ReviewWriter):
 
 def read_facts(text: str) -> Facts:
     """What a text of `ReviewWriter` or `NoisyWriter` says."""
-    cuisine, mentions, favourite, stars = -1, [], None, 0
+    cuisine, mentions, favorite, stars = -1, [], None, 0
     meanings = _meanings()
     for sentence in text.removesuffix(".").split(". "):
         kind, *told = meanings.get(sentence, ("small talk",))
         if kind == "mention":
             mentions.append((told[0], told[1]))
-        elif kind == "favourite":
-            favourite = told[0]
+        elif kind == "favorite":
+            favorite = told[0]
         elif kind == "stars":
             stars = told[0]
         elif kind == "cuisine":
             cuisine = told[0]
-    return Facts(cuisine, tuple(mentions), favourite, stars)
+    return Facts(cuisine, tuple(mentions), favorite, stars)
 
 
 def read_style(text: str) -> Facts:
@@ -243,7 +243,7 @@ def read_words(texts: Iterable[str], read: Callable[[str], Facts]) -> Words:
         level,
         order,
         np.array([len(fact.mentions) for fact in facts], int),
-        np.array([-1 if fact.favourite is None else fact.favourite for fact in facts], int),
+        np.array([-1 if fact.favorite is None else fact.favorite for fact in facts], int),
         np.array([fact.stars for fact in facts], int),
         np.array([fact.style for fact in facts], int).reshape(len(facts), len(STYLES)),
     )
@@ -285,7 +285,7 @@ def _meanings() -> dict[str, tuple]:
                     told = (_capital(frame.format(s=subject, a=word)) for frame in FRAMES)
                     meanings |= dict.fromkeys(told, ("mention", aspect, level))
     for aspect, name in enumerate(ASPECTS):
-        meanings |= {frame.format(w=CARED[name]): ("favourite", aspect) for frame in CARES}
+        meanings |= {frame.format(w=CARED[name]): ("favorite", aspect) for frame in CARES}
     for stars, verdicts in enumerate(VERDICTS, start=1):
         meanings |= dict.fromkeys(verdicts, ("stars", stars))
         said = (frame.format(a=word) for frame in VERDICT_FRAMES for word in _verdicts(stars))

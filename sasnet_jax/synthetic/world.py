@@ -1,26 +1,27 @@
 """Draws a world of users and businesses, and writes it as a Yelp-schema dump.
 
 In: a family (`families.py`), a number of reviews and a seed. Out: `review.ndjson`,
-`business.ndjson` and `truth.json`, the best accuracy of a predictor that knows the world;
-`ceiling.py` adds what can be inferred from the other reviews.
+`business.ndjson` and `truth.json`, from which the same world can be drawn again
+(`true_probabilities`); `ceiling.py` adds what can be inferred from the other reviews.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 import numpy as np
 from jaxtyping import Float, Int
 
-from sasnet_jax.cli import ProgressBar
-from sasnet_jax.files import write_json
+from sasnet_jax.cli import ProgressBar, UserError
+from sasnet_jax.files import Record, write_record
 from sasnet_jax.synthetic.families import (
     FAMILIES,
     STAR_NOISE,
     USER_BIAS,
     VISIT_NOISE,
     Family,
+    FamilyName,
     Shape,
     star_cuts,
 )
@@ -29,6 +30,30 @@ from sasnet_jax.synthetic.vocabulary import CUISINES
 _BUSINESSES_PER_CITY = 400
 _HOME_CITY = 0.9  # the probability that a visit is in the user's own city
 _CHUNK = 50_000  # reviews made at a time
+
+
+class Reached(msgspec.Struct, kw_only=True, frozen=True):
+    """What a predictor reaches on the test reviews."""
+
+    accuracy: float
+    log_loss: float  # nats
+    expected_accuracy: float  # by its own probabilities: the mean of each review's greatest
+    standard_error: float  # of that mean, over users
+
+
+class Truth(Record, kw_only=True, frozen=True):
+    """truth.json: which world was drawn, and what a model can reach in it."""
+
+    made_by = "python -m sasnet_jax.prepare"
+    version = 0
+    world: FamilyName = "aspects"  # the only family of earlier versions
+    reviews: int
+    seed: int
+    latents_sum: float | None = None  # by which the same world is recognized
+    best_accuracy_knowing_the_latents: float  # but not the noise of the visit
+    test_reviews: int = 0  # on which the predictors below are measured
+    inference: dict[str, Reached] = {}  # by what it sees
+    hand_made: dict[str, Reached] = {}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -46,6 +71,11 @@ class World:
     popularity: Float[np.ndarray, "v"]
     cuisine: Int[np.ndarray, "v"]
 
+    def latents_sum(self) -> float:
+        """The sum of the size of all numbers that likings depend on."""
+        latents = (self.taste, self.user_bias, self.quality, self.business_bias)
+        return float(sum(np.abs(values).sum() for values in latents))
+
 
 class _Review(msgspec.Struct):
     """A line of `review.ndjson`, in Yelp's schema."""
@@ -59,16 +89,20 @@ class _Review(msgspec.Struct):
 
 
 def generate(
-    reviews: int, seed: int, folder: Path, shape: Shape | None = None, world: str = "aspects"
+    reviews: int,
+    seed: int,
+    folder: Path,
+    shape: Shape | None = None,
+    world: FamilyName = "aspects",
 ) -> None:
     """Writes a dump of `reviews` lines, its businesses and `truth.json` into `folder`.
 
     Args:
-      reviews: how many,
-      seed: and from which seed.
+      reviews: how many.
+      seed: of the world and of its reviews.
       folder: exists.
-      shape: how long the histories are; None for that of the family.
-      world: the family, of FAMILIES.
+      shape: how long the histories are; by default as the family has it.
+      world: the family.
     """
     family = FAMILIES[world]
     shape = shape or family.shape
@@ -85,13 +119,48 @@ def generate(
             file.write(encode(lines))
             expected += best
             bar.update(len(lines))
-    truth = {"world": world, "reviews": reviews, "seed": seed}
-    truth["best_accuracy_knowing_the_latents"] = expected / reviews
-    write_json(folder / "truth.json", truth)
+    truth = Truth(
+        world=world,
+        reviews=reviews,
+        seed=seed,
+        latents_sum=latent.latents_sum(),
+        best_accuracy_knowing_the_latents=expected / reviews,
+    )
+    write_record(folder / "truth.json", truth)
+
+
+def true_probabilities(
+    truth: Truth, user_ids: Sequence[str], business_ids: Sequence[str]
+) -> Float[np.ndarray, "u v 3"]:
+    """P(bad, good, excellent) of a visit of each user to each business.
+
+    They follow from tastes, qualities and biases; only the noise of the visit is not known.
+
+    Args:
+      truth: `synthetic/truth.json` of a corpus.
+      user_ids: of its `users.parquet`.
+      business_ids: of its `businesses.parquet`.
+
+    Raises:
+      UserError: what is drawn is another world than the one that the reviews are of.
+    """
+    family, world = FAMILIES[truth.world], make_world(truth.reviews, truth.seed, world=truth.world)
+    if truth.latents_sum and not np.isclose(truth.latents_sum, world.latents_sum(), rtol=1e-9):
+        raise UserError(
+            f"NumPy {np.__version__} draws another world than the one that truth.json is of: run "
+            f"{Truth.made_by} again into a new folder"
+        )
+    users, businesses = ([int(name[1:]) for name in ids] for ids in (user_ids, business_ids))
+    quality, probability = world.quality[businesses], np.empty((len(users), len(businesses), 3))
+    for row, user in enumerate(users):
+        bias = world.user_bias[user] + world.business_bias[businesses]
+        taste = np.broadcast_to(world.taste[user], quality.shape)
+        probability[row] = family.class_probabilities(bias, taste, quality)
+    return probability
 
 
 def make_world(
-    reviews: int, seed: int, shape: Shape | None = None, world: str = "aspects"
+    reviews: int, seed: int, shape: Shape | None = None, world: FamilyName = "aspects"
 ) -> World:
     """Draws the latent truth for a dump of `reviews` lines."""
     family = FAMILIES[world]

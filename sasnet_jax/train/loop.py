@@ -1,36 +1,38 @@
 """The training loop: chunks of steps, an evaluation each epoch, checkpoints between.
 
-Everything that the result depends on is in the checkpoint or follows from seed and step, so a run
-that was stopped, or killed, and started again ends bit for bit where it would have ended.
+Everything that the result depends on is in the checkpoint or follows from the seed and the step, so
+a run that was stopped or killed and then resumed ends bit for bit where it would have ended.
 """
 
 import contextlib
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import jax
+import msgspec
 import numpy as np
 from jax.sharding import Mesh
 
+from sasnet_jax import files
 from sasnet_jax.cli import Preempted, ProgressBar, UserError
 from sasnet_jax.corpus.corpus import Corpus
 from sasnet_jax.corpus.store import Store
-from sasnet_jax.files import sole_writer
-from sasnet_jax.model import devices, draws, inputs, step
-from sasnet_jax.model.checkpoint import Checkpoints, Progress
+from sasnet_jax.model import devices, draws, inputs, records, step
+from sasnet_jax.model.checkpoint import Checkpoints
 from sasnet_jax.model.config import TrainConfig, is_over
 from sasnet_jax.model.draws import Data
-from sasnet_jax.model.run import Run, has_checkpoint
+from sasnet_jax.model.records import Epoch, Progress, RunRecord
+from sasnet_jax.model.run import Run
 from sasnet_jax.scores import metrics, predictions
-from sasnet_jax.train import run_folder
+from sasnet_jax.train import memory, run_folder
 from sasnet_jax.train.tensorboard import Scalars
 
-_CHUNK_SECONDS = 1.0  # between two looks at the clock and at SIGTERM
+_CHUNK_SECONDS = 1.0  # between two checks of the clock and of SIGTERM
 FIRST_STEP = "first step done"  # of this process; scripts/bench_train.py waits for it
-Watch: TypeAlias = Callable[[dict[str, Any]], bool]
+Watch: TypeAlias = Callable[[Epoch], bool]
 
 
 class NotTrainable(UserError):
@@ -42,13 +44,13 @@ def train(config: TrainConfig, watch: Watch = lambda record: False) -> None:
 
     Args:
       config: the settings.
-      watch: is shown each epoch's line of metrics.jsonl (of a resumed run first the last one that
-        is there), and ends the training by returning True.
+      watch: called with each epoch's line of metrics.jsonl, and first with the last line of a
+        resumed run; it ends the training by returning True.
 
     Raises:
-      UserError: inputs that do not fit, or a folder in use.
-      NotTrainable: a loss that is not finite.
-      TooLittleMemory: on the device.
+      UserError: the inputs do not fit together, or the folder is in use.
+      NotTrainable: the loss is not finite.
+      TooLittleMemory: the settings do not fit the device.
       Preempted: SIGTERM came, and everything is saved.
     """
     devices.join(config.coordinator, config.processes, config.process)
@@ -57,33 +59,34 @@ def train(config: TrainConfig, watch: Watch = lambda record: False) -> None:
         with devices.stop_together():
             mesh = devices.mesh_for(config.batch_size)
             corpus, stores = _inputs(config)
-            run_folder.refuse_foreign(run)
+            files.claim(run, "config.json")
             if devices.is_writer():
-                held.enter_context(sole_writer(run))
-            description = run_folder.describe(run, config, corpus, stores)
-            # A run that is resumed reads its stores as it did before.
-            if has_checkpoint(run):
-                transform = Run(run).transform()
+                held.enter_context(files.sole_writer(run))
+            record = run_folder.describe(config, corpus, stores)
+            # A run without a checkpoint has nothing to lose, so it starts anew with these settings.
+            if resumed := bool(records.saved_numbers(run)):
+                before = files.read_record(run / "config.json", RunRecord)
+                run_folder.refuse_other_run(run, before, record)
+                transform = before.transform(run)  # it reads its stores as it did before
             else:
                 transform = inputs.fit_transform(config, corpus, stores)
-        # Fitted elsewhere, a last bit may differ, and with it which way a direction points.
+            memory.refuse_too_large(config, transform.width)
+        # A fit on another machine may differ in the last bit, and so in the sign of a direction.
         transform = devices.from_writer(transform)
         data = inputs.build_data(config, corpus, stores, transform)
-        if not (run / "config.json").exists() and devices.is_writer():
-            run_folder.write_description(run, description)
-        with devices.enough_memory(data.tables, _with_less_memory(config, data)):
+        if devices.is_writer() and not resumed:
+            run_folder.write_inputs(run, record, transform)
+        with devices.enough_memory(data.tables, memory.with_less(config, data)):
             loop = _Loop(config, mesh, run, data, corpus, watch)
             handler = signal.signal(signal.SIGTERM, loop.request_stop)
             try:
                 loop.restore()
-                if devices.is_writer():
-                    # epochs or patience may have grown
-                    run_folder.write_description(run, description)
-                    transform.save(run / "zscore.npz")
+                if devices.is_writer() and resumed:
+                    run_folder.write_resumed(run, record)
                 loop.run()
             finally:
                 signal.signal(signal.SIGTERM, handler)
-            if loop.stop_requested:  # too late for this run, but not for a caller with more to do
+            if loop.stop_requested:  # this run is complete, but its caller may have more to do
                 raise Preempted(f"{run} is complete")
 
 
@@ -91,19 +94,10 @@ def _inputs(config: TrainConfig) -> tuple[Corpus, tuple[Store, ...]]:
     corpus, stores = inputs.open_inputs(config)
     corpus.refuse_missing_class(config.classes)
     if not corpus.rows("validation").size:
-        raise UserError(f"corpus {corpus.folder} has no validation review to stop by")
+        raise UserError(
+            f"corpus {corpus.folder} has no validation review, which training needs to stop"
+        )
     return corpus, stores
-
-
-def _with_less_memory(config: TrainConfig, data: Data) -> str:
-    """What helps, first against the larger of the tables and a batch's embeddings."""
-    table = {"device": "--table=sharded or host", "sharded": "--table=host"}.get(config.table)
-    size, sets = config.batch_size, config.set_size
-    batch = f"a smaller --batch_size than {size} or --set_size than {sets}"
-    batch_bytes = 2 * size * sets * data.embedding_dim * 4
-    table_bytes = sum(one.nbytes for one in data.tables)
-    helps = (batch, table) if batch_bytes > table_bytes else (table, batch)
-    return f"use {', or '.join(filter(None, helps))}"
 
 
 class _Loop:
@@ -131,7 +125,7 @@ class _Loop:
         self.checkpoints = Checkpoints(run, keep=config.keep)
         self.stop_requested = False
         self.steps_per_chunk = 1
-        self.rate = 0.0  # examples a second in the last chunk
+        self.rate = 0.0  # examples per second in the last chunk
         self.saved_at = time.monotonic()
         self.saved_number = 0  # of steps and evaluations together
         self.shown = ""  # of the last evaluation
@@ -139,7 +133,7 @@ class _Loop:
         self.title = f"training, {predictions.LEAKY}" if leaky else "training"
 
     def run(self) -> None:
-        """Goes on until the last epoch, or until patience ends."""
+        """Trains until the last epoch, or until patience ends."""
         try:
             complete = self._finished()
             if not complete:
@@ -150,64 +144,62 @@ class _Loop:
             from sasnet_jax.train import plots
 
             plots.learning_curve(Run(self.run_folder))
-            what = "already complete" if complete else self.title
-            print(f"{what}: best epoch {self._best()} -> {self.run_folder}")
+            if complete:
+                files.say_complete(self.run_folder)
+            print(f"{self.title}: best epoch {self._best()} -> {self.run_folder}")
 
     def _train(self) -> None:
         first = self._epochs()
-        # Whatever `watch` said of the last epoch may have been lost with the process.
-        ended = self._watched(Run(self.run_folder).curve[-1:])
+        # What `watch` returned for the last epoch may have been lost with the process.
+        ended = self._watched(self.curve[-1:])
         scalars = Scalars(self.run_folder, first + 1) if devices.is_writer() else None
-        try:
-            with (
-                jax.transfer_guard("disallow"),
-                ProgressBar(
-                    total=self.config.epochs,
-                    initial=first,
-                    desc=self.title,
-                    unit="epoch",
-                    disable=not devices.is_writer(),
-                ) as bar,
-            ):
-                while not ended and not self._finished():
-                    self._train_epoch(bar)
-                    record = self._evaluate()
-                    if scalars is not None:
-                        self._show(record, scalars, bar)
-                    self._agree()
-                    ended = self._watched([record])
-            self._save()
-        finally:
-            if scalars is not None:
-                scalars.close()
+        with (
+            jax.transfer_guard("disallow"),
+            ProgressBar(
+                total=self.config.epochs,
+                initial=first,
+                desc=self.title,
+                unit="epoch",
+                disable=not devices.is_writer(),
+            ) as bar,
+        ):
+            while not ended and not self._finished():
+                self._train_epoch(bar)
+                epoch = self._evaluate()
+                if scalars is not None:
+                    self._record(epoch, scalars, bar)
+                self._save_or_stop()
+                ended = self._watched([epoch])
+        self._save()
 
-    def _watched(self, records: list[dict[str, Any]]) -> bool:
-        """Whether `watch` ends the training, in the writer's opinion."""
-        ended = any(self.watch(record) for record in records)
+    def _watched(self, epochs: Sequence[Epoch]) -> bool:
+        """Whether `watch` ends the training; the writer decides."""
+        ended = any(self.watch(epoch) for epoch in epochs)
         return bool(devices.from_every_process(ended)[0, 0])
 
     def restore(self) -> None:
-        """Takes up the latest checkpoint, or the start.
+        """Restores the latest checkpoint, or starts.
 
         Raises:
           UserError: the checkpoint does not fit.
         """
         state = jax.device_get(self.functions.init())
-        found = self.checkpoints.restore(state, state.evaluated)
-        if found is None:
-            nothing_yet = Progress(epochs_evaluated=0, best_epoch=0, best_log_loss=None)
-            found = state, state.evaluated, nothing_yet
-        state, self.best_params, self.progress = found
+        restored = self.checkpoints.restore(state, state.evaluated)
+        state, self.best_params, self.progress = restored or (state, state.evaluated, Progress())
+        if self.progress.curve is None:  # from an earlier version, or the run starts
+            curve = records.read_curve(self.run_folder, self.progress) if restored else []
+            curve = curve[: self.progress.epochs_evaluated]
+            self.progress = msgspec.structs.replace(self.progress, curve=curve)
         self.step = int(state.step)
         self.state = devices.place(self.mesh, state)
         self.saved_number = self.step + self._epochs()
         if devices.is_writer():
             if self.step:
                 print(f"resumed at step {self.step}")
-            run_folder.cut_metrics(self.run_folder, self._epochs())
+            run_folder.write_metrics(self.run_folder, self.curve)
 
     def _train_epoch(self, bar: ProgressBar) -> None:
-        """Steps to the end of the epoch, a chunk at a time."""
+        """Trains to the end of the epoch, a chunk at a time."""
         epoch = self._epochs()
         number = devices.place(self.mesh, np.int32(epoch))
         order = draws.shuffle(self.train_rows, number, self.config.batch_size, self.config.seed)
@@ -221,7 +213,7 @@ class _Loop:
             if bad_step >= 0:
                 raise NotTrainable(
                     f"the loss is not finite from step {bad_step} on (epoch {epoch + 1}): "
-                    "lower --learning_rate, or look at the store for extreme values"
+                    "lower --learning_rate, or check the store for extreme values"
                 )
             if not self.rate and devices.is_writer():
                 ProgressBar.write(f"{FIRST_STEP}, compiled in {time.monotonic() - started:.1f} s")
@@ -236,9 +228,9 @@ class _Loop:
             progress = f"{self.rate:,.0f} examples/s, {share:.0%} of the epoch{self.shown}"
             bar.set_postfix_str(progress, refresh=False)
             bar.update(0)
-            self._agree()
+            self._save_or_stop()
 
-    def _evaluate(self) -> dict[str, Any]:
+    def _evaluate(self) -> Epoch:
         """Validation metrics and the best so far: the epoch's line of metrics.jsonl."""
         probability = step.predict(
             self.functions,
@@ -246,68 +238,84 @@ class _Loop:
             self.state.evaluated,
             self.data,
             self.validation_rows,
-            self._agree,
+            self._save_or_stop,
         )
         if not np.isfinite(probability).all():
             raise NotTrainable(
                 f"the predictions are not finite after step {self.step}: lower --learning_rate"
             )
-        found = metrics.summarize(self.validation_labels, probability)
-        epoch = self._epochs() + 1
-        best = self.progress["best_log_loss"]
-        if best is None or found["log_loss"] < best:
+        scores = metrics.summarize(self.validation_labels, probability)
+        number, best_epoch = self._epochs() + 1, self.progress.best_epoch
+        best, loss = self.progress.best_log_loss, scores.log_loss
+        assert loss is not None  # there are validation reviews
+        if best is None or loss < best:
             self.best_params = jax.device_get(self.state.evaluated)
-            self.progress |= {"best_epoch": epoch, "best_log_loss": found["log_loss"]}
-        self.progress["epochs_evaluated"] = epoch
-        return {
-            "epoch": epoch,
-            "step": self.step,
-            "target_review": self.config.target_review,
-            "train_loss": float(jax.device_get(self.state.epoch_loss)) / self.train_size,
-            "validation_log_loss": found["log_loss"],
-            "validation_accuracy": found["accuracy"],
-            "validation_macro_f1": found["macro_f1"],
-            "best_epoch": self.progress["best_epoch"],
-        }
+            best_epoch, best = number, loss
+        epoch = Epoch(
+            epoch=number,
+            step=self.step,
+            target_review=self.config.target_review,
+            train_loss=float(jax.device_get(self.state.epoch_loss)) / self.train_size,
+            validation_log_loss=loss,
+            validation_accuracy=scores.accuracy,
+            validation_macro_f1=scores.macro_f1,
+            best_epoch=best_epoch,
+        )
+        self.progress = msgspec.structs.replace(
+            self.progress,
+            epochs_evaluated=number,
+            best_epoch=best_epoch,
+            best_log_loss=best,
+            curve=[*self.curve, epoch],
+        )
+        return epoch
 
-    def _show(self, record: dict[str, Any], scalars: Scalars, bar: ProgressBar) -> None:
-        """Appends to metrics.jsonl, and tells TensorBoard and the person watching."""
-        run_folder.append_metrics(self.run_folder, record)
-        shown = ("train_loss", "validation_log_loss", "validation_accuracy")
-        scalars.write(record["epoch"], {name: record[name] for name in shown})
+    def _record(self, epoch: Epoch, scalars: Scalars, bar: ProgressBar) -> None:
+        """Adds the epoch to metrics.jsonl, TensorBoard and the progress bar."""
+        run_folder.append_metrics(self.run_folder, epoch)
+        scalars.write(
+            epoch.epoch,
+            {
+                "train_loss": epoch.train_loss,
+                "validation_log_loss": epoch.validation_log_loss,
+                "validation_accuracy": epoch.validation_accuracy,
+            },
+        )
         self.shown = (
-            f", loss {record['train_loss']:.3f}, "
-            f"validation {record['validation_log_loss']:.3f} / "
-            f"{record['validation_accuracy']:.3f}, best epoch {record['best_epoch']}"
+            f", loss {epoch.train_loss:.3f}, validation {epoch.validation_log_loss:.3f} / "
+            f"{epoch.validation_accuracy:.3f}, best epoch {epoch.best_epoch}"
         )
         bar.update()
         bar.set_postfix_str(f"{self.rate:,.0f} examples/s{self.shown}")
 
+    @property
+    def curve(self) -> list[Epoch]:
+        """The epochs evaluated."""
+        return self.progress.curve or []
+
     def _finished(self) -> bool:
-        return is_over(self.config, self._epochs(), self.progress["best_epoch"])
+        return is_over(self.config, self._epochs(), self.progress.best_epoch)
 
     def _epochs(self) -> int:
-        return self.progress["epochs_evaluated"]
+        return self.progress.epochs_evaluated
 
     def _best(self) -> str:
-        loss = self.progress["best_log_loss"]
-        return f"{self.progress['best_epoch']}, validation log-loss {loss:.4f}"
+        return f"{self.progress.best_epoch}, validation log-loss {self.progress.best_log_loss:.4f}"
 
     def _save(self) -> None:
         number = self.step + self._epochs()
         if number == self.saved_number:
             return
-        self.checkpoints.save(
-            self.step, jax.device_get(self.state), self.best_params, self.progress.copy()
-        )
+        state = jax.device_get(self.state)
+        self.checkpoints.save(self.step, state, self.best_params, self.progress)
         self.saved_at, self.saved_number = time.monotonic(), number
 
     def request_stop(self, *_: Any) -> None:
-        """The handler of SIGTERM: stops at the next look."""
+        """Handles SIGTERM: training stops at the next check."""
         self.stop_requested = True
 
-    def _agree(self) -> None:
-        """All processes save, stop, or go on with the writer's chunk length, together."""
+    def _save_or_stop(self) -> None:
+        """Makes all processes save, stop, or continue with the writer's chunk length, together."""
         overdue = time.monotonic() - self.saved_at > self.config.checkpoint_seconds
         every = devices.from_every_process(self.stop_requested, overdue, self.steps_per_chunk)
         _, overdue, self.steps_per_chunk = every[0].tolist()
@@ -315,4 +323,4 @@ class _Loop:
             self._save()
         if every[:, 0].any():
             self._save()
-            raise Preempted(f"saved at step {self.step}; run the same command to go on")
+            raise Preempted(f"saved at step {self.step}; run the same command to resume")

@@ -1,76 +1,69 @@
 """Writes a run folder (docs/formats.md); `sasnet_jax.model.run` reads it."""
 
 import dataclasses
-import json
+import hashlib
 from pathlib import Path
-from typing import Any
 
-from sasnet_jax import __version__
-from sasnet_jax.cli import UserError
+import msgspec
+
+from sasnet_jax import __version__, files
 from sasnet_jax.corpus.corpus import Corpus
 from sasnet_jax.corpus.store import Store
-from sasnet_jax.files import replacing, write_json
+from sasnet_jax.corpus.transform import InputTransform
 from sasnet_jax.model import inputs
 from sasnet_jax.model.config import RESUMABLE, TrainConfig
-from sasnet_jax.model.run import FORMAT_VERSION, Run, has_checkpoint
+from sasnet_jax.model.records import Epoch, RunRecord
 
 
-def refuse_foreign(run: Path) -> None:
-    """Refuses a folder that holds anything but a run."""
-    if run.is_file() or (any(run.glob("[!.]*")) and not (run / "config.json").exists()):
-        raise UserError(f"--output={run} holds other files: choose a new folder")
-
-
-def describe(
-    run: Path, config: TrainConfig, corpus: Corpus, stores: tuple[Store, ...]
-) -> dict[str, Any]:
-    """What config.json is to hold, checked against the run that is there, if any.
-
-    Raises:
-      UserError: the folder holds a run with other settings, which are named.
-    """
-    description: dict[str, Any] = {
-        "format_version": FORMAT_VERSION,
-        "program_version": __version__,
-        "config": dataclasses.asdict(config)
-        | {
-            "corpus": str(Path(config.corpus).resolve()),
-            "store": [str(Path(name).resolve()) for name in config.store],
-        },
-        "corpus_sha256": corpus.sha256,
-        "stores": [store.identity for store in stores],
-        "class_shares": inputs.training_shares(config, corpus).tolist(),
+def describe(config: TrainConfig, corpus: Corpus, stores: tuple[Store, ...]) -> RunRecord:
+    """The contents of config.json, except the hash of zscore.npz."""
+    settings = dataclasses.asdict(config) | {
+        "corpus": str(Path(config.corpus).resolve()),
+        "store": [str(Path(name).resolve()) for name in config.store],
     }
-    # Before its first checkpoint a run has nothing to lose: a mistake may be mended in its place.
-    if has_checkpoint(run):
-        before = Run(run).description
-        settings, now = before["config"], description["config"]
-        resumable = set(RESUMABLE)
-        if config.schedule != "constant":
-            resumable.remove("epochs")  # the learning rate falls towards the last of them
-        changed = [f"--{k}" for k in now if k not in resumable and settings.get(k) != now[k]]
-        changed += [k for k in ("corpus_sha256", "stores") if before.get(k) != description[k]]
-        if changed:
-            raise UserError(
-                f"{run} holds a run with other {', '.join(changed)}: choose another --output"
-            )
-    return description
+    return RunRecord(
+        program_version=__version__,
+        config=settings,
+        corpus_sha256=corpus.sha256,
+        stores=[store.identity for store in stores],
+        class_shares=inputs.training_shares(config, corpus).tolist(),
+    )
 
 
-def write_description(run: Path, description: dict[str, Any]) -> None:
-    """Writes config.json."""
-    write_json(run / "config.json", description)
+def refuse_other_run(run: Path, before: RunRecord, now: RunRecord) -> None:
+    """Refuses to resume a run with settings that decide its results, naming them."""
+    may_differ = {f"--{name}" for name in RESUMABLE}
+    if now.config["schedule"] != "constant":
+        may_differ.remove("--epochs")  # the learning rate falls toward the last of them
+    files.refuse_other_settings(run, before.bound_to(run), now.bound_to(run), may_differ)
 
 
-def cut_metrics(run: Path, epochs: int) -> None:
-    """Cuts metrics.jsonl back to the first `epochs` epochs: what the checkpoint knows of."""
-    path = run / "metrics.jsonl"
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    with replacing(path) as file:
-        file.writelines(lines[:epochs])
+def write_inputs(run: Path, record: RunRecord, transform: InputTransform) -> None:
+    """Writes config.json, by which a command knows a run, and zscore.npz, whose hash it names.
+
+    A run that is killed between the two has no checkpoint yet, and writes both again.
+    """
+    fitted = transform.to_npz()
+    sha256 = hashlib.sha256(fitted).hexdigest()
+    files.write_record(run / "config.json", msgspec.structs.replace(record, zscore_sha256=sha256))
+    with files.replacing(run / "zscore.npz") as file:
+        file.write(fitted)
 
 
-def append_metrics(run: Path, record: dict[str, Any]) -> None:
+def write_resumed(run: Path, record: RunRecord) -> None:
+    """Writes config.json again: epochs or patience may have grown."""
+    sha256 = files.file_sha256(run / "zscore.npz")
+    files.write_record(run / "config.json", msgspec.structs.replace(record, zscore_sha256=sha256))
+
+
+def write_metrics(run: Path, curve: list[Epoch]) -> None:
+    """Writes metrics.jsonl as the checkpoint has it."""
+    with files.replacing(run / "metrics.jsonl") as file:
+        file.writelines(epoch.line for epoch in curve)
+
+
+def append_metrics(run: Path, epoch: Epoch) -> None:
     """Adds one line to metrics.jsonl."""
-    with (run / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps(record) + "\n")
+    path = run / "metrics.jsonl"
+    with files.naming(path), path.open("ab") as file:
+        file.write(epoch.line)

@@ -52,7 +52,7 @@ def _alone(eager, ids: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _reference(states: torch.Tensor, weights: torch.Tensor, first: int, last: int) -> dict:
-    """All poolings of the tokens first..last, straight from DESIGN section 4."""
+    """All poolings of the tokens first..last, written down from docs/design.md 4.1."""
     x, a = states[first:last].double(), weights[first:last, first:last].double()
     a = a / a.sum(1, keepdim=True)
     t = torch.arange(1, len(x) + 1, dtype=torch.float64)
@@ -181,10 +181,10 @@ ROBERTA = {"pad_token_id": 1}  # positions begin at 2
         (transformers.MistralConfig, GROUPED | WINDOW, True),
         (transformers.Gemma2Config, GEMMA | WINDOW, False),  # logits are capped
         (transformers.Gemma3TextConfig, GEMMA | WINDOW | {"num_hidden_layers": 7}, True),
-        # windows that only the mask has
+        # windows in the mask only
         (transformers.PhimoeConfig, EXPERTS | WINDOW | {"num_local_experts": 4}, True),
         (transformers.Qwen2MoeConfig, EXPERTS | WINDOW | QWEN2_MOE, True),
-        # masks that are chunks, shorter and longer than any text
+        # masks in chunks, shorter and longer than any text
         (transformers.Llama4TextConfig, LLAMA4 | {"attention_chunk_size": 15}, False),
         (transformers.Llama4TextConfig, LLAMA4 | {"attention_chunk_size": 8192}, False),
     ],
@@ -253,7 +253,7 @@ def test_a_network_that_does_not_pass_on_the_texts_is_refused_in_plain_words(con
 
 
 class _OnePlusWeight(torch.nn.Module):
-    """As Gemma's: not what PyTorch's RMS norm computes."""
+    """A norm like Gemma's, which PyTorch's RMS norm does not compute."""
 
     variance_epsilon = 1e-6
 
@@ -266,7 +266,7 @@ class _OnePlusWeight(torch.nn.Module):
 
 
 class _Gated(_OnePlusWeight):
-    """As those of hybrid networks, which want a gate."""
+    """A norm like those of hybrid networks, which need a gate."""
 
     def forward(self, hidden_states, gate=None):
         assert gate is None

@@ -1,11 +1,13 @@
 """The store's contract and the encoder, against sentence-transformers and small random models."""
 
 import json
+import os
 import shlex
 import shutil
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -15,11 +17,14 @@ import transformers
 from conftest import ROOT, assert_one_line_mistake, run_command
 
 import embed_torch
-from embed_torch import backbone, checkpoint, embed
+from embed_torch import backbone, checkpoint, embed, manifest
+from embed_torch import store as store_module
 from embed_torch.cli import UserError
 from embed_torch.config import EmbedConfig, EncoderConfig
 from embed_torch.files import texts_sha256
 from embed_torch.inputs import Tokenization
+from sasnet_jax import manifest as reader_manifest
+from sasnet_jax.cli import UserError as ReaderError
 from sasnet_jax.corpus.corpus import read_corpus
 from sasnet_jax.corpus.store import open_store
 from sasnet_jax.prepare import command as prepare
@@ -42,7 +47,7 @@ def minilm() -> Tokenization:
 @pytest.fixture(scope="module")
 def corpus_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("embed") / "corpus"
-    prepare.run(prepare.PrepareConfig(synthetic=200, output=str(folder)))
+    prepare.run(prepare.PrepareConfig(synthetic=100, output=str(folder)))
     return folder
 
 
@@ -123,9 +128,13 @@ def test_truncated_reviews_are_listed(corpus_folder, tmp_path):
 
 
 @pytest.mark.parametrize("normalize", [None, True, False])
-def test_normalize_gives_length_one_and_minilm_does_so_itself(corpus_folder, tmp_path, normalize):
-    output = tmp_path / "store"
-    embed.run(EmbedConfig(corpus=str(corpus_folder), output=str(output), normalize=normalize))
+def test_normalize_gives_length_one_and_minilm_does_so_itself(
+    store, corpus_folder, tmp_path, normalize
+):
+    output = store
+    if normalize is not None:
+        output, settings = tmp_path / "store", {"normalize": normalize, "max_tokens": 12}
+        embed.run(EmbedConfig(corpus=str(corpus_folder), output=str(output), **settings))
     lengths = np.linalg.norm(np.load(output / "mean.npy").astype(np.float32), axis=1)
     np.testing.assert_array_equal(np.abs(lengths - 1) < 2e-3, normalize is not False)
     manifest = json.loads((output / "manifest.json").read_text())
@@ -160,8 +169,6 @@ def test_other_category_names_are_another_store_whose_reviews_can_be_reused(
 def test_a_store_without_manifest_is_not_a_store(store, corpus_folder, tmp_path):
     copy = shutil.copytree(store, tmp_path / "copy")
     (copy / "manifest.json").unlink()
-    from sasnet_jax.cli import UserError as ReaderError
-
     with pytest.raises(ReaderError, match="manifest.json"):
         open_store(copy, read_corpus(corpus_folder))
     embed.run(EmbedConfig(corpus=str(corpus_folder), output=str(copy)))  # the same command repairs
@@ -200,7 +207,7 @@ def tiny_model(tmp_path_factory):
         ("device", ("--device",)),
         ("no such gpu", ("--device",)),
         ("a run's folder", ("other files",)),
-        ("unknown flag", ("colour",)),
+        ("unknown flag", ("color",)),
         ("unknown pooling", ("--poolings", "attentional")),
         ("instruction for an encoder", ("instruction",)),
         ("template without instruction", ("--instruction",)),
@@ -259,7 +266,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
         (output / ".lock").touch()
         (output / "checkpoints").mkdir()
     elif case == "unknown flag":
-        arguments["colour"] = "red"
+        arguments["color"] = "red"
     elif case == "unknown pooling":
         arguments["poolings"] = "mean,median"
     elif case == "instruction for an encoder":
@@ -283,14 +290,21 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
 
 
 def _run_with_small_files(flags: list[str]) -> subprocess.CompletedProcess:
-    """The command where no file can grow beyond 2 kB."""
+    """Runs the command where no file can grow beyond 2 kB."""
     command = shlex.join([sys.executable, "-m", "embed_torch", *flags])
     return subprocess.run(
         ["bash", "-c", f"ulimit -f 2; exec {command}"], cwd=ROOT, capture_output=True, text=True
     )
 
 
-def test_a_dry_run_counts_what_would_be_reused(corpus_folder, store, tmp_path, capsys):
+@pytest.fixture
+def short_sample(monkeypatch):
+    monkeypatch.setattr("embed_torch.dry_run._SAMPLE_SECONDS", 0.1)
+
+
+def test_a_dry_run_counts_what_would_be_reused(
+    corpus_folder, store, tmp_path, capsys, short_sample
+):
     rows = read_corpus(corpus_folder).user.size
     same = {"corpus": str(corpus_folder), "output": str(tmp_path / "s"), "device": "cpu"}
     embed.run(EmbedConfig(**same, dry_run=True, reuse=str(store)))
@@ -299,7 +313,7 @@ def test_a_dry_run_counts_what_would_be_reused(corpus_folder, store, tmp_path, c
     assert "about 00:00" in printed and not list(tmp_path.iterdir())
 
 
-def test_a_dry_run_tells_and_writes_nothing(corpus_folder, tmp_path):
+def test_a_dry_run_tells_and_writes_nothing(corpus_folder, tmp_path, short_sample):
     arguments = [f"--corpus={corpus_folder}", f"--output={tmp_path / 's'}", "--dry_run"]
     printed = run_command("embed_torch", *arguments, "--poolings=mean,max").stdout
     corpus = read_corpus(corpus_folder)
@@ -365,21 +379,115 @@ def test_a_folder_with_ones_own_array_is_not_filled(corpus_folder, tmp_path):
     assert np.array_equal(np.load(tmp_path / "mean.npy"), np.arange(5))
 
 
-@pytest.mark.parametrize("damage", ["no array", "cut array", "no list of cuts"])
-def test_a_damaged_store_is_neither_complete_nor_reused(corpus_folder, store, tmp_path, damage):
+def _flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-10] ^= 1
+    path.write_bytes(data)
+
+
+def _replace_by_a_fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def _exchange_two_rows(path: Path) -> None:
+    array = np.load(path)
+    array[[0, 1]] = array[[1, 0]]
+    np.save(path, array)
+
+
+# What may happen to an array, and what the message says.
+DAMAGES = {
+    "absent": (Path.unlink, "does not exist"),
+    "cut": (lambda path: path.write_bytes(path.read_bytes()[:-100]), "not a whole NumPy array"),
+    "a bit flipped": (_flip_a_bit, r"rows 0 to \d+ are not as they were written"),
+    "zeros": (lambda path: np.save(path, np.load(path) * 0), "rows 0 to .* not as they were"),
+    "rows reversed": (
+        lambda path: np.save(path, np.load(path)[::-1]),
+        "rows 0 to .* not as they were",
+    ),
+    "two rows exchanged": (_exchange_two_rows, "rows 0 to .* not as they were"),
+    "rows cut off": (lambda path: np.save(path, np.load(path)[:-1]), "expected|not as they were"),
+    "in Fortran order": (
+        lambda path: np.save(path, np.asfortranarray(np.load(path)[::-1])),
+        "not as they were",
+    ),
+    "of another type": (
+        lambda path: np.save(path, np.load(path).astype("S2")),
+        "expected .* of (float16|int32|uint64)",
+    ),
+    "a FIFO": (_replace_by_a_fifo, "is not a regular file"),
+    "a nested header": (
+        lambda path: path.write_bytes(b"\x93NUMPY\x01\x00\xf4\x01" + b"(" * 500),
+        "not a whole NumPy array",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_array_is_refused_with_its_rows_and_a_remedy(store, tmp_path, damage):
     copy = shutil.copytree(store, tmp_path / "copy")
-    if damage == "no array":
-        (copy / "mean.npy").unlink()
-    elif damage == "cut array":
-        (copy / "mean.npy").write_bytes((copy / "mean.npy").read_bytes()[:-100])
-    else:
-        (copy / "truncated.parquet").unlink()
+    change, message = DAMAGES[damage]
+    for name in ("mean", "categories", "tokens", "text_hashes"):
+        change(copy / f"{name}.npy")
+        with pytest.raises(UserError, match=message) as refused:
+            manifest.read_array(copy, manifest.read_manifest(copy), name)
+        assert str(refused.value).startswith(str(copy / f"{name}.npy"))
+        remedy = f"remove {copy} and run python -m embed_torch --output={copy} again"
+        assert str(refused.value).endswith(remedy)
+        with pytest.raises(ReaderError, match=message):
+            reader_manifest.read_array(copy, reader_manifest.read_manifest(copy), name)
+
+
+@pytest.mark.parametrize("damage", ["changed", "absent", "a FIFO"])
+def test_a_damaged_list_of_cuts_is_refused(store, tmp_path, damage):
+    copy = shutil.copytree(store, tmp_path / "copy")
+    path = copy / "truncated.parquet"
+    change = {"changed": _flip_a_bit, "absent": Path.unlink, "a FIFO": _replace_by_a_fifo}
+    change[damage](path)
+    with pytest.raises(UserError, match="truncated.parquet .*: remove .*copy and run"):
+        store_module.check(copy, manifest.read_manifest(copy))
+
+
+def test_a_damaged_store_is_neither_complete_nor_reused_until_its_remedy_is_typed(
+    corpus_folder, store, tmp_path, capsys
+):
+    copy = shutil.copytree(store, tmp_path / "copy")
+    _flip_a_bit(copy / "mean.npy")
     same = {"corpus": str(corpus_folder), "device": "cpu"}
-    with pytest.raises(UserError, match=r"copy is damaged.*embed"):
-        embed.run(EmbedConfig(**same, output=str(copy)))
-    with pytest.raises(UserError, match=r"copy is damaged.*embed"):
-        embed.run(EmbedConfig(**same, output=str(tmp_path / "new"), reuse=str(copy)))
-    assert not (tmp_path / "new").exists()
+    for settings in ({"output": copy}, {"output": tmp_path / "new", "reuse": copy}):
+        texts = {name: str(path) for name, path in settings.items()}
+        with pytest.raises(UserError, match=r"copy/mean.npy: rows .*: remove .*copy and run"):
+            embed.run(EmbedConfig(**same, **texts))
+    shutil.rmtree(copy)
+    embed.run(EmbedConfig(**same, output=str(copy)))
+    assert (copy / "mean.npy").read_bytes() == (store / "mean.npy").read_bytes()
+
+
+def test_a_store_older_than_hashes_opens_with_one_line(corpus_folder, store, tmp_path, capsys):
+    copy = shutil.copytree(store, tmp_path / "copy")
+    manifest = json.loads((copy / "manifest.json").read_text())
+    old = {key: value for key, value in manifest.items() if key not in ("hashes", "sha256")}
+    (copy / "manifest.json").write_text(json.dumps(old))
+    corpus = read_corpus(corpus_folder)
+    opened = open_store(copy, corpus)
+    open_store(copy, corpus)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{copy} was written before" in line and f"remove {copy} and run" in line
+    assert opened.identity == open_store(store, corpus).identity
+    # As earlier versions wrote it: every key of the manifest but these.
+    others = {"format_version", "rows", "truncated", "versions", "category_names_sha256"}
+    assert opened.identity == {k: v for k, v in old.items() if k not in others} | {
+        "pooling": "mean"
+    }
+    table = np.load(copy / "mean.npy")
+    table[5, 7] = np.nan
+    np.save(copy / "mean.npy", table)
+    with pytest.raises(ReaderError, match="row 5 .* not finite"):
+        open_store(copy, corpus)
+    reusing = EmbedConfig(corpus=str(corpus_folder), output=str(tmp_path / "n"), reuse=str(copy))
+    with pytest.raises(UserError, match="row 5 .* not finite"):
+        embed.run(reusing)
 
 
 def test_a_mistake_at_the_first_batch_does_not_bar_the_mended_command(corpus_folder, tmp_path):

@@ -66,7 +66,7 @@ def write_store(world: Path, output: Path, **settings) -> Path:
 
 @pytest.fixture(scope="module")
 def stores(world):
-    """Every store of STORES, made when it is first asked for."""
+    """Every store of STORES, written when it is first asked for."""
 
     def store(name: str) -> Path:
         output = world / "stores" / name
@@ -82,7 +82,7 @@ def texts(world) -> list[str]:
 
 @pytest.fixture
 def unchecked():
-    """Types as a user has them, whom no import hook of the tests guards."""
+    """Passes types as a user would, without the checks of the tests' import hook."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
@@ -100,7 +100,7 @@ def units_in_the_last_place(found: np.ndarray, expected: np.ndarray) -> np.ndarr
 
 @pytest.mark.parametrize("name", STORES)
 def test_a_stores_text_encoded_again_gives_its_row(stores, texts, name):
-    """In one call, alone, and in batches of every size, in whatever order."""
+    """Texts are encoded in one call, alone, and in batches of every size and order."""
     store = stores(name)
     encoder = embed_torch.load_encoder(store, device="cpu")
     table = np.load(store / f"{encoder.poolings[0]}.npy")
@@ -172,15 +172,15 @@ def test_another_model_is_refused_by_store_and_name(world, stores, tmp_path, cha
 
 
 def test_stores_of_before_open_and_need_a_template_that_came_from_a_file(world, stores, tmp_path):
-    """Written without any key that came later."""
-    later = ("template", "encoder_folder", "encoder_revision", "prefix")
+    """The manifest lacks every key that was added later."""
+    later = ("template", "encoder_folder", "encoder_revision", "prefix", "sha256", "hashes")
     for name in ("words", "encoder", "instructed", "instructed, cut"):
         old = shutil.copytree(stores(name), tmp_path / name)
         manifest = json.loads((old / "manifest.json").read_text())
         kept = {key: value for key, value in manifest.items() if key not in later}
         (old / "manifest.json").write_text(json.dumps(kept))
         if name == "instructed, cut":
-            with pytest.raises(UserError, match=r"template_sha256 differ \(template=FILE"):
+            with pytest.raises(UserError, match=r"template_sha256 differ \(give template=FILE"):
                 embed_torch.load_encoder(old, device="cpu")
             template = world / "template.jinja"
             embed_torch.load_encoder(old, template=template, device="cpu")
@@ -196,7 +196,8 @@ def test_stores_of_before_open_and_need_a_template_that_came_from_a_file(world, 
 def test_an_old_store_is_complete_and_can_be_reused(world, stores, tmp_path, capsys):
     old = shutil.copytree(stores("instructed"), tmp_path / "old")
     manifest = json.loads((old / "manifest.json").read_text())
-    kept = {k: v for k, v in manifest.items() if k not in ("template", "encoder_folder")}
+    later = ("template", "encoder_folder", "sha256", "hashes")
+    kept = {k: v for k, v in manifest.items() if k not in later}
     (old / "manifest.json").write_text(json.dumps(kept))
     (old / ".lock").touch()
     write_store(world, old, **STORES["instructed"])
@@ -212,7 +213,9 @@ def test_a_store_has_its_own_settings_and_a_model_no_other_model(world, stores):
     for setting in ({"instruction": "Read."}, {"normalize": False}, {"dtype": "float16"}):
         with pytest.raises(UserError, match=f"{next(iter(setting))} cannot be chosen: store"):
             embed_torch.load_encoder(stores("encoder"), **setting)
-    with pytest.raises(UserError, match=r"model=.* is of a store, and .*bert is none"):
+    with pytest.raises(
+        UserError, match=r"model=.* applies only to a store, and .*bert has no manifest"
+    ):
         embed_torch.load_encoder(world / "bert", model=world / "bert")
 
 
@@ -258,8 +261,8 @@ def test_a_packaged_model_is_opened_again_beside_a_folder_of_its_name(
         ({"gptq": ["packed"]}, "--gptq=.*must be one of dequantize, packed"),
         ({"max_tokens": "5"}, "--max_tokens='5' must be int"),
         ({"max_tokens": True}, "--max_tokens=True must be int"),
-        ({"normalize": 1}, r"--normalize=1 must be bool \| None"),
-        ({"prefix": 1}, r"--prefix=1 must be str \| None"),
+        ({"normalize": 1}, r"--normalize=1 must be bool or None"),
+        ({"prefix": 1}, r"--prefix=1 must be str or None"),
         ({"instruction": None}, "--instruction=None must be str"),
     ],
     ids=str,
@@ -296,17 +299,23 @@ def test_half_a_surrogate_pair_is_named_by_its_place(stores):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 2}, "format_version 2, but this program reads 1"),
-        ({"format_version": None}, "format_version None, but"),
-        ({"poolings": 5}, "poolings is 5, not a list of texts"),
-        ({"poolings": [["mean"]]}, "poolings is .*, not a list of texts"),
-        ({"default_pooling": "max"}, "has no pooling 'max', only mean"),
-        ({"encoder": 5}, "encoder is 5, not a text"),
-        ({"encoder_folder": 5}, "encoder_folder is 5, not a text"),
-        ({"instruction": 5}, "manifest.json: --instruction=5 must be str"),
-        ({"max_tokens": "9"}, "manifest.json: --max_tokens='9' must be int"),
-        ({"dtype": "int8"}, "manifest.json: --store_dtype='int8' must be one of"),
-        ({"normalize": "no"}, "manifest.json: --normalize='no' must be bool"),
+        ({"format_version": 2}, "format version 2, this program reads 1"),
+        ({"format_version": None}, "format version None, this program reads 1"),
+        ({"poolings": 5}, "Expected `array`, got `int` - at `\\$.poolings`"),
+        ({"poolings": [["mean"]]}, "Expected `str`, got `array` - at `\\$.poolings"),
+        ({"poolings": []}, "length >= 1 - at `\\$.poolings"),
+        ({"poolings": ["../mean"]}, "matching regex .* - at `\\$.poolings"),
+        ({"default_pooling": "max"}, "default_pooling is 'max', not among poolings"),
+        ({"encoder": 5}, "at `\\$.encoder`"),
+        ({"encoder_folder": 5}, "at `\\$.encoder_folder`"),
+        ({"instruction": 5}, "at `\\$.instruction`"),
+        ({"max_tokens": "9"}, "at `\\$.max_tokens`"),
+        ({"rows": -1}, "at `\\$.rows`"),
+        ({"dim": 0}, "at `\\$.dim`"),
+        ({"dtype": "int8"}, "at `\\$.dtype`"),
+        ({"normalize": "no"}, "at `\\$.normalize`"),
+        ({"weights_sha256": "1" * 63}, "at `\\$.weights_sha256`"),
+        ({"hashes": {"mean.npy": ["0"]}}, "at `\\$.hashes"),
     ],
     ids=str,
 )
@@ -316,6 +325,11 @@ def test_a_manifest_of_another_version_or_type_is_refused_in_one_line(
     store = shutil.copytree(stores("words"), tmp_path / "store")
     manifest = json.loads((store / "manifest.json").read_text())
     (store / "manifest.json").write_text(json.dumps(manifest | change))
+    if "format_version" not in change:
+        with pytest.raises(UserError, match="manifest.json was changed after it was written"):
+            embed_torch.load_encoder(store)
+        del manifest["sha256"]
+        (store / "manifest.json").write_text(json.dumps(manifest | change))
     with pytest.raises(UserError, match=message) as refused:
         embed_torch.load_encoder(store)
     assert "\n" not in str(refused.value) and str(store) in str(refused.value)
@@ -326,14 +340,14 @@ def test_a_store_of_another_version_is_neither_reused_nor_complete(world, stores
     (store / ".lock").touch()
     manifest = json.loads((store / "manifest.json").read_text())
     (store / "manifest.json").write_text(json.dumps(manifest | {"format_version": 2}))
-    with pytest.raises(UserError, match="format_version 2"):
+    with pytest.raises(UserError, match="format version 2"):
         write_store(world, store, model="words")
-    with pytest.raises(UserError, match="format_version 2"):
+    with pytest.raises(UserError, match="format version 2"):
         write_store(world, tmp_path / "new", model="words", reuse=str(store))
 
 
 def test_a_hub_name_is_opened_at_the_commit_it_was_embedded_with(world, tmp_path, monkeypatch):
-    """The hub is a folder here: of each commit, a snapshot."""
+    """A folder stands in for the hub, with a snapshot per commit."""
     asked = []
 
     def download(name, *, revision, allow_patterns):
@@ -365,7 +379,7 @@ def test_an_embedding_too_large_for_the_store_is_refused(world, tmp_path):
 
 @pytest.mark.parametrize("name", ["encoder, review", "encoder, cut", "instructed, review"])
 def test_a_dry_run_times_what_the_run_embeds(world, tmp_path, monkeypatch, name):
-    """The same tokens pooled, the same poolings, normalized alike."""
+    """The same tokens are pooled by the same poolings, and normalized alike."""
     seen: dict[bool, set] = {True: set(), False: set()}
     whole = backbone.Backbone.start
 

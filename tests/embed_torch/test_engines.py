@@ -18,7 +18,7 @@ import pytest
 import torch
 import written_checkpoints
 import written_tokenizers
-from conftest import ROOT
+from conftest import PATIENCE_SECONDS, ROOT
 
 from embed_torch import backbone, embed, engines, inline
 from embed_torch.cli import UserError
@@ -32,7 +32,7 @@ BYTES = ("mean.npy", "attentional.npy", "categories.npy", "tokens.npy", "truncat
 
 @pytest.fixture(scope="module")
 def flags(tmp_path_factory) -> dict[str, str]:
-    """A corpus and a Phi-3 that takes some seconds over it."""
+    """A corpus, and a Phi-3 that takes some seconds to embed it."""
     folder = tmp_path_factory.mktemp("engines")
     prepare.run(prepare.PrepareConfig(synthetic=400, output=str(folder / "corpus")))
     written_checkpoints.write_phi3(folder / "phi3", hidden_size=128, num_hidden_layers=6)
@@ -51,7 +51,7 @@ CONFIG = {"batch_tokens": 2048, "max_tokens": 150}
 
 @pytest.fixture(scope="module")
 def uninterrupted(flags, tmp_path_factory) -> dict[str, bytes]:
-    """The files of a store that one process wrote in one go, with one thread as the workers."""
+    """The files of a store that one process wrote in one go, with one thread, like the workers."""
     output = tmp_path_factory.mktemp("reference") / "store"
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -77,7 +77,7 @@ def _start(flags: dict, output: Path, **more) -> subprocess.Popen:
 
 
 def _journaled(output: Path) -> int:
-    """Lines of the journal, the header among them."""
+    """The number of lines of the journal, including the header."""
     path = output / "journal.ndjson"
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
@@ -87,9 +87,22 @@ def _children(process: subprocess.Popen) -> list[int]:
     return [int(pid) for pid in path.read_text().split()]
 
 
+def _cpu_seconds(pid: int) -> float:
+    """The CPU seconds of a process: a clock that stands still while others have the CPU."""
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+def _wait_until_it_has_worked(process: subprocess.Popen, seconds: float) -> None:
+    start = _cpu_seconds(process.pid)
+    while _cpu_seconds(process.pid) < start + seconds:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+
+
 def test_two_local_workers_write_the_same_bytes(flags, uninterrupted, tmp_path):
     process = _start(flags, tmp_path / "s", engine="local", workers=2)
-    stdout, stderr = process.communicate(timeout=120)
+    stdout, stderr = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 0, stderr
     assert "leaked" not in stderr and " truncated -> " in stdout
     assert _bytes(tmp_path / "s") == uninterrupted
@@ -102,14 +115,13 @@ def test_the_tasks_of_a_killed_worker_are_done_again(flags, uninterrupted, tmp_p
         assert process.poll() is None, process.stderr.read()
         for pid in _children(process):
             command = Path(f"/proc/{pid}/cmdline")
-            if command.exists() and b"spawn_main" in command.read_bytes():
-                seconds = sum(map(int, Path(f"/proc/{pid}/stat").read_text().split()[13:15]))
-                if seconds > 300:  # hundredths: it has loaded, and is at work
-                    os.kill(pid, signal.SIGKILL)
-                    killed = pid
-                    break
+            is_worker = command.exists() and b"spawn_main" in command.read_bytes()
+            if is_worker and _cpu_seconds(pid) > 3:  # it has loaded, and is at work
+                os.kill(pid, signal.SIGKILL)
+                killed = pid
+                break
         time.sleep(0.02)
-    _, stderr = process.communicate(timeout=120)
+    _, stderr = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 0, stderr
     assert "died (exit status -9)" in stderr
     assert _bytes(tmp_path / "s") == uninterrupted
@@ -130,7 +142,7 @@ def test_tasks_and_results_larger_than_a_pipe_do_not_wait_for_each_other(flags):
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    thread.join(300)
+    thread.join(PATIENCE_SECONDS)
     stuck = thread.is_alive()
     for worker in engine._workers if stuck else ():
         worker.process.kill()
@@ -207,7 +219,7 @@ def test_more_ray_workers_than_gpus_are_refused(flags, monkeypatch):
 
 
 class _Fragile(engines._Worker):
-    """Dies of a task named "bad", and where it overlaps, already while that waits."""
+    """Dies of a task named "bad"; with overlap, already while that task waits."""
 
     def __init__(self, overlap):
         super().__init__()
@@ -245,7 +257,7 @@ def test_a_task_begun_together_with_one_that_kills_is_not_to_blame():
 
 
 class _RecordedBackbone(backbone.Backbone):
-    """On a GPU, as it says; keeps what was asked of it."""
+    """Claims to be on a GPU, and records what was asked of it."""
 
     device = torch.device("cuda")
 
@@ -322,7 +334,7 @@ def _kill_until_done(flags, output, seed, kills) -> None:
         process.kill()
         process.communicate()
     process = _start(flags, output)
-    _, stderr = process.communicate(timeout=200)
+    _, stderr = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 0, stderr
 
 
@@ -338,16 +350,18 @@ def test_sigterm_saves_what_is_finished_and_exits_75(flags, uninterrupted, tmp_p
     while _journaled(tmp_path / "s") < 1:
         assert process.poll() is None
         time.sleep(0.01)
-    time.sleep(1.0)  # some batches, none of them in the journal yet
-    started = time.monotonic()
+    _wait_until_it_has_worked(process, 1)  # some batches, none of them in the journal yet
+    before = _cpu_seconds(process.pid)
     process.terminate()
-    _, stderr = process.communicate(timeout=30)
-    assert process.returncode == 75 and time.monotonic() - started < 5, stderr
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert _cpu_seconds(process.pid) - before < 5
+    _, stderr = process.communicate()
+    assert process.returncode == 75, stderr
     assert stderr.splitlines()[-1].startswith("stopped by SIGTERM")
     lines = (tmp_path / "s" / "journal.ndjson").read_text().splitlines()
     assert any(json.loads(line).get("done") for line in lines[1:])
     other = _start(flags, tmp_path / "s")  # another --batch_tokens: other batches
-    _, stderr = other.communicate(timeout=60)
+    _, stderr = other.communicate(timeout=PATIENCE_SECONDS)
     assert other.returncode == 2 and "batch_tokens" in stderr.splitlines()[-1]
 
 
@@ -359,9 +373,9 @@ def test_sigterm_ends_the_workers_too(flags, tmp_path, engine):
     while _journaled(tmp_path / "s") < 1:
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.05)
-    time.sleep(2)
+    time.sleep(2)  # the workers are starting, or at work
     process.terminate()
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 75, stderr
     assert "stopped by SIGTERM" in stderr.splitlines()[-1] and "Traceback" not in stderr
 
@@ -373,14 +387,14 @@ def test_a_second_writer_is_refused_and_told_who_holds_the_store(flags, tmp_path
         time.sleep(0.01)
     os.kill(first.pid, signal.SIGSTOP)
     second = _start(flags, tmp_path / "s")
-    _, stderr = second.communicate(timeout=60)
+    _, stderr = second.communicate(timeout=PATIENCE_SECONDS)
     first.kill()
     first.communicate()
     assert second.returncode == 2 and f"process {first.pid}" in stderr.splitlines()[-1]
 
 
 def test_a_batch_that_the_memory_does_not_hold_is_halved(flags, tmp_path, monkeypatch):
-    """As if the device held 500 tokens; resumed in the middle, the bytes are the same."""
+    """The device seems to hold 500 tokens; a run resumed in the middle writes the same bytes."""
 
     def start(self, batch):
         if sum(map(len, batch.ids)) > 500:
@@ -475,15 +489,15 @@ def test_ray_actors_write_the_same_bytes_though_one_is_killed(flags, uninterrupt
         for stat in Path("/proc").glob("[0-9]*/cmdline"):
             try:
                 at_work = b"ray::_Embedder" in stat.read_bytes()
-                seconds = sum(map(int, (stat.parent / "stat").read_text().split()[-39:-37]))
+                loaded = at_work and _cpu_seconds(int(stat.parent.name)) > 3
             except OSError:
                 continue
-            if at_work and seconds > 300:  # hundredths: it has loaded
+            if loaded:
                 os.kill(int(stat.parent.name), signal.SIGKILL)
                 killed = True
                 break
         time.sleep(0.05)
-    _, stderr = process.communicate(timeout=200)
+    _, stderr = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 0, stderr
     assert killed, stderr
     assert _bytes(tmp_path / "s") == uninterrupted

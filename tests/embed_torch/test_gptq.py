@@ -89,7 +89,7 @@ def edit_json(path: Path, change) -> None:
 
 
 def refusal(folder: Path) -> str:
-    """The message, as one line, with which loading is refused."""
+    """The message, as one line, that refuses to load a checkpoint."""
     with pytest.raises(UserError) as refused:
         load(folder)
     return " ".join(str(refused.value).split())
@@ -161,7 +161,7 @@ def test_building_leaves_no_hook_behind(packed):
 
 
 def test_lm_head_is_never_read(packed):
-    """It is given a type that safetensors knows and PyTorch lacks, so that reading it fails."""
+    """The tensor has a type that safetensors knows and PyTorch lacks, so that reading it fails."""
     rewrite(packed, put("lm_head.weight", torch.zeros(320, 48)))
     path = packed / "model.safetensors"
     data = path.read_bytes()
@@ -474,7 +474,7 @@ def gptqmodel():
 
 @pytest.fixture(scope="module")
 def split_source(tmp_path_factory, gptqmodel) -> Path:
-    """A checkpoint that gptqmodel loads: it wants a tokenizer."""
+    """A checkpoint that gptqmodel loads, with the tokenizer that it needs."""
     folder = tmp_path_factory.mktemp("gptqmodel") / "phi3"
     write_phi3(folder)
     write_phi3_tokenizer(folder)

@@ -1,4 +1,4 @@
-"""The tokens around and of a review, against transformers' own tokenisation of whole chats."""
+"""The tokens around and of a review, against transformers' own tokenization of whole chats."""
 
 import hashlib
 import pickle
@@ -39,7 +39,7 @@ ORDINARY = [
 ]
 BOS_ITSELF = "{{ bos_token }}"
 NO_BOS_INST = INST.replace("bos_token + ", "")
-# Each with its chat template: every way in which a review may stand beside what is around it.
+# Each with its chat template: every way in which a review may join the tokens around it.
 WRITERS = {
     "phi3": write_phi3_tokenizer,
     "phi3 with no BOS": partial(write_phi3_tokenizer, bos=False),
@@ -54,9 +54,15 @@ WRITERS = {
     "Qwen": write_byte_level_tokenizer,
     "Llama 3": partial(write_byte_level_tokenizer, chat_template=BOS_ITSELF + CHATML, bos=True),
 }
-# Whatever a review may spell.
+# Anything that a review may spell.
 CONTROLS = ["<s>", "</s>", "<unk>", *PHI3_CONTROLS, "<|im_start|>", "<|im_end|>", "<tool_call>"]
 CONTROLS += ["[CLS]", "[SEP]", "[PAD]", "[MASK]", "<|begin_of_text|>", "<pad>"]
+
+
+def _seen(prompt, review):
+    """What the model sees of a review, with visible control tokens."""
+    ids = prompt.ids(prompt.tokenize([review])[0])
+    return prompt.plain.backend.decode(ids, skip_special_tokens=False)
 
 
 def load(folder):
@@ -206,9 +212,9 @@ def test_a_template_that_does_not_carry_the_instruction_is_refused(
 
 def test_the_instruction_is_in_the_input(written):
     for name, tokenizer in written.items():
-        text = instructed(tokenizer).text("Great food")
+        text = _seen(instructed(tokenizer), "Great food")
         assert INSTRUCTION in text and "Great food" in text, name
-    assert instructed(written["phi3"]).text("Good <|end|>") == (
+    assert _seen(instructed(written["phi3"]), "Good <|end|>") == (
         f"<s><|system|> {INSTRUCTION}<|end|><|user|> Good <|end|><|end|><|assistant|>"
     )
 
@@ -230,11 +236,11 @@ def test_a_template_may_stand_in_a_file(written, tmp_path):
     path = tmp_path / "own.jinja"
     path.write_text(INST)
     prompt = instructed(written["phi3"], str(path))
-    assert prompt.text("Great food").endswith("Great food [/INST]")
+    assert _seen(prompt, "Great food").endswith("Great food [/INST]")
     assert prompt.template_sha256 == hashlib.sha256(INST.encode()).hexdigest()
     with pytest.raises(UserError, match="absent.jinja"):
         instructed(written["phi3"], str(tmp_path / "absent.jinja"))
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="is a folder: give --template"):
         instructed(written["phi3"], str(tmp_path))
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match="cannot be read"):
@@ -255,16 +261,16 @@ def test_hashes_tell_templates_and_instructions_apart(written):
 def test_a_prompt_does_not_depend_on_the_day(tmp_path):
     dated = "{{ strftime_now('%d %b %Y %H:%M:%S.%f') }} " + CHATML
     tokenizer = load(write_byte_level_tokenizer(tmp_path, chat_template=dated))
-    assert instructed(tokenizer).text("Great food").startswith("26 Jul 2024 <|im_start|>system")
+    assert _seen(instructed(tokenizer), "Great food").startswith("26 Jul 2024 <|im_start|>system")
 
 
-def test_a_review_that_shares_a_token_with_the_template_is_tokenised_alone(tmp_path):
-    # Of the whole, a byte-level tokenizer makes " food" where the template ends in a space.
+def test_a_review_that_shares_a_token_with_the_template_is_tokenized_alone(tmp_path):
+    # In the whole, a byte-level tokenizer makes " food" where the template ends in a space.
     template = "Read. {{ messages[0]['content'] }} It says: {{ messages[1]['content'] }} !"
     tokenizer = load(write_byte_level_tokenizer(tmp_path, chat_template=template))
     prompt = instructed(tokenizer)
     assert prompt.tokenize(["food"])[0] == tokenizer("food")["input_ids"]
-    assert prompt.text("food") == f"Read. {INSTRUCTION} It says: food !"
+    assert _seen(prompt, "food") == f"Read. {INSTRUCTION} It says: food !"
 
 
 @pytest.mark.parametrize("name", ["phi3", "metaspace", "metaspace as Llama 2", "Qwen"])

@@ -121,7 +121,7 @@ def _plain_hash(folder) -> str:
 
 
 def test_the_hash_of_weights_covers_what_the_settings_do_not_say(written, edit):
-    """And is what it was before modules were read, wherever they say nothing else."""
+    """It is also what it was before modules were read, unless they say otherwise."""
     plain = {"BGE", "mean", "as written by an old version", "E5", "E5, multilingual", "max"}
     plain |= {"weighted mean", "lowercased", "short"}
     for kind, folder in written.items():
@@ -159,7 +159,7 @@ def _module(kind: str):
         ("1_Pooling/config.json", lambda c: c | {"include_prompt": False}, "without the prompt"),
         ("2_Dense/config.json", lambda c: c | {"use_residual": True}, "use_residual is True"),
         ("2_Dense/config.json", lambda c: c | {"activation_function": "os.system"}, "os.system"),
-        ("2_Dense/config.json", lambda c: c | {"out_features": 7}, "holds .* wants"),
+        ("2_Dense/config.json", lambda c: c | {"out_features": 7}, "holds .* asks for"),
         ("config_sentence_transformers.json", lambda _: {"truncate_dim": 8}, "truncate_dim"),
         ("config_sentence_transformers.json", lambda _: {"default_prompt_name": "q"}, "'q'"),
         ("sentence_bert_config.json", lambda _: {"transformer_task": "fill-mask"}, "fill-mask"),

@@ -19,7 +19,7 @@ _SIZES |= {"intermediate_size": 32, "max_position_embeddings": 64, "initializer_
 E5 = {"prompts": {"query": "query: ", "passage": "passage: "}, "default_prompt_name": "passage"}
 TANH = {"activation_function": "torch.nn.modules.activation.Tanh"}
 IDENTITY = {"activation_function": "torch.nn.modules.linear.Identity", "bias": False}
-# By the model each is like; what `write_sentence_model` is told.
+# Arguments of `write_sentence_model`, by the model that each resembles.
 KINDS: dict[str, dict[str, Any]] = {
     "BGE": {"mode": "cls", "normalize": True},
     "mean": {},

@@ -17,12 +17,12 @@ REVIEWS = [
     "We've been here twice, and it's still the best brunch that you can get.",
 ]
 PHI3_CONTROLS = ("<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>")
-# As the first Phi-3 checkpoints have it: a system message leaves no trace.
+# The template of the first Phi-3 checkpoints: a system message leaves no trace.
 DROPS_SYSTEM = (
     "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}"
     "{{ '<|user|>\n' + message['content'] + '<|end|>\n<|assistant|>\n' }}{% endif %}{% endfor %}"
 )
-# As Gemma has it.
+# Gemma's template.
 REFUSES_SYSTEM = (
     "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}"
     "{% endif %}" + DROPS_SYSTEM
@@ -32,7 +32,7 @@ CHATML = (
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-# As Llama 2 has it: no control token stands beside the review.
+# Llama 2's template: no control token is next to the review.
 INST = (
     "{{ bos_token + '[INST] <<SYS>>\n' + messages[0]['content'] + '\n<</SYS>>\n\n'"
     " + messages[1]['content'] + ' [/INST]' }}"
@@ -46,7 +46,7 @@ _QWEN = (
 def write_phi3_tokenizer(
     folder: Path, *, chat_template: str | None = PHI3, bos: bool = True
 ) -> Path:
-    """As Phi-3's: SentencePiece BPE with byte fallback, every section behind its own "▁"."""
+    """Like Phi-3's: SentencePiece BPE with byte fallback, every section behind its own "▁"."""
     tokenizer = _sentencepiece()
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
@@ -80,7 +80,7 @@ def write_metaspace_tokenizer(
     rstrip: bool = False,
     around: str = "<s> $A",
 ) -> Path:
-    """As Llama 2's in transformers 5: only the first section gets a "▁".
+    """Like Llama 2's in transformers 5: only the first section gets a "▁".
 
     Args:
       folder: to write.
@@ -104,7 +104,7 @@ def write_metaspace_tokenizer(
 def write_byte_level_tokenizer(
     folder: Path, *, chat_template: str | None = CHATML, bos: bool = False, around: str = ""
 ) -> Path:
-    """As Qwen's: byte-level BPE without BOS; with `bos`, as Llama 3's, which adds one itself.
+    """Like Qwen's: byte-level BPE without BOS; with `bos`, like Llama 3's, which adds it.
 
     `around` is what it puts around a text else.
     """
@@ -133,7 +133,7 @@ def write_byte_level_tokenizer(
 
 
 def write_unigram_tokenizer(folder: Path) -> Path:
-    """As XLM-RoBERTa's, an encoder: its pieces hold `<s>`, so that plain text can spell it."""
+    """Like XLM-RoBERTa's, an encoder: its pieces hold `<s>`, so that plain text can spell it."""
     letters = sorted(
         {letter for review in REVIEWS for letter in review if letter != " "} | {*"</>"}
     )

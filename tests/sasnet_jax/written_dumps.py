@@ -1,17 +1,25 @@
 """Dumps of reviews written by hand, and what the json and csv modules make of them."""
 
+import contextlib
 import csv
 import io
 import json
 import re
+import subprocess
+import sys
 import tarfile
+import unittest.mock
 import zipfile
+from collections import Counter
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
+from sasnet_jax import cli
+from sasnet_jax.prepare import command as prepare
+from sasnet_jax.prepare.rejects import Rejects
 from sasnet_jax.prepare.reviews import ReviewDumps
 
 BOM = b"\xef\xbb\xbf"
@@ -46,12 +54,30 @@ def rows_of(written: list[dict]) -> list[Row]:
 
 def read(paths: list[Path], columns: dict[str, str] | None = None) -> tuple[list[Row], list[Row]]:
     """Every usable review with its text; and `file, line, reason` of the rejects in that order."""
-    found = ReviewDumps(paths, columns or {})
-    scan = found.scan(1.0)
-    assert scan.lines == scan.reviews.height + scan.rejects.height
+    found, file = ReviewDumps(paths, columns or {}), io.BytesIO()
+    rejects = Rejects(file, 1.0)
+    scan = found.scan(rejects)
+    written = [json.loads(line) for line in file.getvalue().splitlines()]
+    assert rejects.by_reason == Counter(reject["reason"] for reject in written)
+    assert scan.lines == scan.reviews.height + len(written)
     none = pl.DataFrame(schema={"review_id": pl.String, "text": pl.String})
     table = scan.reviews.hstack(pl.concat([none, *found.texts(scan.reviews)]))
-    return table.select(_FIELDS).rows(), scan.rejects.sort("file", "line").rows()
+    return table.select(_FIELDS).rows(), sorted(tuple(reject.values()) for reject in written)
+
+
+def run_prepare(*flags: str) -> subprocess.CompletedProcess:
+    """What the command prints and its exit status, without a process of its own."""
+    streams, code = [io.StringIO(), io.StringIO()], 0
+    with (
+        unittest.mock.patch.object(sys, "argv", ["prepare", *flags]),
+        contextlib.redirect_stdout(streams[0]),
+        contextlib.redirect_stderr(streams[1]),
+    ):
+        try:
+            cli.main(prepare.PrepareConfig, prepare.run, "")
+        except SystemExit as stopped:
+            code = int(stopped.code or 0)
+    return subprocess.CompletedProcess(flags, code, *(text.getvalue() for text in streams))
 
 
 def ndjson(records: list[dict]) -> bytes:
@@ -91,7 +117,7 @@ def tarred(members: dict[str, bytes]) -> bytes:
 
 
 def expected(name: str, numbered: list[tuple[int, Row | None]]) -> tuple[list[Row], list[Row]]:
-    """What `read` should give, less the reasons: by a loop over the records of file `name`.
+    """What `read` should give, minus the reasons: by a loop over the records of file `name`.
 
     Args:
       name: the file's.

@@ -1,15 +1,21 @@
 """Run folders as `train` leaves them, without training: for tests of what reads them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
+import msgspec
 import numpy as np
 from conftest import SMALL, World
 
+from sasnet_jax import files
 from sasnet_jax.model import inputs, network
-from sasnet_jax.model.checkpoint import Checkpoints, Progress
+from sasnet_jax.model.checkpoint import Checkpoints
 from sasnet_jax.model.config import TrainConfig
+from sasnet_jax.model.records import Epoch, Progress
 from sasnet_jax.model.run import Run
+from sasnet_jax.scores import metrics
+from sasnet_jax.scores.predictions import Evaluation
 from sasnet_jax.train import run_folder
 
 # Every switch of the network, off and on, and of what it reads.
@@ -24,30 +30,56 @@ NETWORK_SWITCHES = {
 SWITCHES = NETWORK_SWITCHES | {"discriminants": (0, 4)}
 
 
-def write_run(world: World, output: Path, *, scale: float = 0.3, **settings) -> Run:
-    """A finished run whose parameters are normal with this deviation: large enough to matter."""
+def write_run(
+    world: World, output: Path, *, scale: float = 0.3, losses: Sequence[float] = (1.0,), **settings
+) -> Run:
+    """A run whose parameters are normal with this deviation: large enough to matter.
+
+    It has an epoch for each of these validation losses, and is finished unless `settings` say
+    otherwise.
+    """
     paths = {"corpus": str(world.corpus_folder), "store": (str(world.store_folder),)}
-    config = TrainConfig(**paths | SMALL | {"epochs": 1} | settings, output=str(output))
+    settings = SMALL | {"epochs": len(losses)} | settings
+    config = TrainConfig(**paths | settings, output=str(output))
     corpus, stores = inputs.open_inputs(config)
     output.mkdir(parents=True)
-    run_folder.write_description(output, run_folder.describe(output, config, corpus, stores))
     transform = inputs.fit_transform(config, corpus, stores)
-    transform.save(output / "zscore.npz")
+    run_folder.write_inputs(output, run_folder.describe(config, corpus, stores), transform)
     _, like = network.definition(config, transform.width)
     rng = np.random.default_rng(config.seed)
     params = jax.tree.map(lambda x: rng.normal(0, scale, x.shape).astype(x.dtype), like)
     checkpoints = Checkpoints(output)
-    progress = Progress(epochs_evaluated=1, best_epoch=1, best_log_loss=1.0)
+    curve = []
+    for number, loss in enumerate(losses, 1):
+        best_epoch = int(np.argmin(losses[:number])) + 1
+        curve.append(epoch_of(number, best_epoch, loss, target_review=config.target_review))
+    progress = Progress(
+        epochs_evaluated=len(losses),
+        best_epoch=curve[-1].best_epoch,
+        best_log_loss=min(losses),
+        curve=curve,
+    )
     checkpoints.save(1, params, params, progress)
     checkpoints.close()
-    run_folder.append_metrics(
-        output,
-        {
-            "epoch": 1,
-            "best_epoch": 1,
-            "validation_log_loss": 1.0,
-            "validation_accuracy": 0.5,
-            "target_review": config.target_review,
-        },
-    )
+    run_folder.write_metrics(output, curve)
     return Run(output)
+
+
+def epoch_of(epoch: int = 1, best_epoch: int = 1, loss: float = 1.0, **others) -> Epoch:
+    """A line of metrics.jsonl."""
+    known = {"train_loss": 1.0, "validation_accuracy": 0.5, "validation_macro_f1": 0.5}
+    known |= {"target_review": "exclude", "step": 7 * epoch, "validation_log_loss": loss}
+    return Epoch(epoch=epoch, best_epoch=best_epoch, **known | others)
+
+
+def write_evaluation(run: Run, loss: float, **test: float) -> None:
+    """An evaluation with this log-loss, and these metrics of its test reviews."""
+    certain = np.array([[np.exp(-loss), 1 - np.exp(-loss), 0]])
+    scores = metrics.summarize(np.zeros(1, np.int8), certain)
+    evaluation = Evaluation(
+        validation=scores,
+        test=msgspec.structs.replace(scores, **test),
+        target_review=run.config.target_review,
+        corpus_sha256=run.corpus_sha256,
+    )
+    files.write_record(run.folder / "evaluation.json", evaluation)

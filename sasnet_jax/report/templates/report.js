@@ -1,22 +1,4 @@
 "use strict";
-const root = document.documentElement;
-
-// Auto follows the system; the choice outlives the page where the browser lets it.
-const themes = ["auto", "light", "dark"];
-const themeButton = document.getElementById("theme");
-function stored() {
-  try { return localStorage.getItem("sasnet-theme"); } catch { return null; }
-}
-function setTheme(name) {
-  root.dataset.theme = name;
-  themeButton.textContent = "Theme: " + name;
-  try { localStorage.setItem("sasnet-theme", name); } catch { /* a page of a private window */ }
-}
-setTheme(themes.includes(stored()) ? stored() : "auto");
-themeButton.addEventListener("click", () => {
-  setTheme(themes[(themes.indexOf(root.dataset.theme) + 1) % themes.length]);
-});
-
 const map = document.querySelector(".map");
 if (map) {
   const reviews = JSON.parse(document.getElementById("map-reviews").textContent);
@@ -25,7 +7,7 @@ if (map) {
 
   for (const input of map.querySelectorAll("input")) {
     input.addEventListener("change", () => {
-      if (input.name === "colours") map.dataset.colours = input.value;
+      if (input.name === "colors") map.dataset.colors = input.value;
       else for (const one of map.querySelectorAll("[data-picture]")) {
         one.toggleAttribute("hidden", one.dataset.picture !== input.value);
       }

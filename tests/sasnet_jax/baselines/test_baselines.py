@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import polars as pl
 import pytest
-from conftest import write_store
+from conftest import edit_reviews, write_store
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.svm import SVC
@@ -53,11 +53,11 @@ def test_majority_is_the_most_frequent_training_class(world, made):
 def _candidate(seed, n=400, width=6):
     """One block of inputs, as `protocol.scaled` makes them, and labels, of each split."""
     rng = np.random.default_rng(seed)
-    centres = rng.normal(size=(3, width))
+    centers = rng.normal(size=(3, width))
     sizes = {"train": n, "validation": 120, "test": 120}
     label = {split: rng.integers(0, 3, size).astype(np.int8) for split, size in sizes.items()}
     inputs = {
-        split: (centres[one] + 1.5 * rng.normal(size=(one.size, width))).astype(np.float32)
+        split: (centers[one] + 1.5 * rng.normal(size=(one.size, width))).astype(np.float32)
         for split, one in label.items()
     }
     return [(1.0, protocol.scaled(inputs))], label
@@ -162,21 +162,15 @@ def test_a_subset_is_learned_from_alone_and_averages_are_over_what_was_asked(wor
 
 
 def _with_noise(world, folder, row):
-    """The world where one review has another text, embedding and stars."""
+    """The world, except that one review has another text, embedding and stars."""
     corpus_folder = shutil.copytree(world.corpus_folder, folder / "corpus")
-    path = corpus_folder / "reviews.parquet"
-    table = pl.read_parquet(path)
-    label = (table["label"][row] + 1) % 3
+    label = (world.corpus.label[row] + 1) % 3
     here = pl.int_range(pl.len()) == row
     noise = {"text": "zebra good awful", "stars": (2.0, 4.0, 5.0)[label], "label": label}
-    table.with_columns(
-        pl.when(here).then(pl.lit(value).cast(table.schema[name])).otherwise(name).alias(name)
-        for name, value in noise.items()
-    ).write_parquet(path)
-    description = json.loads((corpus_folder / "corpus.json").read_text())
-    texts = pl.read_parquet(path)["text"]
-    files.write_json(
-        corpus_folder / "corpus.json", description | {"texts_sha256": files.texts_sha256(texts)}
+    types = {"text": pl.String, "stars": pl.Float32, "label": pl.Int8}
+    edit_reviews(
+        corpus_folder,
+        **{k: pl.when(here).then(pl.lit(v, types[k])).otherwise(k) for k, v in noise.items()},
     )
     embedded = np.load(world.store_folder / "mean.npy")
     embedded[row] = np.random.default_rng(0).normal(size=embedded.shape[1]) * 20
@@ -243,7 +237,7 @@ def test_the_same_baselines_are_not_made_again_and_others_do_not_replace_them(wo
     before = (made / "exclude" / "baselines.json").read_bytes()
     _run(world, made / "exclude")
     assert "already complete" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"made otherwise \(classes\)"):
+    with pytest.raises(UserError, match="made with other classes"):
         _run(world, made / "exclude", classes=5)
     assert (made / "exclude" / "baselines.json").read_bytes() == before
 
@@ -266,9 +260,10 @@ def _kill(monkeypatch, module, name, call, when):
         calls.append(args)
         if len(calls) == call and when == "before":
             raise _Killed
-        function(*args)
+        returned = function(*args)
         if len(calls) == call:
             raise _Killed
+        return returned
 
     monkeypatch.setattr(module, name, killing)
 
@@ -276,12 +271,12 @@ def _kill(monkeypatch, module, name, call, when):
 @pytest.mark.parametrize(
     ("module", "name", "call", "when"),
     [
-        (files, "write_json", 1, "before"),
-        (files, "write_json", 1, "after"),
+        (files, "write_record", 1, "before"),
+        (files, "write_record", 1, "after"),
         (predictions, "write", 5, "before"),
         (predictions, "write", 12, "after"),
-        (files, "write_json", 14, "before"),  # of baselines.json
-        (files, "write_json", 14, "after"),
+        (files, "write_record", 14, "before"),  # of baselines.json
+        (files, "write_record", 14, "after"),
     ],
 )
 def test_baselines_that_were_stopped_go_on_and_end_the_same(
@@ -299,9 +294,12 @@ def test_baselines_that_were_stopped_go_on_and_end_the_same(
     fitted = []
     with monkeypatch.context() as patch:
         write = predictions.write
-        patch.setattr(
-            predictions, "write", lambda path, *args: (fitted.append(path.stem), write(path, *args))
-        )
+
+        def noting(path, *args):
+            fitted.append(path.stem)
+            return write(path, *args)
+
+        patch.setattr(predictions, "write", noting)
         _run(world, output)
     assert not set(before) & set(fitted)
     assert not begun.exists()
@@ -318,12 +316,11 @@ def test_begun_baselines_that_were_made_otherwise_or_are_damaged_are_refused(
             _run(world, output)
     begun = output / "begun.json"
     whole = begun.read_text()
-    with pytest.raises(UserError, match=r"made otherwise \(classes\)"):
+    with pytest.raises(UserError, match="made with other classes"):
         _run(world, output, classes=5)
-    damaged = json.loads(whole) | {"models": []}
-    for text in (whole[:50], json.dumps(damaged)):
-        begun.write_text(text)
-        with pytest.raises(UserError, match=r"begun.json is damaged: remove .*out and run"):
+    for damaged in (whole[:50], json.dumps(json.loads(whole) | {"models": [], "sha256": None})):
+        begun.write_text(damaged)
+        with pytest.raises(UserError, match=r"begun.json is .*: remove .*out and run"):
             _run(world, output)
     begun.write_text(whole)
     (output / "predictions" / "tfidf_svm.parquet").unlink()

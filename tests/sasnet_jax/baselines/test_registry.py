@@ -5,27 +5,27 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
-from conftest import SMALL, assert_one_line_mistake, run_command
+from conftest import TINY, assert_one_line_mistake, edit_json, run_command
 from sklearn.naive_bayes import GaussianNB
+from written_runs import write_run
 
-from sasnet_jax import files
 from sasnet_jax.baselines import command as baselines
 from sasnet_jax.baselines import protocol, registry
 from sasnet_jax.baselines.command import BaselinesConfig
 from sasnet_jax.baselines.registry import Fitted, Kind
+from sasnet_jax.baselines.results import BaselineResult, Baselines
 from sasnet_jax.cli import UserError
+from sasnet_jax.corpus.corpus import CorpusRecord
 from sasnet_jax.corpus.store import fit_zscore
 from sasnet_jax.evaluate import command as evaluate
 from sasnet_jax.evaluate.command import EvaluateConfig
 from sasnet_jax.leakage import command as leakage
 from sasnet_jax.leakage.command import LeakageConfig
-from sasnet_jax.model.config import TrainConfig
 from sasnet_jax.report import command as report
 from sasnet_jax.report import models
 from sasnet_jax.report.command import ReportConfig
 from sasnet_jax.report.sources import Output, Sources
-from sasnet_jax.scores import paper
-from sasnet_jax.train import loop
+from sasnet_jax.scores import metrics, paper
 
 _STORES = ("words", "words_normalized", "x_svm", "oracle", "my_tfidf", "logistic_stars", "{text}")
 
@@ -90,12 +90,27 @@ def test_the_papers_number_stands_beside_the_store_that_it_is_of(world):
         for one in registry.baselines_of(["words", "words_normalized"])
         if not one.is_ceiling
     }
-    results = {name: {"test": {"accuracy": 0.5}} for name in known}
-    found = {"models": results, "target_review": "exclude"}
-    found["stores"] = {"words": phi3, "words_normalized": other}
-    output = Output(Path("folder"), found, known)
+    scores = metrics.summarize(np.zeros(2, np.int8), np.eye(3)[:2])
+    results = {
+        name: BaselineResult(**one.description, validation=scores, test=scores, chosen={})
+        for name, one in known.items()
+    }
+    found = Baselines(
+        models=results,
+        target_review="exclude",
+        corpus_sha256="",
+        stores={"words": phi3, "words_normalized": other},
+        subset=0,
+        averages_over="corpus",
+        classes=3,
+        seed=0,
+        svm_library="",
+        train_reviews=1,
+    )
+    output = Output(Path("folder"), found)
     nothing = dict.fromkeys(("stores", "runs", "comparisons", "quality", "leakage"), ())
-    sources = Sources(corpus=world.corpus, description={}, baselines=(output,), **nothing)
+    record = CorpusRecord(settings={"split": "by_user"}, texts_sha256="")
+    sources = Sources(corpus=world.corpus, record=record, baselines=(output,), **nothing)
     shown = {group.first.name: group.first.paper for group in models.groups_of(sources)}
     assert shown["words_svm"] == paper.TABLE_2["phi3 + SVM"]
     assert shown["tfidf_svm"] == paper.TABLE_2["TF-IDF + SVM"]
@@ -105,10 +120,7 @@ def test_the_papers_number_stands_beside_the_store_that_it_is_of(world):
 @pytest.fixture(scope="module")
 def trained(world, tmp_path_factory):
     """A run."""
-    output = tmp_path_factory.mktemp("trained") / "net"
-    paths = {"corpus": str(world.corpus_folder), "store": (str(world.store_folder),)}
-    loop.train(TrainConfig(**paths, output=str(output), epochs=1, **SMALL))
-    return output
+    return write_run(world, tmp_path_factory.mktemp("trained") / "net", **TINY).folder
 
 
 def _report(world, output, **sources):
@@ -180,7 +192,7 @@ def _of_before(folder, name):
     for model in listed:
         for key in ("label", "sees", "features", "store", "fit"):
             model.pop(key, None)
-    files.write_json(path, found)
+    edit_json(path, **found)
     return str(folder)
 
 
@@ -205,7 +217,7 @@ def test_what_an_earlier_version_wrote_is_refused_by_every_reader(world, trained
         (baselines.run, BaselinesConfig(corpus=corpus, output=str(made)), "baselines"),
         (baselines.run, BaselinesConfig(corpus=corpus, output=str(begun)), "baselines"),
         (evaluate.run, against, "baselines"),
-        (leakage.run, leak, "leakage"),
+        (leakage.run, leak, "baselines"),
     ]
     commands = {"comparison": "evaluate --output"}
     for kind, folder in of_before.items():
@@ -213,7 +225,7 @@ def test_what_an_earlier_version_wrote_is_refused_by_every_reader(world, trained
         readers.append((report.run, config, commands.get(kind, kind)))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.json")}
     for run, config, command in readers:
-        remedy = f"run python -m sasnet_jax.{command} again into a new folder"
-        with pytest.raises(UserError, match=f"an earlier version wrote it: {remedy}"):
+        remedy = f"remove .* and run python -m sasnet_jax.{command} again"
+        with pytest.raises(UserError, match=f"json is damaged .*: {remedy}"):
             run(config)
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*.json")}

@@ -28,7 +28,7 @@ def corpus(request, tmp_path_factory):
 
 
 def _brute_force(corpus, target, side, target_review):
-    """The context of one target by looking at every review (the table of DESIGN section 5)."""
+    """The context of one target by looking at every review (the table of docs/design.md 5)."""
     entity = getattr(corpus, side)
     rows = set()
     for row in range(entity.size):
@@ -123,7 +123,7 @@ def test_out_of_fold_counts_equal_a_loop(corpus, target_review):
 
 
 def test_reviews_of_one_moment_do_not_see_each_other(tmp_path):
-    """Dates to the day, as Amazon has them, so that many are equal."""
+    """Dates are to the day, as Amazon's are, so that many are equal."""
     lines = [
         f'{{"user_id": "u{i % 7}", "business_id": "b{i}", "stars": 4, "text": "t", '
         f'"date": "2020-01-{1 + i // 7 % 10:02}"}}'
@@ -142,7 +142,7 @@ def test_reviews_of_one_moment_do_not_see_each_other(tmp_path):
 
 @pytest.mark.parametrize("change", [{"synthetic": 500}, {"seed": 1}, {"split": "by_review"}])
 def test_grouped_reviews_of_another_corpus_are_refused(tmp_path, change):
-    """Of the same reviews split otherwise too: their held-out reviews would be seen."""
+    """The same reviews split otherwise are refused too: held-out reviews would be seen."""
     reviews = tmp_path / "dump"
     reviews.mkdir()
     generate(600, 0, reviews)
@@ -156,5 +156,5 @@ def test_grouped_reviews_of_another_corpus_are_refused(tmp_path, change):
     assert isinstance(read_grouped(other, "user").rows, np.memmap)
     for path in (one.folder / "interactions").iterdir():
         (other.folder / "interactions" / path.name).write_bytes(path.read_bytes())
-    with pytest.raises(UserError, match="not of this corpus"):
+    with pytest.raises(UserError, match="belongs to another corpus"):
         contexts_of(other, "exclude")

@@ -7,16 +7,23 @@ import numpy as np
 import polars as pl
 import pytest
 import scipy.sparse
-from conftest import ROOT, assert_one_line_mistake, run_command, write_store
+from conftest import (
+    ROOT,
+    assert_one_line_mistake,
+    change_store,
+    edit_json,
+    run_command,
+    write_store,
+)
 from scipy import special, stats
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from sasnet_jax import files
 from sasnet_jax.corpus.corpus import Corpus, read_corpus
 from sasnet_jax.embedding_quality import command as embedding_quality
 from sasnet_jax.embedding_quality import quality, significance
 from sasnet_jax.embedding_quality.command import EmbeddingQualityConfig
 from sasnet_jax.embedding_quality.quality import Measures, Undefined
+from sasnet_jax.manifest import read_manifest
 from sasnet_jax.prepare import command as prepare
 from sasnet_jax.scores import paper
 
@@ -27,10 +34,9 @@ _DIM = 16
 def _add_to(store: Path, categories: np.ndarray | None = None, **manifest) -> Path:
     """Gives a store category names, and changes its manifest."""
     if categories is not None:
-        np.save(store / "categories.npy", categories.astype(np.float16))
-    found = json.loads((store / "manifest.json").read_text())
-    files.write_json(store / "manifest.json", found | manifest)
-    return store
+        dtype = read_manifest(store).dtype
+        np.save(store / "categories.npy", categories.astype(dtype))
+    return change_store(store, **manifest)
 
 
 def _names(corpus: Corpus) -> list[str]:
@@ -177,12 +183,12 @@ def test_scores_equal_their_definition():
 @pytest.mark.parametrize(
     ("measures", "reason"),
     [
-        ([Measures(0.1, 0.5, 1.0)], "there is one"),
+        ([Measures(0.1, 0.5, 1.0)], "there is only one"),
         ([Measures(0.1, 0.5, 1.0), Measures(0.2, 0.5, 0.9)], "one pearson"),
         ([Measures(1, 0, 0), Measures(0, 1, 1)], "one score"),
     ],
 )
-def test_scores_that_normalisation_does_not_define_are_refused(measures, reason):
+def test_scores_that_normalization_does_not_define_are_refused(measures, reason):
     with pytest.raises(Undefined, match=reason):
         quality.scores(measures)
 
@@ -200,7 +206,9 @@ def test_one_method_has_measures_and_no_score(world, stores, tmp_path, capsys):
     found = _run(world, tmp_path / "out", stores["minilm"])
     row = found["methods"]["minilm/mean"]
     assert None not in _measures(row) and row["score"] is row["normalized"] is None
-    assert "No score" in capsys.readouterr().out and "there is one" in found["scores_undefined"]
+    assert (
+        "No score" in capsys.readouterr().out and "there is only one" in found["scores_undefined"]
+    )
     assert found["compared"] == "minilm/mean" and set(found["significance"]) == {
         "TF-IDF",
         "Gaussian noise 1",
@@ -208,7 +216,7 @@ def test_one_method_has_measures_and_no_score(world, stores, tmp_path, capsys):
 
 
 def test_noise_shows_what_shared_reviews_and_the_z_score_do_by_themselves():
-    """Means of independent noise, less the mean of all, have known covariances."""
+    """Means of independent noise, minus the mean of all, have known covariances."""
     rng = np.random.default_rng(1)
     membership = (rng.random((6, 3000)) < 0.1).astype(np.float64)
     membership[1] = np.maximum(membership[0], membership[1])  # shares many reviews with the first
@@ -434,7 +442,7 @@ def _written_corpus(folder: Path, stars: tuple[float, ...], categories: str) -> 
         ("no MiniLM", ("--reference",)),
         ("reference without categories", ("categories.npy", "store")),
         ("names of another width", ("categories.npy", "shape")),
-        ("names of another corpus", ("categories.npy", "other category names")),
+        ("names of another corpus", ("categories.npy", "does not embed the category names")),
         ("constant names", ("categories.npy", "the same")),
         ("names not finite", ("categories.npy", "not finite")),
         ("table of another width", ("mean.npy", "shape")),
@@ -490,7 +498,7 @@ def test_a_mistake_is_one_line(world, stores, tmp_path, case, mentions):
     [
         ("a class is missing", ("no review that is bad",)),
         ("no categories", ("0 categories", "--businesses")),
-        ("store of another corpus", ("embeds other texts",)),
+        ("store of another corpus", ("does not embed the texts",)),
     ],
 )
 def test_a_corpus_that_defines_no_table_is_one_line(world, stores, tmp_path, case, mentions):
@@ -501,10 +509,12 @@ def test_a_corpus_that_defines_no_table_is_one_line(world, stores, tmp_path, cas
         table = pl.read_parquet(path)
         lists = [["A", "B"], ["B", "C"], ["C", "D"], ["D"]]
         table.with_columns(categories=pl.Series(lists)).write_parquet(path)
+        edit_json(folder / "corpus.json", files_sha256={})
     corpus = read_corpus(folder)
     names = max(len(_names(corpus)), 1)
     rng = np.random.default_rng(0)
-    store = write_store(tmp_path / "store", corpus, rng.normal(size=(corpus.user.size, 4)))
+    table = rng.normal(size=(corpus.user.size, 4)).astype(np.float32)
+    store = write_store(tmp_path / "store", corpus, table)
     _add_to(store, rng.normal(size=(names, 4)), **_MINILM)
     chosen = stores["minilm"] if case == "store of another corpus" else store
     result = run_command(*_command(world, tmp_path / "out", chosen, corpus=folder))

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -6,9 +7,9 @@ import jax
 import numpy as np
 import polars as pl
 import pytest
-from conftest import assert_one_line_mistake, run_command
+from conftest import TINY, assert_one_line_mistake, change_store, edit_json, run_command
+from written_runs import write_run
 
-from sasnet_jax import files
 from sasnet_jax.baselines import command as baselines
 from sasnet_jax.baselines.registry import Baseline
 from sasnet_jax.cli import UserError
@@ -16,28 +17,19 @@ from sasnet_jax.corpus.contexts import contexts_of
 from sasnet_jax.evaluate import command as evaluate
 from sasnet_jax.evaluate import comparison
 from sasnet_jax.model import step
-from sasnet_jax.model.config import TrainConfig
 from sasnet_jax.model.run import Run
 from sasnet_jax.scores import metrics, predictions
 from sasnet_jax.scores.predictions import Predictions
-from sasnet_jax.train import loop
-
-SMALL = {"width": 16, "depth": 1, "feed_forward": 16, "epochs": 1, "eval_sets": 1}
-
-
-def _train(world, output, **settings):
-    paths = {"corpus": str(world.corpus_folder), "store": (str(world.store_folder),)}
-    loop.train(TrainConfig(**paths, output=str(output), **(SMALL | settings)))
-    return str(output)
 
 
 @pytest.fixture(scope="module")
 def trained(world, tmp_path_factory):
     """Two seeds of one run, and one of others."""
     folder = tmp_path_factory.mktemp("trained")
-    seeds = [_train(world, folder / f"net-{seed}", seed=seed) for seed in (0, 1)]
     rated = {"review_features": "text+stars", "bias_term": True}
-    return [*seeds, _train(world, folder / "rated", **rated)]
+    settings = {"net-0": {"seed": 0}, "net-1": {"seed": 1}, "rated": rated}
+    runs = [write_run(world, folder / name, **TINY | own) for name, own in settings.items()]
+    return [str(run.folder) for run in runs]
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +83,12 @@ def test_runs_that_differ_in_the_seed_are_a_group(world, trained, made, tmp_path
     assert one["test"]["accuracy"] == pytest.approx((ensemble.argmax(axis=1) == label).mean())
     low, high = one["test_intervals"]["accuracy"]
     assert low < one["test"]["accuracy"] < high
-    written = predictions.read(tmp_path / "out" / "predictions" / "net.parquet", world.corpus)
+    written = predictions.read(
+        tmp_path / "out" / "predictions" / "net.parquet",
+        world.corpus,
+        found["models"]["net ensemble"]["predictions_sha256"],
+        "again",
+    )
     here = world.corpus.split[written.rows] == "test"
     np.testing.assert_allclose(written.probability[here], ensemble, rtol=1e-6)
     compared = {(one["model"], one["baseline"]) for one in found["comparisons"]}
@@ -109,7 +106,7 @@ def _baseline(name, sees):
 
 
 def test_a_comparison_can_be_recomputed_from_predictions(world):
-    """One model is the other but for five reviews of two users that it gets right."""
+    """One model equals the other, except on five reviews of two users, which it gets right."""
     corpus = world.corpus
     rows = np.concatenate([corpus.rows("validation"), corpus.rows("test")])
     wrong = np.eye(3)[(corpus.label[rows] + 1) % 3] * 0.8 + 0.2 / 3
@@ -122,16 +119,17 @@ def test_a_comparison_can_be_recomputed_from_predictions(world):
         [comparison.Group("better", ("better",))],
         {"better": Predictions(rows, right)},
         {worse: Predictions(rows, wrong), best: Predictions(rows, right)},
+        target_review="exclude",
         seed=0,
     )
-    (one,) = found["comparisons"]  # what reads the target is shown and never compared with
-    assert (one["model"], one["baseline"]) == ("better", "worse")
-    assert one["difference"] == pytest.approx(5 / corpus.rows("test").size)
-    assert (one["only_model_right"], one["only_baseline_right"]) == (5, 0)
-    assert one["mcnemar_p"] == pytest.approx(2 * 0.5**5) == one["holm_p"]
-    assert one["at_least_level"]
-    assert found["models"]["worse"]["test"]["accuracy"] == 0
-    shown = {name: model.get("sees") for name, model in found["models"].items()}
+    (one,) = found.comparisons  # what reads the target is shown and never compared with
+    assert (one.model, one.baseline) == ("better", "worse")
+    assert one.difference == pytest.approx(5 / corpus.rows("test").size)
+    assert (one.only_model_right, one.only_baseline_right) == (5, 0)
+    assert one.mcnemar_p == pytest.approx(2 * 0.5**5) == one.holm_p
+    assert one.at_least_level
+    assert found.models["worse"].test.accuracy == 0
+    shown = {name: getattr(model, "sees", None) for name, model in found.models.items()}
     assert shown == {"better": None, "worse": "text", "best": "target"}
 
 
@@ -139,7 +137,7 @@ def test_truncated_histories_are_what_was_kept(world, trained, capsys):
     run = trained[2]
     found = evaluate.evaluate(Run(run), truncate_histories=True)
     corpus = world.corpus
-    cut = found["truncated_histories"]
+    cut = found.truncated_histories
     assert list(cut) == ["0", "1", "2", "4", "all"]
     rows = corpus.rows("test")
     for name, one in cut.items():
@@ -148,7 +146,7 @@ def test_truncated_histories_are_what_was_kept(world, trained, capsys):
         np.testing.assert_array_equal(table["row"], rows)
         probability = table.select("p_bad", "p_good", "p_excellent").to_numpy()
         label = corpus.label[rows]
-        assert one["every_user"]["log_loss"] == pytest.approx(metrics.log_loss(label, probability))
+        assert one.every_user.log_loss == pytest.approx(metrics.log_loss(label, probability))
     size = contexts_of(corpus, "exclude").user.size[rows]
     whole, none = (
         pl.read_parquet(f"{run}/truncated/{name}.parquet").select("p_bad").to_numpy().ravel()
@@ -156,7 +154,7 @@ def test_truncated_histories_are_what_was_kept(world, trained, capsys):
     )
     assert (whole == none)[size == 0].all()
     assert (whole != none)[size > 0].all()
-    assert cut["0"]["long_histories"]["reviews"] == (size >= 4).sum()
+    assert cut["0"].long_histories.reviews == (size >= 4).sum()
 
 
 def test_evaluate_shows_baselines_of_the_same_protocol_only(trained, made, capsys):
@@ -176,11 +174,8 @@ def test_evaluate_shows_baselines_of_the_same_protocol_only(trained, made, capsy
 
 def test_evaluate_refuses_a_store_that_changed(world, tmp_path):
     store = shutil.copytree(world.store_folder, tmp_path / "store")
-    paths = {"corpus": str(world.corpus_folder), "store": (str(store),)}
-    loop.train(TrainConfig(**paths, output=str(tmp_path / "run"), **SMALL))
-    manifest = json.loads((store / "manifest.json").read_text())
-    manifest["weights_sha256"] = "1" * 64
-    (store / "manifest.json").write_text(json.dumps(manifest))
+    write_run(dataclasses.replace(world, store_folder=store), tmp_path / "run")
+    change_store(store, weights_sha256="1" * 64)
     result = run_command("sasnet_jax.evaluate", f"--run={tmp_path / 'run'}")
     assert_one_line_mistake(result, "store", "not the one")
     result = run_command("sasnet_jax.evaluate", f"--run={tmp_path / 'nowhere'}")
@@ -188,11 +183,9 @@ def test_evaluate_refuses_a_store_that_changed(world, tmp_path):
 
 
 def _changed(run, folder, **settings):
-    """A copy of a run that says of itself that it was trained otherwise."""
+    """A copy of a run whose record says that it was trained otherwise."""
     shutil.copytree(run, folder)
-    description = json.loads((folder / "config.json").read_text())
-    description["config"] |= settings
-    files.write_json(folder / "config.json", description)
+    edit_json(folder / "config.json", config=Run(folder).record.config | settings)
     return str(folder)
 
 
@@ -207,11 +200,11 @@ def test_what_cannot_be_compared_is_refused(trained, made, tmp_path):
     leaky = _changed(run, tmp_path / "leaky", target_review="include")
     five = _changed(run, tmp_path / "five", classes=5)
     refused("unfinished, after 1 of at most 7 epochs", run, unfinished)
-    refused("named twice", run, run + "/")
-    refused("another target_review than run", run, leaky)
+    refused("names a run twice", run, run + "/")
+    refused("differ in target_review: evaluate", run, leaky)
     refused("--truncate_histories", leaky, truncate_histories=True)
-    refused("another classes than the run", five, baselines=str(made / "exclude"))
-    refused("another target_review than the run", run, baselines=str(made / "include"))
+    refused("the run differ in classes", five, baselines=str(made / "exclude"))
+    refused("the run differ in target_review", run, baselines=str(made / "include"))
     refused("holds other files", run, output=str(made / "exclude"))
     assert before == {path: path.stat().st_mtime_ns for path in Path(run).rglob("*")}
 
@@ -223,11 +216,11 @@ def test_predictions_of_other_reviews_are_not_compared(world):
     groups = [comparison.Group("a", ("a",))]
     whole = {"a": Predictions(rows, probability)}
     for other, message in (
-        (Predictions(rows[:-1], probability[:-1]), "other reviews"),
+        (Predictions(rows[:-1], probability[:-1]), "predict different reviews"),
         (Predictions(rows, np.full((rows.size, 5), 0.2)), "5 classes"),
     ):
         with pytest.raises(UserError, match=message):
-            comparison.compare(corpus, groups, whole, {_baseline("b", "text"): other}, 0)
+            comparison.compare(corpus, groups, whole, {_baseline("b", "text"): other}, "exclude", 0)
 
 
 def test_a_run_that_is_called_like_a_baseline_is_refused(trained, made, tmp_path, monkeypatch):
@@ -252,7 +245,7 @@ def test_the_interaction_files_are_opened_once_however_many_models_are_compared(
 
 
 def test_groups_have_names_of_their_own():
-    same, other = ({"config": {"width": width}, "store": "a"} for width in (1, 2))
+    same, other = ({"--width": width, "stores": ["a"]} for width in (1, 2))
     found = comparison.groups_of({"runs/a/seed-0": same, "runs/a/seed-1": same, "runs/b": other})
     assert [(one.name, one.runs) for one in found] == [
         ("seed", ("runs/a/seed-0", "runs/a/seed-1")),

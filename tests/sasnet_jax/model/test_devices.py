@@ -3,23 +3,24 @@
 import contextlib
 import json
 import os
+import shutil
 import socket
 import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, SMALL, assert_one_line_mistake, load_data, run_command
+from conftest import PATIENCE_SECONDS, TINY, load_data, run_command, start_process
 
 from sasnet_jax import files
 from sasnet_jax.cli import UserError
 from sasnet_jax.model import compilation, devices, step
 from sasnet_jax.model.config import TrainConfig
 from sasnet_jax.model.run import Run
-from sasnet_jax.train import loop
+from sasnet_jax.train import loop, memory
 
-SETTINGS = SMALL | {
+SETTINGS = TINY | {
+    "epochs": 2,
     "review_features": "text+stars",
     "cross_attention": "set",
     "bias_term": True,
@@ -30,22 +31,15 @@ SETTINGS = SMALL | {
 }
 
 
+def _settings(world, run, **settings) -> dict:
+    paths = {"corpus": str(world.corpus_folder), "store": [str(world.store_folder)]}
+    return SETTINGS | paths | {"output": str(run)} | settings
+
+
 def _arguments(world, run, **settings) -> list[str]:
-    settings = (
-        SETTINGS
-        | {
-            "corpus": world.corpus_folder,
-            "store": world.store_folder,
-            "output": run,
-            "epochs": 2,
-        }
-        | settings
-    )
+    settings = _settings(world, run, **settings)
+    (settings["store"],) = settings["store"]
     return [f"--{name}={value}" for name, value in settings.items()]
-
-
-def _environment(count: int) -> dict[str, str]:
-    return os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
 
 
 def _state(run):
@@ -76,17 +70,72 @@ def one_device(world, tmp_path_factory):
     return _state(run)
 
 
-@pytest.mark.parametrize(
-    ("count", "table"), [(1, "host"), (4, "device"), (4, "sharded"), (4, "host")]
-)
-def test_neither_devices_nor_the_place_of_the_table_change_the_training(
-    world, tmp_path, one_device, count, table
-):
-    run = tmp_path / "run"
-    arguments = _arguments(world, run, table=table)
-    result = run_command("sasnet_jax.train", *arguments, env=_environment(count))
+def test_a_table_on_the_host_does_not_change_the_training(world, tmp_path, one_device):
+    result = run_command("sasnet_jax.train", *_arguments(world, tmp_path / "run", table="host"))
     assert result.returncode == 0, result.stderr
-    _assert_close(_state(run), one_device)
+    _assert_close(_state(tmp_path / "run"), one_device)
+
+
+ON_FOUR_DEVICES = """
+import dataclasses, json, sys
+from sasnet_jax import cli
+from sasnet_jax.model import devices, inputs
+from sasnet_jax.model.config import TrainConfig
+from sasnet_jax.train import loop
+
+def place(config):
+    config = dataclasses.replace(config, discriminants=0)  # the table as stored
+    corpus, stores = inputs.open_inputs(config)
+    data = inputs.build_data(config, corpus, stores, inputs.fit_transform(config, corpus, stores))
+    (table,) = inputs.on_devices(config, devices.mesh_of_all(), data).tables
+    shards = getattr(table, 'addressable_shards', None)
+    return type(table).__name__ if shards is None else [shard.data.shape[0] for shard in shards]
+
+places, refused = {}, []
+for settings in json.loads(sys.argv[1]):
+    config = TrainConfig(**settings | {'store': tuple(settings['store'])})
+    try:
+        loop.train(config)
+        places[config.table] = place(config)
+    except cli.UserError as error:
+        refused.append(str(error))
+print(json.dumps([places, refused]))
+"""
+TABLES = ("device", "sharded", "host")
+
+
+@pytest.fixture(scope="module")
+def four_devices(world, tmp_path_factory):
+    """Runs trained by one process of four devices; where their tables lay; what was refused."""
+    folder = tmp_path_factory.mktemp("four_devices")
+    wanted = [_settings(world, folder / table, table=table) for table in TABLES]
+    wanted.append(_settings(world, folder / "refused", batch_size=30))
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
+    process = start_process(
+        "-c", ON_FOUR_DEVICES, json.dumps(wanted), env=os.environ | {"XLA_FLAGS": flags}
+    )
+    output, _ = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 0, output
+    return folder, *json.loads(output.splitlines()[-1])
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_neither_devices_nor_the_place_of_the_table_change_the_training(
+    four_devices, one_device, table
+):
+    _assert_close(_state(four_devices[0] / table), one_device)
+
+
+def test_a_table_lies_where_the_flag_says(world, four_devices):
+    rows = world.corpus.user.size
+    assert rows % 4  # so the last part is filled up
+    part = -(-rows // 4)
+    assert four_devices[1] == {"device": [rows] * 4, "sharded": [part] * 4, "host": "memmap"}
+
+
+def test_a_batch_that_devices_cannot_share_is_refused(four_devices):
+    (refused,) = four_devices[2]
+    assert "--batch_size=30" in refused and "4 devices" in refused
 
 
 @pytest.mark.parametrize(
@@ -109,47 +158,15 @@ def test_a_gpu_trains_the_same_again_where_it_compiles_anew(world, tmp_path):
     states = []
     for name in ("once", "again"):
         environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / f"{name}-compiled")}
-        result = run_command(
-            "sasnet_jax.train", *_arguments(world, tmp_path / name), env=environment
+        process = start_process(
+            "-m", "sasnet_jax.train", *_arguments(world, tmp_path / name), env=environment
         )
-        assert result.returncode == 0, result.stderr
+        output, _ = process.communicate(timeout=PATIENCE_SECONDS)
+        assert process.returncode == 0, output
         states.append(_state(tmp_path / name))
     for once, again in zip(*(leaves for leaves, _ in states), strict=True):
         np.testing.assert_array_equal(once, again)
     assert states[0][1] == states[1][1]
-
-
-SHOW_PLACES = """
-import sys
-from sasnet_jax.model import devices, inputs
-from sasnet_jax.model.config import TrainConfig
-from sasnet_jax.train import loop
-paths = {'corpus': sys.argv[1], 'store': (sys.argv[2],), 'output': '-'}
-config = TrainConfig(**paths, table=sys.argv[3])
-corpus, stores = inputs.open_inputs(config)
-data = inputs.build_data(config, corpus, stores, inputs.fit_transform(config, corpus, stores))
-(table,) = inputs.on_devices(config, devices.mesh_of_all(), data).tables
-shards = getattr(table, 'addressable_shards', None)
-print(type(table).__name__ if shards is None else [shard.data.shape[0] for shard in shards])
-"""
-
-
-@pytest.mark.parametrize("table", ["device", "sharded", "host"])
-def test_a_table_lies_where_the_flag_says(world, table):
-    arguments = (str(world.corpus_folder), str(world.store_folder), table)
-    result = subprocess.run(
-        [sys.executable, "-c", SHOW_PLACES, *arguments],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=_environment(4),
-        timeout=120,
-    )
-    rows = world.corpus.user.size
-    assert rows % 4  # so the last part is filled up
-    part = -(-rows // 4)
-    places = {"device": str([rows] * 4), "sharded": str([part] * 4), "host": "memmap"}
-    assert result.stdout.strip() == places[table], result.stderr
 
 
 def _free_port() -> int:
@@ -162,43 +179,36 @@ def _train_together(world, run, of_process_1=(), **settings) -> list[subprocess.
     port = _free_port()
     settings |= {"coordinator": f"localhost:{port}", "processes": 2}
     each = [settings | {"process": 0}, settings | {"process": 1} | dict(of_process_1)]
-    return [
-        subprocess.Popen(
-            [sys.executable, "-m", "sasnet_jax.train", *_arguments(world, run, **one)],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for one in each
-    ]
+    return [start_process("-m", "sasnet_jax.train", *_arguments(world, run, **own)) for own in each]
 
 
 def _finish(processes: list[subprocess.Popen]) -> list[str]:
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    outputs = [process.communicate(timeout=PATIENCE_SECONDS)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     return outputs
 
 
-@pytest.mark.parametrize("table", ["sharded", "host"])
+@pytest.mark.parametrize("table", ["device", "host"])
 def test_two_processes_share_a_table(world, tmp_path, one_device, table):
     _finish(_train_together(world, tmp_path / "run", table=table))
     _assert_close(_state(tmp_path / "run"), one_device)
 
 
 def test_two_processes_train_one_run_and_resume_as_one(world, tmp_path, one_device):
-    """The second time from a damaged checkpoint: from the one before, both of them."""
+    """Resumed as if killed in its second epoch while it wrote a checkpoint."""
     run, whole = tmp_path / "run", tmp_path / "whole"
-    _finish(_train_together(world, run, epochs=1, checkpoint_seconds=0))
-    latest = max(int(path.name) for path in (run / "checkpoints").iterdir())
+    settings = {"table": "sharded", "checkpoint_seconds": 0, "keep": 100}
+    _finish(_train_together(world, whole, **settings))
+    _assert_close(_state(whole), one_device)
+    shutil.copytree(whole, run)
+    *_, latest, last = sorted(int(path.name) for path in (run / "checkpoints").iterdir())
+    shutil.rmtree(run / "checkpoints" / str(last))
     for path in (run / "checkpoints" / str(latest)).rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
-    outputs = _finish(_train_together(world, run))
+    outputs = _finish(_train_together(world, run, **settings))
     assert "resumed at step" in outputs[0]
     assert (run / "checkpoints" / f"damaged-{latest}").is_dir()
-    _finish(_train_together(world, whole))
-    _assert_close(_state(run), one_device)
     resumed, uninterrupted = _state(run), _state(whole)
     assert resumed[1] == uninterrupted[1]
     for have, want in zip(resumed[0], uninterrupted[0], strict=True):
@@ -209,13 +219,16 @@ def test_two_processes_train_one_run_and_resume_as_one(world, tmp_path, one_devi
 @pytest.mark.parametrize("wrong", [0, 1])
 def test_a_mistake_of_one_process_stops_the_other(world, tmp_path, wrong):
     """Process 0 finds the folder in use; process 1 does not find the store."""
-    lacking = {"store": str(tmp_path / "nowhere")} if wrong else {}
+    lacking = {"store": [str(tmp_path / "nowhere")]} if wrong else {}
     with contextlib.nullcontext() if wrong else files.sole_writer(tmp_path / "run"):
         processes = _train_together(world, tmp_path / "run", of_process_1=lacking)
-        outputs = [process.communicate(timeout=120)[0] for process in processes]
+        outputs = [process.communicate(timeout=PATIENCE_SECONDS)[0] for process in processes]
     assert [process.returncode for process in processes] == [2, 2], outputs
     mistakes = [output.splitlines()[-1] for output in outputs]
-    assert mistakes[1 - wrong] == f"error: process {wrong} of this run has stopped, and says why"
+    assert (
+        mistakes[1 - wrong]
+        == f"error: process {wrong} of this run has stopped: its output says why"
+    )
     assert ("nowhere" if wrong else "is in use by") in mistakes[wrong]
 
 
@@ -238,20 +251,10 @@ except cli.UserError as error:
 @pytest.mark.stress
 def test_a_mistake_reaches_a_process_that_is_late():
     port = _free_port()
-    command = (sys.executable, "-c", ONE_IS_SLOW, str(port))
-    processes = [
-        subprocess.Popen([*command, str(process)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-        for process in range(2)
-    ]
-    said = [process.communicate(timeout=120)[0].splitlines() for process in processes]
-    assert said[0][-1] == "process 1 of this run has stopped, and says why"
+    processes = [start_process("-c", ONE_IS_SLOW, str(port), str(number)) for number in range(2)]
+    said = [process.communicate(timeout=PATIENCE_SECONDS)[0].splitlines() for process in processes]
+    assert said[0][-1] == "process 1 of this run has stopped: its output says why"
     assert said[1][-1] == "the mistake"
-
-
-def test_a_batch_that_devices_cannot_share_is_refused(world, tmp_path):
-    arguments = _arguments(world, tmp_path / "run", batch_size=30)
-    result = run_command("sasnet_jax.train", *arguments, env=_environment(4))
-    assert_one_line_mistake(result, "--batch_size=30", "4 devices")
 
 
 @pytest.mark.parametrize(
@@ -281,6 +284,6 @@ def test_too_little_memory_says_how_much_and_which_flag_helps(
 
     with (
         pytest.raises(UserError, match=rf"\(70,368\.7 GB more .* take .* GB\): {helps}"),
-        devices.enough_memory(data.tables, loop._with_less_memory(config, data)),
+        devices.enough_memory(data.tables, memory.with_less(config, data)),
     ):
         allocate()

@@ -189,7 +189,7 @@ def test_paper_preset_has_the_papers_parameter_count():
         )
     )
     count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(network, nnx.Param)))
-    assert count == 3_288_067 + 256  # DESIGN section 4, and the empty-set vector
+    assert count == 3_288_067 + 256  # docs/design.md 4.3, and the empty-set vector
     assert 3.25e6 <= count <= 3.35e6
 
 
@@ -198,8 +198,8 @@ def _linear(part, x):
 
 
 def _norm(part, x):
-    centred = x - x.mean(axis=-1, keepdims=True)
-    scaled = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-6)
+    centered = x - x.mean(axis=-1, keepdims=True)
+    scaled = centered / np.sqrt((centered**2).mean(axis=-1, keepdims=True) + 1e-6)
     return scaled * np.float64(part.scale[...]) + np.float64(part.bias[...])
 
 

@@ -7,14 +7,15 @@ import subprocess
 import sys
 import time
 
+import msgspec
 import numpy as np
 import polars as pl
 import pytest
-from conftest import ROOT, assert_one_line_mistake, reviews_frame, run_command
+from conftest import PATIENCE_SECONDS, ROOT, assert_one_line_mistake, reviews_frame, run_command
 
 from sasnet_jax import files
 from sasnet_jax.cli import UserError
-from sasnet_jax.corpus.corpus import read_corpus
+from sasnet_jax.corpus.corpus import CorpusRecord, read_corpus
 from sasnet_jax.prepare import command as prepare
 from sasnet_jax.prepare import filters
 from sasnet_jax.prepare.command import PrepareConfig
@@ -105,12 +106,6 @@ def test_filters_equal_a_loop(mode):
     assert found["review_id"].to_list() == [f"r{i}" for i in kept]
 
 
-def test_texts_hash_is_length_prefixed():
-    assert files.texts_sha256(["ab", "c"]) != files.texts_sha256(["a", "bc"])
-    by_hand = hashlib.sha256(b"\x03\0\0\0\0\0\0\0\xc3\xa9!" + b"\0" * 8).hexdigest()
-    assert files.texts_sha256(["é!", ""]) == by_hand
-
-
 def test_the_same_command_reuses_and_another_refuses(tmp_path, capsys):
     config = PrepareConfig(synthetic=300, output=str(tmp_path / "corpus"))
     prepare.run(config)
@@ -120,6 +115,20 @@ def test_the_same_command_reuses_and_another_refuses(tmp_path, capsys):
     with pytest.raises(UserError, match="other seed"):
         prepare.run(PrepareConfig(synthetic=300, seed=1, output=str(tmp_path / "corpus")))
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "corpus").rglob("*")} == before
+
+
+def test_a_setting_that_is_newer_than_a_corpus_had_its_default(tmp_path, capsys):
+    config = PrepareConfig(synthetic=300, output=str(tmp_path / "corpus"))
+    prepare.run(config)
+    path = tmp_path / "corpus" / "corpus.json"
+    record = files.read_record(path, CorpusRecord)
+    older = {name: value for name, value in record.settings.items() if name != "world"}
+    files.write_record(path, msgspec.structs.replace(record, settings=older))
+    capsys.readouterr()
+    prepare.run(config)
+    assert "already complete" in capsys.readouterr().out
+    with pytest.raises(UserError, match="other world"):
+        prepare.run(dataclasses.replace(config, world="kinds"))
 
 
 @pytest.mark.parametrize(
@@ -176,14 +185,14 @@ def _prepare_until_it_writes(tmp_path) -> subprocess.Popen:
 def test_sigterm_leaves_nothing(tmp_path):
     process = _prepare_until_it_writes(tmp_path)
     process.terminate()
-    assert process.wait(60) == 128 + signal.SIGTERM
+    assert process.wait(PATIENCE_SECONDS) == 128 + signal.SIGTERM
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_killed_prepare_left_is_removed_by_the_next(tmp_path):
     process = _prepare_until_it_writes(tmp_path)
     process.kill()
-    process.wait(60)
+    process.wait(PATIENCE_SECONDS)
     (left_behind,) = tmp_path.iterdir()
     in_use = tmp_path / ".corpus.partial-1"
     with files.new_folder(tmp_path / "other") as other:

@@ -1,5 +1,6 @@
 import calendar
 import gzip
+import io
 import json
 import time
 from datetime import datetime
@@ -26,6 +27,7 @@ from sasnet_jax.cli import UserError
 from sasnet_jax.prepare import command as prepare
 from sasnet_jax.prepare import dumps
 from sasnet_jax.prepare import reviews as reader
+from sasnet_jax.prepare.rejects import Rejects
 from sasnet_jax.prepare.reviews import ReviewDumps, read_businesses
 
 
@@ -103,6 +105,14 @@ PACKERS = {
     "tar.gz": lambda review, _: gzip.compress(
         tarred({"._review.json": b"", "review.json": review})
     ),
+    "gz in gz": lambda review, _: gzip.compress(gzip.compress(review)),
+    "zip in gz": lambda review, _: gzip.compress(zipped({"x.txt": b"", "review.json": review})),
+    "zip in zip": lambda review, business: zipped(
+        {"all.zip": zipped({"business.json": business, "review.json": review})}
+    ),
+    "zip in tar in gz": lambda review, _: gzip.compress(
+        tarred({"x.txt": b"", "all.ZIP": zipped({"review.json": review})})
+    ),
     "gz in tar": lambda review, _: tarred({"reviews_Books.json.gz": gzip.compress(review)}),
     "Yelp": lambda review, business: zipped(
         {
@@ -140,11 +150,13 @@ def test_businesses_have_their_categories_and_bad_ones_are_rejected(tmp_path):
     given = ["A, B", None, ["A", "B", "A"], [["A", "B"], ["A", "C"]], "", 5, [None], "A"]
     lines = [{"business_id": f"b{i}", "categories": value} for i, value in enumerate(given)]
     path.write_bytes(ndjson([*lines, {"business_id": "b0", "categories": "late"}]) + b"{}\n[\n")
-    found, rejects = read_businesses(path, 1.0)
+    file = io.BytesIO()
+    found = read_businesses(path, Rejects(file, 1.0))
     names = [["A", "B"], [], ["A", "B"], ["A", "B", "C"], [], ["A"]]
     assert found["categories"].to_list() == names
     assert found["business_id"].to_list() == ["b0", "b1", "b2", "b3", "b4", "b7"]
-    assert rejects["line"].to_list() == [6, 7, 9, 10, 11]
+    lines = [json.loads(reject)["line"] for reject in file.getvalue().splitlines()]
+    assert sorted(lines) == [6, 7, 9, 10, 11]
 
 
 LINE = 150  # bytes, without the newline
@@ -276,7 +288,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch, 
     paths[0].write_bytes(write(before))
     paths[1].write_bytes(ndjson([review | {"review_id": None} for review in before]))
     found = ReviewDumps(paths, {})
-    scan = found.scan(0.0)
+    scan = found.scan(Rejects(io.BytesIO(), 0.0))
     paths[0].write_bytes(write(after))
     with pytest.raises(UserError, match="first changed while"):
         list(found.texts(scan.reviews))

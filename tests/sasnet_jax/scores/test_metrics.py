@@ -1,7 +1,9 @@
 import dataclasses
 import json
 import math
+import resource
 
+import msgspec
 import numpy as np
 import polars as pl
 import pytest
@@ -26,7 +28,7 @@ def test_metrics_equal_scikit_learns(classes):
     label, probability = _random(classes)
     predicted = probability.argmax(axis=1)
     found = metrics.summarize(label, probability)
-    assert found["confusion"] == reference.confusion_matrix(label, predicted).tolist()
+    assert found.confusion == reference.confusion_matrix(label, predicted).tolist()
     expected = {
         "accuracy": reference.accuracy_score(label, predicted),
         "balanced_accuracy": reference.balanced_accuracy_score(label, predicted),
@@ -36,13 +38,13 @@ def test_metrics_equal_scikit_learns(classes):
     for average in ("macro", "weighted", "micro"):
         expected[f"{average}_f1"] = reference.f1_score(label, predicted, average=average)
     for name, value in expected.items():
-        assert found[name] == pytest.approx(value), name
-    assert found["undefined"] == {}
+        assert getattr(found, name) == pytest.approx(value), name
+    assert found.undefined == {}
     columns = reference.precision_recall_fscore_support(label, predicted)
     names = ("precision", "recall", "f1", "support")
     for i, one in enumerate(CLASS_NAMES[classes]):
         for name, column in zip(names, columns, strict=True):
-            assert found["per_class"][one][name] == pytest.approx(column[i])
+            assert getattr(found.per_class[one], name) == pytest.approx(column[i])
 
 
 def test_calibration_error_equals_a_loop_over_reviews():
@@ -67,10 +69,10 @@ def test_expected_stars_of_five_classes():
     label, probability = _random(5)
     found = metrics.summarize(label, probability)
     stars = [sum((i + 1) * p for i, p in enumerate(row)) for row in probability]
-    assert found["expected_stars"] == pytest.approx(np.mean(stars))
+    assert found.expected_stars == pytest.approx(np.mean(stars))
     rmse = math.sqrt(reference.mean_squared_error(label + 1.0, stars))
-    assert found["stars_rmse"] == pytest.approx(rmse)
-    assert "stars_rmse" not in metrics.summarize(*_random(3))
+    assert found.stars_rmse == pytest.approx(rmse)
+    assert "stars_rmse" not in msgspec.to_builtins(metrics.summarize(*_random(3)))
 
 
 def test_what_an_absent_class_leaves_undefined_is_said():
@@ -78,22 +80,22 @@ def test_what_an_absent_class_leaves_undefined_is_said():
     here = label != 1
     found = metrics.summarize(label[here], probability[here])
     for name in ("macro_f1", "balanced_accuracy"):
-        assert found[name] is None and found["undefined"][name] == "no review is good"
-    assert found["accuracy"] is not None and found["weighted_f1"] is not None
-    good = found["per_class"]["good"]
-    assert good["recall"] is None and good["precision"] == 0 and good["support"] == 0
-    assert "no review is good" in good["undefined"]["recall"]
+        assert getattr(found, name) is None and found.undefined[name] == "no review is good"
+    assert found.accuracy is not None and found.weighted_f1 is not None
+    good = found.per_class["good"]
+    assert good.recall is None and good.precision == 0 and good.support == 0
+    assert "no review is good" in good.undefined["recall"]
 
 
 def test_nothing_is_ever_nan():
     nothing = metrics.summarize(np.zeros(0, np.int8), np.zeros((0, 3)))
-    assert nothing["reviews"] == 0 and nothing["accuracy"] is None and nothing["log_loss"] is None
-    assert set(nothing["undefined"].values()) == {"there is no review"}
+    assert nothing.reviews == 0 and nothing.accuracy is None and nothing.log_loss is None
+    assert set(nothing.undefined.values()) == {"there is no review"}
     alike = metrics.summarize(np.zeros(4, np.int8), np.tile([0.8, 0.1, 0.1], (4, 1)))
-    assert alike["quadratic_kappa"] is None and alike["accuracy"] == 1
-    assert alike["per_class"]["good"]["f1"] is None
+    assert alike.quadratic_kappa is None and alike.accuracy == 1
+    assert alike.per_class["good"].f1 is None
     for found in (nothing, alike, metrics.summarize(np.zeros(0, np.int8), np.zeros((0, 5)))):
-        json.dumps(found, allow_nan=False)
+        json.dumps(msgspec.to_builtins(found), allow_nan=False)
 
 
 def test_histories_part_the_reviews(world):
@@ -105,11 +107,11 @@ def test_histories_part_the_reviews(world):
     other = [int((corpus.user == corpus.user[row]).sum()) - 1 for row in rows]
     for name, (low, high) in {"0": (0, 0), "1": (1, 1), "2-4": (2, 4), "10+": (10, 99)}.items():
         here = np.array([low <= n <= high for n in other])
-        assert found[name]["reviews"] == here.sum()
+        assert found[name].reviews == here.sum()
         if here.any():
             right = probability[here].argmax(axis=1) == corpus.label[rows[here]]
-            assert found[name]["accuracy"] == pytest.approx(right.mean())
-    assert sum(one["reviews"] for one in found.values()) == rows.size
+            assert found[name].accuracy == pytest.approx(right.mean())
+    assert sum(one.reviews for one in found.values()) == rows.size
 
 
 @pytest.mark.parametrize("classes", [3, 5])
@@ -117,13 +119,27 @@ def test_predictions_are_read_as_they_were_written(world, tmp_path, classes):
     corpus = world.corpus
     rows = np.concatenate([corpus.rows("validation"), corpus.rows("test")])
     probability = _random(classes, rows.size)[1]
-    predictions.write(tmp_path / "p.parquet", corpus, rows, probability)
-    found = predictions.read(tmp_path / "p.parquet", corpus)
+    sha256 = predictions.write(tmp_path / "p.parquet", corpus, rows, probability)
+    found = predictions.read(tmp_path / "p.parquet", corpus, sha256, "again")
     np.testing.assert_array_equal(found.rows, rows)
     np.testing.assert_array_equal(found.probability, probability)
     names = {3: ["p_bad", "p_good", "p_excellent"], 5: ["p_1", "p_2", "p_3", "p_4", "p_5"]}
     columns = pl.read_parquet(tmp_path / "p.parquet").columns
     assert columns == ["row", "split", "label", *names[classes]]
+
+
+def test_predictions_that_do_not_fit_on_the_disk_are_one_line(world, tmp_path):
+    """Polars raises an error of its own."""
+    rows = world.corpus.rows("test")
+    path = tmp_path / "p.parquet"
+    _, hard = before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(UserError, match=f"{path} cannot be written: File too large"):
+            predictions.write(path, world.corpus, rows, _random(3, rows.size)[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not path.exists()
 
 
 def test_predictions_of_another_split_are_refused(world, tmp_path):
@@ -132,15 +148,15 @@ def test_predictions_of_another_split_are_refused(world, tmp_path):
     path = tmp_path / "p.parquet"
     predictions.write(path, corpus, rows, _random(3, rows.size)[1])
     other = dataclasses.replace(corpus, split=np.roll(corpus.split, 7))
-    with pytest.raises(UserError, match="another corpus or split"):
-        predictions.read(path, other)
+    with pytest.raises(UserError, match="does not predict the reviews of"):
+        predictions.read(path, other, None, "again")
     columns = ("user", "business", "stars", "label", "date", "split")
     smaller = {name: getattr(corpus, name)[:100] for name in columns}
-    with pytest.raises(UserError, match="another corpus or split"):
-        predictions.read(path, dataclasses.replace(corpus, **smaller))
+    with pytest.raises(UserError, match="does not predict the reviews of"):
+        predictions.read(path, dataclasses.replace(corpus, **smaller), None, "again")
     path.write_bytes(b"PAR1")
     with pytest.raises(UserError, match="cannot be read"):
-        predictions.read(path, corpus)
+        predictions.read(path, corpus, None, "again")
     pl.DataFrame({"row": [1]}).write_parquet(path)
     with pytest.raises(UserError, match="does not hold predictions"):
-        predictions.read(path, corpus)
+        predictions.read(path, corpus, None, "again")

@@ -42,7 +42,7 @@ def test_resampled_sums_are_of_whole_users():
 
 
 def test_interval_of_a_mean_is_that_of_its_standard_error():
-    """With one review a user the bootstrap is the ordinary one."""
+    """With one review per user the bootstrap is the ordinary one."""
     rng = np.random.default_rng(0)
     values = rng.normal(size=400)
     columns = np.stack([values, np.ones(400)], axis=1)
@@ -54,7 +54,7 @@ def test_interval_of_a_mean_is_that_of_its_standard_error():
 
 
 def test_users_with_many_reviews_widen_the_interval():
-    """Ten equal reviews a user are worth one: the width is that of a tenth of the reviews."""
+    """Ten equal reviews per user are worth one: the width is that of a tenth of the reviews."""
     values = np.random.default_rng(1).normal(size=100)
     ones = np.ones(100)
     alone = paired.resample_users(np.arange(100), np.stack([values, ones], axis=1), seed=0)

@@ -1,25 +1,26 @@
 """A search over tiny networks: killed, stopped, pruned, failed, refused."""
 
-import json
-import re
+import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import optuna
 import polars as pl
 import pytest
-from conftest import ROOT, assert_one_line_mistake, run_command
+from conftest import PATIENCE_SECONDS, edit_json, start_process
 
 from sasnet_jax import cli, files
-from sasnet_jax.cli import UserError
+from sasnet_jax.cli import Preempted, UserError
+from sasnet_jax.evaluate import command as evaluate
+from sasnet_jax.evaluate.command import EvaluateConfig
 from sasnet_jax.model.config import TrainConfig
 from sasnet_jax.model.run import Run
 from sasnet_jax.sweep import command as sweep
 from sasnet_jax.sweep import search_space
+from sasnet_jax.train import loop
 
 # Without attention and dropout, because each trial compiles its own step.
 BASE = """# A tiny network.
@@ -30,9 +31,9 @@ BASE = """# A tiny network.
 --heads=2
 --dropout=0
 --batch_size=16
---epochs=24
+--epochs=16
 --learning_rate=1e-3
---checkpoint_seconds=0
+--checkpoint_seconds=0.2
 """
 VARY = ("learning_rate=1e-4..1e-2:log", "weight_decay=0.0..0.5")
 
@@ -50,26 +51,18 @@ def _config(world, base, output, **settings) -> sweep.SweepConfig:
     return sweep.SweepConfig(**paths, base=str(base), output=str(output), **(defaults | settings))
 
 
-def _arguments(config: sweep.SweepConfig) -> list[str]:
-    arguments = [f"--{name}={getattr(config, name)}" for name in ("corpus", "base", "output")]
-    arguments += [f"--store={config.store[0]}", f"--trials={config.trials}"]
-    return arguments + [f"--vary={declaration}" for declaration in config.vary]
-
-
-def _study(output) -> list[optuna.trial.FrozenTrial]:
-    return optuna.load_study(
-        study_name="sweep", storage=f"sqlite:///{output / 'study.sqlite3'}"
-    ).trials
-
-
 def _result(output):
-    """What a resumed sweep must reproduce: settings and losses of every trial, and the files."""
-    trials = [
-        (t.number, t.state, t.params, t.values, t.intermediate_values) for t in _study(output)
-    ]
+    """What a resumed sweep must reproduce: the epochs of every trial, and the files."""
     metrics = [path.read_bytes() for path in sorted(output.glob("trial-*/metrics.jsonl"))]
-    csv, flags = ((output / name).read_bytes() for name in ("trials.csv", "best.flags"))
-    return trials, metrics, csv, flags
+    return metrics, *((output / name).read_bytes() for name in ("trials.csv", "best.flags"))
+
+
+def _trials(output) -> list[dict]:
+    return pl.read_csv(output / "trials.csv").to_dicts()
+
+
+def _losses(output, trial) -> list[float]:
+    return [record.validation_log_loss for record in Run(output / trial["trial"]).curve]
 
 
 @pytest.fixture(scope="module")
@@ -79,79 +72,111 @@ def uninterrupted(world, base, tmp_path_factory):
     return output
 
 
-@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM])
-def test_a_stopped_sweep_ends_with_the_trials_of_an_uninterrupted_one(
-    world, base, tmp_path, uninterrupted, sign
+def _arguments(config: sweep.SweepConfig) -> list[str]:
+    arguments = [f"--{name}={getattr(config, name)}" for name in ("corpus", "base", "output")]
+    arguments += [f"--store={config.store[0]}", f"--trials={config.trials}"]
+    return arguments + [f"--vary={declaration}" for declaration in config.vary]
+
+
+def _first_trials(uninterrupted, output, count):
+    """A copy of the sweep as it was when so many trials were over."""
+    shutil.copytree(uninterrupted, output)
+    for number in range(count, 3):
+        shutil.rmtree(output / f"trial-{number:04d}")
+    return output
+
+
+def test_a_killed_sweep_ends_with_the_trials_of_an_uninterrupted_one(
+    world, base, tmp_path, uninterrupted, capsys
 ):
-    output = tmp_path / "sweep"
-    arguments = _arguments(_config(world, base, output))
-    command = [sys.executable, "-m", "sasnet_jax.sweep", *arguments]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    metrics, deadline = output / "trial-0001" / "metrics.jsonl", time.monotonic() + 240
+    output = _first_trials(uninterrupted, tmp_path / "sweep", 1)
+    config = _config(world, base, output)
+    process = start_process("-m", "sasnet_jax.sweep", *_arguments(config))
+    metrics, deadline = output / "trial-0001" / "metrics.jsonl", time.monotonic() + PATIENCE_SECONDS
     while not metrics.exists() or len(metrics.read_bytes().splitlines()) < 5:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
-    process.send_signal(sign)
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode == (75 if sign == signal.SIGTERM else -sign), said
-    assert len(_study(output)) == 1  # so the second one was in the middle
-    result = run_command("sasnet_jax.sweep", *arguments)
-    assert result.returncode == 0, result.stderr
-    assert re.search(r"resumed at step [1-9]", result.stdout)
-    assert re.search(r"^sweep, best of 3 trials: trial-000", result.stdout, re.MULTILINE)
-    assert "Trial " not in result.stderr  # what Optuna would log
+    process.kill()
+    process.communicate(timeout=PATIENCE_SECONDS)
+    assert not Run(output / "trial-0001").finished and not (output / "trial-0002").exists()
+    sweep.run(config)
+    assert "resumed at step" in capsys.readouterr().out
     assert _result(output) == _result(uninterrupted)
+
+
+@pytest.mark.parametrize("where", ["in a run", "between two runs"])
+def test_a_stopped_sweep_says_so_and_ends_with_the_same_trials(
+    world, base, tmp_path, uninterrupted, monkeypatch, where
+):
+    train = loop.train
+
+    def train_and_stop(config, watch):
+        def stop(record):
+            if where == "in a run" and record.epoch == 5:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return watch(record)
+
+        second = Path(config.output).name == "trial-0001"
+        if second and where == "between two runs":
+            os.kill(os.getpid(), signal.SIGTERM)
+        train(config, stop if second else watch)
+
+    before = signal.getsignal(signal.SIGTERM)
+    config = _config(world, base, _first_trials(uninterrupted, tmp_path / "sweep", 1))
+    with monkeypatch.context() as patched, pytest.raises(Preempted, match="run the same command"):
+        patched.setattr(loop, "train", train_and_stop)
+        sweep.run(config)
+    assert signal.getsignal(signal.SIGTERM) is before
+    sweep.run(config)
+    assert _result(tmp_path / "sweep") == _result(uninterrupted)
 
 
 def test_every_trial_is_a_run_that_evaluate_accepts(uninterrupted, tmp_path):
     output = shutil.copytree(uninterrupted, tmp_path / "sweep")
-    runs = sorted(output.glob("trial-*"))
-    result = run_command("sasnet_jax.evaluate", *(f"--run={run}" for run in runs))
-    assert result.returncode == 0, result.stderr
-    values = [trial.value for trial in _study(output)]
-    assert len(runs) == len(values) == 3
-    for run, value in zip(runs, values, strict=True):
-        found = json.loads((run / "evaluation.json").read_text())
-        assert found["validation"]["log_loss"] == pytest.approx(value, rel=1e-5)
+    trials = _trials(output)
+    assert len(trials) == 3
+    evaluate.run(EvaluateConfig(run=tuple(str(output / trial["trial"]) for trial in trials)))
+    for trial in trials:
+        evaluation = Run(output / trial["trial"]).evaluation
+        loss = evaluation.validation.log_loss
+        assert loss == pytest.approx(trial["validation_log_loss"], rel=1e-5)
 
 
 def test_trials_begin_with_the_base_and_stay_in_the_declared_space(uninterrupted):
-    first, *others = _study(uninterrupted)
-    assert first.params == {"learning_rate": 1e-3, "weight_decay": 0.01}
-    assert len({tuple(trial.params.values()) for trial in others}) == len(others)
-    for number, trial in enumerate([first, *others]):
-        assert 1e-4 <= trial.params["learning_rate"] <= 1e-2
-        assert 0 <= trial.params["weight_decay"] <= 0.5
-        run = uninterrupted / f"trial-{number:04d}"
-        config = Run(run).config
-        assert {name: getattr(config, name) for name in trial.params} == trial.params
+    first, *others = _trials(uninterrupted)
+    assert (first["learning_rate"], first["weight_decay"]) == (1e-3, 0.01)
+    assert len({trial["learning_rate"] for trial in others}) == len(others)
+    for trial in (first, *others):
+        assert 1e-4 <= trial["learning_rate"] <= 1e-2
+        assert 0 <= trial["weight_decay"] <= 0.5
+        config = Run(uninterrupted / trial["trial"]).config
+        assert (config.learning_rate, config.weight_decay) == (
+            trial["learning_rate"],
+            trial["weight_decay"],
+        )
 
 
 def test_best_flags_are_the_settings_of_the_run_with_the_lowest_validation_loss(
     world, uninterrupted
 ):
-    def lowest(run):
-        lines = (run / "metrics.jsonl").read_text().splitlines()
-        return min(json.loads(line)["validation_log_loss"] for line in lines)
-
-    best = min(uninterrupted.glob("trial-*"), key=lowest)
-    flags = uninterrupted / "best.flags"
+    best = min(_trials(uninterrupted), key=lambda trial: min(_losses(uninterrupted, trial)))
+    run, flags = uninterrupted / best["trial"], uninterrupted / "best.flags"
     comment = "".join(line for line in flags.read_text().splitlines() if line.startswith("#"))
-    for mention in ("sasnet_jax.train", f"{lowest(best):.4f}", world.corpus.sha256[:12], best.name):
+    loss = f"{min(_losses(uninterrupted, best)):.4f}"
+    for mention in ("sasnet_jax.train", loss, world.corpus.sha256[:12], run.name):
         assert mention in comment
     arguments = ["train", f"--flagfile={flags}", f"--corpus={world.corpus_folder}"]
-    arguments += [f"--store={world.store_folder}", f"--output={best}", "--checkpoint_seconds=0"]
-    parsed = cli.parse(TrainConfig, arguments, "")
-    assert parsed == Run(best).config
-    table = pl.read_csv(uninterrupted / "trials.csv")
-    assert table["trial"][table["validation_log_loss"].arg_min()] == best.name
+    arguments += [f"--store={world.store_folder}", f"--output={run}", "--checkpoint_seconds=0.2"]
+    assert cli.parse(TrainConfig, arguments, "") == Run(run).config
 
 
 def test_a_sweep_may_grow_and_is_complete_afterwards(world, base, uninterrupted, tmp_path, capsys):
-    short = tmp_path / "sweep"
+    short = _first_trials(uninterrupted, tmp_path / "sweep", 2)
     sweep.run(_config(world, base, short, trials=2))
+    assert [trial["trial"] for trial in _trials(short)] == ["trial-0000", "trial-0001"]
+    assert "training" not in capsys.readouterr().out
     sweep.run(_config(world, base, short, trials=3))
-    assert _result(short)[:3] == _result(uninterrupted)[:3]
+    assert _result(short) == _result(uninterrupted)
     capsys.readouterr()
     sweep.run(_config(world, base, short, trials=3))
     assert "training" not in capsys.readouterr().out
@@ -159,29 +184,29 @@ def test_a_sweep_may_grow_and_is_complete_afterwards(world, base, uninterrupted,
 
 @pytest.fixture(scope="module")
 def pruned(world, base, tmp_path_factory):
-    """Six trials of which some learn too slowly, or not at all."""
+    """Six trials, some of which learn too slowly or not at all."""
     output = tmp_path_factory.mktemp("pruned") / "sweep"
     settings = {"vary": ("learning_rate=1e-2|1e-6|1e38",), "trials": 6, "prune_after_trials": 1}
     flags = output.parent / "base.flags"
     flags.write_text(BASE + "--learning_rate=1e-2\n--epochs=6\n")
-    config = _config(world, flags, output, **settings, prune_after_epochs=2)
+    config = _config(world, flags, output, **settings)
     sweep.run(config)
     return output, config
 
 
 def test_runs_are_ended_where_they_are_worse_than_the_median_run_was(pruned):
-    trials, complete, ended = _study(pruned[0]), [], 0
-    for trial in trials:
-        losses = [trial.intermediate_values[epoch] for epoch in sorted(trial.intermediate_values)]
-        if trial.state == optuna.trial.TrialState.FAIL:
+    complete, ended = [], 0
+    for trial in _trials(pruned[0]):
+        if trial["state"] == "fail":
             continue
+        losses = _losses(pruned[0], trial)
         worse = [
-            epoch + 1 >= 2
+            epoch + 1 >= 3
             and bool(complete)
             and min(losses[: epoch + 1]) > np.median([other[epoch] for other in complete])
             for epoch in range(len(losses))
         ]
-        if trial.state == optuna.trial.TrialState.PRUNED:
+        if trial["state"] == "pruned":
             ended += 1
             assert worse == [False] * (len(losses) - 1) + [True]
         else:
@@ -191,21 +216,24 @@ def test_runs_are_ended_where_they_are_worse_than_the_median_run_was(pruned):
 
 
 def test_a_trial_whose_loss_is_not_finite_fails_and_the_sweep_goes_on(pruned):
-    failed = [t for t in _study(pruned[0]) if t.params["learning_rate"] == 1e38]
-    assert failed and failed[0].number < 5
+    failed = [trial for trial in _trials(pruned[0]) if trial["learning_rate"] == 1e38]
+    assert failed and failed[0]["trial"] < "trial-0005"
     for trial in failed:
-        assert trial.state == optuna.trial.TrialState.FAIL
-        assert "not finite from step" in trial.user_attrs["problem"]
-    table = pl.read_csv(pruned[0] / "trials.csv")
-    assert table["state"].to_list() == [t.state.name.lower() for t in _study(pruned[0])]
+        assert trial["state"] == "fail" and "not finite from step" in trial["problem"]
 
 
-def test_a_study_that_was_lost_is_made_again_from_the_runs(pruned, tmp_path):
+def test_a_complete_sweep_trains_again_only_what_failed(pruned, monkeypatch):
     output, config = pruned
-    before = _result(output)
-    (output / "study.sqlite3").unlink()
+    before, trained, train = _result(output), [], loop.train
+
+    def counted(config, watch):
+        trained.append(Path(config.output).name)
+        train(config, watch)
+
+    monkeypatch.setattr(loop, "train", counted)
     sweep.run(config)
     assert _result(output) == before
+    assert trained == [trial["trial"] for trial in _trials(output) if trial["state"] == "fail"]
 
 
 @pytest.mark.parametrize(
@@ -214,9 +242,9 @@ def test_a_study_that_was_lost_is_made_again_from_the_runs(pruned, tmp_path):
         ("learning_speed=1..2", ("no setting", "learning_speed")),
         ("width=64|wide", ("--width=wide",)),
         ("width=64|64.5", ("64.5",)),
-        ("dropout=0.0..1.5", ("--dropout=1.5", "[0, 1)")),
+        ("dropout=0.0..1.5", ("--dropout=1.5", "at most 0.99")),
         ("dropout=0.5..0.1", ("0.5 is not below 0.1",)),
-        ("weight_decay=0.0..0.1:log", ("begins above 0",)),
+        ("weight_decay=0.0..0.1:log", ("must begin above 0",)),
         ("learning_rate=1e-4..1e-2:linear", (":log", ":linear")),
         ("cross_attention=pooled|paired", ("cross_attention", "paired")),
         ("bias_term=true|perhaps", ("bias_term", "perhaps")),
@@ -224,7 +252,7 @@ def test_a_study_that_was_lost_is_made_again_from_the_runs(pruned, tmp_path):
         ("width=64|64", ("different values",)),
         ("width", ("width",)),
         ("target_review=exclude|include", ("cannot be compared",)),
-        ("output=a|b", ("does not decide",)),
+        ("output=a|b", ("does not affect",)),
     ],
 )
 def test_a_declaration_that_cannot_be_meant_is_named(declaration, mentions):
@@ -247,32 +275,31 @@ def test_declared_values_have_the_types_of_the_settings():
             "heads": int,
             "dropout": float,
         }
-        assert search_space.holds(space, params)
-        assert not search_space.holds(space, params | {"width": 129})
-        assert not search_space.holds(space, params | {"heads": 3})
+        assert all(search_space.contains(space[name], params[name]) for name in space)
+    assert not search_space.contains(space["width"], 129)
+    assert not search_space.contains(space["heads"], 3)
+    assert (search_space.largest(space, "width"), search_space.largest(space, "heads")) == (128, 4)
 
 
 def _damage(case, output, base):
-    """Makes one thing wrong; returns the settings of the command."""
-    if case == "unknown setting":
-        return {"vary": ("learning_speed=1..2",)}
-    if case == "too many directions":
-        return {"vary": ("discriminants=0|17",)}
-    if case == "no base":
-        return {"base": "/nowhere/base.flags"}
-    if case == "other space":
-        return {"vary": ("learning_rate=1e-4..1e-3:log", "weight_decay=0.0..0.5")}
+    """Makes one thing wrong; returns the settings of the command that are not as before."""
     if case == "other base":
         base.write_text(BASE + "--depth=3\n")
     elif case == "store in base":
         base.write_text(BASE + "--store=work/other\n")
-    elif case == "damaged study":
-        (output / "study.sqlite3").write_bytes(b"precious" * 1000)
     elif case == "foreign folder":
         (output / "sweep.json").unlink()
-    elif case == "no corpus":
-        return {"corpus": "/nowhere"}
-    return {}
+    elif case == "foreign run":
+        path = output / "trial-0001" / "config.json"
+        edit_json(path, config=Run(path.parent).record.config | {"weight_decay": 10.5})
+    return {
+        "unknown setting": {"vary": ("learning_speed=1..2",)},
+        "too many directions": {"vary": ("discriminants=0|17",)},
+        "no base": {"base": "/nowhere/base.flags"},
+        "other space": {"vary": ("learning_rate=1e-4..1e-3:log", "weight_decay=0.0..0.5")},
+        "other seed": {"seed": 1},
+        "no corpus": {"corpus": "/nowhere"},
+    }.get(case, {})
 
 
 @pytest.mark.parametrize(
@@ -281,17 +308,16 @@ def _damage(case, output, base):
         ("unknown setting", ("--vary=learning_speed=1..2", "no setting")),
         ("too many directions", ("--discriminants=17", "16 dimensions")),
         ("no base", ("/nowhere/base.flags",)),
-        ("other space", ("--vary=learning_rate", "other")),
-        ("other base", ("--depth in --base", "other")),
+        ("other space", ("vary.learning_rate", "other")),
+        ("other seed", ("other seed:",)),
+        ("other base", ("base.depth", "other")),
         ("store in base", ("--store",)),
-        ("damaged study", ("study.sqlite3", "remove it")),
         ("foreign folder", ("other files",)),
+        ("foreign run", ("trial-0001", "outside this sweep's space")),
         ("no corpus", ("corpus.json",)),
     ],
 )
-def test_a_mistake_is_one_line_and_overwrites_nothing(
-    world, uninterrupted, tmp_path, case, mentions
-):
+def test_a_mistake_is_named_and_overwrites_nothing(world, uninterrupted, tmp_path, case, mentions):
     output, base = shutil.copytree(uninterrupted, tmp_path / "sweep"), tmp_path / "base.flags"
     base.write_text(BASE)
     changed = _damage(case, output, base)
@@ -301,18 +327,16 @@ def test_a_mistake_is_one_line_and_overwrites_nothing(
         return {path: path.read_bytes() for path in paths}
 
     before = contents()
-    config = _config(world, changed.pop("base", base), output)
-    arguments = _arguments(sweep.SweepConfig(**_settings(config) | changed))
-    assert_one_line_mistake(run_command("sasnet_jax.sweep", *arguments), *mentions)
+    settings = {"corpus": str(world.corpus_folder), "store": (str(world.store_folder),)}
+    settings |= {"base": str(base), "output": str(output), "vary": VARY, "trials": 3}
+    with pytest.raises(UserError) as caught:
+        sweep.run(sweep.SweepConfig(**settings | changed))
+    for mention in mentions:
+        assert mention in str(caught.value)
     assert contents() == before
-
-
-def _settings(config):
-    return {name: getattr(config, name) for name in config.__slots__}
 
 
 def test_a_second_sweep_on_one_folder_is_refused(world, base, tmp_path):
     config = _config(world, base, tmp_path / "sweep")
-    with files.sole_writer(tmp_path / "sweep"):
-        result = run_command("sasnet_jax.sweep", *_arguments(config))
-    assert_one_line_mistake(result, "in use by process")
+    with files.sole_writer(tmp_path / "sweep"), pytest.raises(UserError, match="in use by process"):
+        sweep.run(config)

@@ -1,16 +1,18 @@
-import json
 from itertools import product
 from typing import get_args
 
 import numpy as np
 import pytest
 import scipy.sparse
+from conftest import shared_folder
 from scipy.special import ndtr
 
 from sasnet_jax.cli import UserError
 from sasnet_jax.corpus.contexts import contexts_of
 from sasnet_jax.corpus.corpus import read_corpus
+from sasnet_jax.files import read_record
 from sasnet_jax.prepare import command as prepare
+from sasnet_jax.prepare.command import PrepareConfig
 from sasnet_jax.synthetic import ceiling, hand_made, opinions, tastes
 from sasnet_jax.synthetic.families import (
     BUSINESS_BIAS,
@@ -21,11 +23,12 @@ from sasnet_jax.synthetic.families import (
     STAR_NOISE,
     USER_BIAS,
     VISIT_NOISE,
+    FamilyName,
     star_cuts,
 )
 from sasnet_jax.synthetic.text import OWN_STYLE, Words, read_words
 from sasnet_jax.synthetic.vocabulary import ASPECTS, CUISINES, STYLES
-from sasnet_jax.synthetic.world import make_world
+from sasnet_jax.synthetic.world import Truth, make_world
 
 MATCHES = {"aspects": tastes.Product, "veto": tastes.Worst}
 
@@ -64,10 +67,10 @@ def test_beliefs_about_businesses_are_right_on_average(world):
         known = tastes.infer_business(words, usual, MATCHES[world], rng)
         errors.append((quality[0] - known.quality) / np.sqrt(known.quality_variance))
         bias_errors.append((business_bias - known.bias) / np.sqrt(known.bias_variance))
-    for standardised in (np.concatenate(errors), np.array(bias_errors)):
+    for standardized in (np.concatenate(errors), np.array(bias_errors)):
         # Mean 0 and variance 1, within four standard errors.
-        assert abs(standardised.mean()) < 4 / np.sqrt(standardised.size)
-        assert abs(standardised.var() - 1) < 4 * np.sqrt(2 / standardised.size)
+        assert abs(standardized.mean()) < 4 / np.sqrt(standardized.size)
+        assert abs(standardized.var() - 1) < 4 * np.sqrt(2 / standardized.size)
 
 
 @pytest.mark.parametrize("world", MATCHES)
@@ -85,7 +88,7 @@ def test_beliefs_about_users_are_right_on_average(world):
         business_bias = rng.normal(scale=BUSINESS_BIAS, size=n)
         biases = np.full(n, bias)
         words = _exact_reviews(world, rng, taste, biases, quality, business_bias, cuisine)
-        user = tastes.Users(words, np.arange(n), usual, MATCHES[world], rng).infer(np.arange(n))
+        user = tastes.infer_user(words, usual, MATCHES[world], rng)
         # The share of belief below the truth, of an equal belief a random part.
         ranks.append((user.weight * (user.bias < bias)).sum())
         belief = user.weight.sum(axis=1)
@@ -183,39 +186,50 @@ def test_opinions_are_inferred_as_by_brute_force(written, received, all_agree):
 @pytest.fixture(scope="module", params=["aspects", "kinds", "null", "veto"])
 def prepared(request, tmp_path_factory):
     """A corpus of each family, and its truth.json."""
-    folder = tmp_path_factory.mktemp("worlds") / request.param
-    prepare.run(
-        prepare.PrepareConfig(synthetic=1500, seed=3, world=request.param, output=str(folder))
-    )
-    truth = json.loads((folder / "synthetic" / "truth.json").read_text())
-    return request.param, read_corpus(folder), truth
+
+    def fill(folder):
+        output = str(folder / "corpus")
+        prepare.run(PrepareConfig(synthetic=1500, seed=3, world=request.param, output=output))
+
+    folder = shared_folder(tmp_path_factory, request.param, fill) / "corpus"
+    return read_corpus(folder), read_record(folder / "synthetic" / "truth.json", Truth)
 
 
 def test_the_inference_has_the_accuracy_that_it_expects(prepared):
-    world, corpus, truth = prepared
-    label = corpus.label[corpus.rows("test")]
-    for sees, reached in truth["inference"].items():
-        expected = reached["expected_accuracy"]
-        error = np.sqrt(expected * (1 - expected) / label.size)
-        assert abs(expected - reached["accuracy"]) < 3 * error
-        assert expected < truth["best_accuracy_knowing_the_latents"]
-        assert reached["test_reviews"] == label.size
-        assert reached["log_loss"] < truth["hand_made"][sees]["log_loss"] + 0.05
-    same = truth["inference"]["texts"] == truth["inference"]["texts_and_stars"]
-    assert same == (world == "aspects")  # where each text tells its stars
+    corpus, truth = prepared
+    targets = corpus.rows("test").size
+    assert truth.test_reviews == targets
+    for sees, reached in truth.inference.items():
+        expected = reached.expected_accuracy
+        error = np.sqrt(expected * (1 - expected) / targets)
+        assert abs(expected - reached.accuracy) < 3 * error
+        assert expected < truth.best_accuracy_knowing_the_latents
+        assert reached.log_loss < truth.hand_made[sees].log_loss + 0.05
+    assert set(truth.inference) == set(truth.hand_made)
+    # In `aspects` each text tells its stars.
+    assert ("texts_and_stars" in truth.inference) == (truth.world != "aspects")
+
+
+def test_the_standard_error_is_that_of_independent_users():
+    best = np.random.default_rng(0).uniform(0.4, 0.9, size=50)  # of all reviews of a user
+    user, label = np.repeat(np.arange(50, dtype=np.int32), 20), np.zeros(1000, np.int8)
+    probability = np.stack([best, (1 - best) / 2, (1 - best) / 2], axis=1).repeat(20, axis=0)
+    reached = ceiling._reached(label, user, probability)
+    assert reached.standard_error == pytest.approx(best.std() / np.sqrt(50))
 
 
 def test_every_family_can_be_asked_for_and_only_of_generated_reviews():
-    assert set(get_args(prepare.World)) == set(FAMILIES)
+    assert set(get_args(FamilyName)) == set(FAMILIES)
     with pytest.raises(UserError, match="--world=kinds .* add --synthetic=NUMBER"):
-        prepare.PrepareConfig(reviews=("reviews.json",), world="kinds", output="corpus")
+        PrepareConfig(reviews=("reviews.json",), world="kinds", output="corpus")
 
 
 def test_the_ceilings_never_use_the_target_itself(prepared):
     """What a target says and how it was rated changes no prediction of it."""
-    world, corpus, _ = prepared
+    corpus, truth = prepared
+    world = truth.world
     words = read_words(corpus.texts(), FAMILIES[world].read)
-    usual = make_world(1500, 3, world=world).usual
+    usual = make_world(truth.reviews, truth.seed, world=world).usual
     user = contexts_of(corpus, "exclude").user
     rows = corpus.rows("test")
     target = rows[[np.argmax(user.size[rows])]]

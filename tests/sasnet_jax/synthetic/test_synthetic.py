@@ -1,6 +1,6 @@
 import hashlib
-import json
 
+import msgspec
 import numpy as np
 import polars as pl
 import pytest
@@ -9,7 +9,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 
+from sasnet_jax.cli import UserError
 from sasnet_jax.corpus.corpus import labels_of
+from sasnet_jax.files import read_record, write_json
 from sasnet_jax.synthetic import text as texts_of
 from sasnet_jax.synthetic.families import (
     _STAR_SHARES,
@@ -29,7 +31,7 @@ from sasnet_jax.synthetic.text import (
     read_style,
 )
 from sasnet_jax.synthetic.vocabulary import ASPECTS, CUISINES, STYLES
-from sasnet_jax.synthetic.world import generate, make_world
+from sasnet_jax.synthetic.world import Truth, generate, make_world, true_probabilities
 
 WORLDS = list(FAMILIES)
 
@@ -149,11 +151,43 @@ def test_shares_of_stars_and_histories_are_like_real_ones(world, tmp_path):
         assert histories.max() > 40
 
 
-def test_the_dump_tells_the_ceiling_of_its_own_reviews(tmp_path):
-    generate(3000, 5, tmp_path)
-    truth = json.loads((tmp_path / "truth.json").read_text())
-    stars = pl.read_ndjson(tmp_path / "review.ndjson")["stars"].to_numpy()
-    assert (stars == 5).mean() + 0.1 < truth["best_accuracy_knowing_the_latents"] < 0.8
+@pytest.mark.parametrize("world", WORLDS)
+def test_the_true_probabilities_of_a_pair_are_those_of_its_reviews(world, tmp_path):
+    """By the stars that were generated, at every probability of an excellent or a bad visit."""
+    generate(4000, 5, tmp_path, world=world)
+    truth = read_record(tmp_path / "truth.json", Truth)
+    reviews = pl.read_ndjson(tmp_path / "review.ndjson")
+    ids, rows = zip(
+        *(np.unique(reviews[f"{side}_id"], return_inverse=True) for side in ("user", "business")),
+        strict=True,
+    )
+    probability = true_probabilities(truth, *(names.tolist() for names in ids))[rows]
+    np.testing.assert_allclose(probability.sum(axis=1), 1)
+    best = probability.max(axis=1).mean()
+    assert best == pytest.approx(truth.best_accuracy_knowing_the_latents, abs=1e-12)
+    stars = reviews["stars"].to_numpy()
+    assert (stars == 5).mean() + 0.1 < best < 0.8
+    for p, happened in ((probability[:, 0], stars <= 3), (probability[:, 2], stars == 5)):
+        for part in np.array_split(p.argsort(), 8):
+            error = np.sqrt((p * (1 - p))[part].sum())
+            assert abs(happened[part].sum() - p[part].sum()) < 4 * error
+
+
+def test_a_world_that_numpy_draws_otherwise_is_refused(tmp_path):
+    generate(200, 5, tmp_path)
+    truth = read_record(tmp_path / "truth.json", Truth)
+    changed = msgspec.structs.replace(truth, latents_sum=truth.latents_sum + 1)
+    with pytest.raises(UserError, match="draws another world"):
+        true_probabilities(changed, ["u0000000"], ["b0000000"])
+
+
+def test_a_truth_from_before_the_families_is_of_aspects(tmp_path):
+    values = {"reviews": 200, "seed": 5, "best_accuracy_knowing_the_latents": 0.7}
+    values |= {"best_accuracy_knowing_the_other_reviews": 0.6, "measured_on_test_reviews": 20}
+    write_json(tmp_path / "truth.json", values)
+    truth = read_record(tmp_path / "truth.json", Truth)
+    assert (truth.world, truth.inference) == ("aspects", {})
+    assert true_probabilities(truth, ["u0000000"], ["b0000000"]).shape == (1, 1, 3)
 
 
 @pytest.mark.parametrize("world", WORLDS)
@@ -165,10 +199,10 @@ def test_the_same_seed_gives_the_same_dump(world, tmp_path):
     assert dumps[0] == dumps[1] != dumps[2]
 
 
-def test_the_quickstarts_reviews_are_those_that_its_figures_are_of(tmp_path):
-    generate(9400, 0, tmp_path)
+def test_the_reviews_of_aspects_are_those_of_all_earlier_figures(tmp_path):
+    generate(1500, 0, tmp_path)
     digest = hashlib.sha256((tmp_path / "review.ndjson").read_bytes()).hexdigest()
-    assert digest == "f6620b369b24dc905032e11ba2c169eb8387b4aca813d55490cb6ba51d1f0867"
+    assert digest == "db4846487eb51bfd0cf03dd7535a90daaf15b99aead532a70732dbbd52cb0366"
 
 
 def test_numbers_of_reviews_have_long_tails(tmp_path):
@@ -198,17 +232,17 @@ def test_a_text_tells_what_was_put_into_it(small_talk):
     taste, experience = draw_tastes(500, rng), rng.normal(size=(500, len(ASPECTS)))
     texts, stars, cuisine = _write(rng, taste, experience, small_talk)
     levels = np.searchsorted(LEVEL_CUTS, experience)
-    favourites = 0
+    favorites = 0
     for row, text in enumerate(texts):
         facts = read_facts(text)
         assert (facts.stars, facts.cuisine) == (stars[row], cuisine[row])
         assert 2 <= len(facts.mentions) == len(dict(facts.mentions)) <= 4
         for aspect, level in facts.mentions:
             assert level == levels[row, aspect]
-        if facts.favourite is not None:
-            favourites += 1
-            assert facts.favourite == taste[row].argmax()
-    assert 100 < favourites < 200  # 30 %
+        if facts.favorite is not None:
+            favorites += 1
+            assert facts.favorite == taste[row].argmax()
+    assert 100 < favorites < 200  # 30 %
 
 
 def test_what_a_user_cares_for_is_mentioned_more():
@@ -233,7 +267,7 @@ def test_a_noisy_text_tells_what_was_put_into_it():
         assert fact.cuisine == cuisine[row]
         assert 1 <= len(fact.mentions) == len(dict(fact.mentions)) <= 3
         assert all(level == levels[row, aspect] for aspect, level in fact.mentions)
-        assert fact.favourite in (None, taste[row].argmax())
+        assert fact.favorite in (None, taste[row].argmax())
         assert fact.stars in (0, stars[row])
     assert 0.5 < np.mean([fact.stars > 0 for fact in facts]) < 0.7
 
