@@ -191,13 +191,15 @@ def _taste(log_gamma: Float[np.ndarray, "p k"]) -> Float[np.ndarray, "p k"]:
 
 def log_words(taste: Float[np.ndarray, "p k"], words: Words) -> Float[np.ndarray, "p n"]:
     """Log-probability of what each review chooses to mention, and says to care for."""
-    most = words.mentions.max(initial=0)
-    weight = (taste + MENTION_FLOOR)[:, words.order[:, :most]]  # [p, n, most], in their order
-    left = (taste + MENTION_FLOOR).sum(axis=1)[:, None, None] - np.cumsum(weight, axis=-1) + weight
-    mentioned = np.arange(most) < words.mentions[:, None]
-    chosen = np.where(mentioned, np.log(weight / left), 0.0).sum(axis=-1)
+    weight = taste + MENTION_FLOOR
+    left = np.repeat(weight.sum(axis=1, keepdims=True), words.mentions.size, axis=1)
+    chosen = np.ones_like(left)
+    for place in range(words.mentions.max(initial=0)):
+        mentioned = weight.take(words.order[:, place], axis=1)
+        chosen *= np.where(place < words.mentions, mentioned / left, 1.0)
+        left -= mentioned
     favorite = taste[:, words.favorite] >= taste.max(axis=1, keepdims=True)
-    return np.where((words.favorite < 0) | favorite, chosen, _IMPOSSIBLE)
+    return np.where((words.favorite < 0) | favorite, np.log(chosen), _IMPOSSIBLE)
 
 
 def _log_stars(
