@@ -1,4 +1,4 @@
-"""Measures how well one can predict who knows a synthetic world's rules, but only other reviews.
+"""Measures what a synthetic world's rules and the other reviews tell of a target.
 
 In: a corpus of synthetic reviews. Out, for truth.json: what Bayesian inference by the rules of the
 world (`tastes.py`, `opinions.py`) and the hand-made model (`hand_made.py`) reach on its test

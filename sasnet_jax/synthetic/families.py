@@ -46,9 +46,9 @@ _STAR_SHARES = (0.12, 0.08, 0.10, 0.25, 0.45)  # of one to five stars
 CUISINE_QUALITY = 0.4  # the part of a quality (of standard deviation 1) that a cuisine shares
 TASTE_CONCENTRATION = 0.3  # of the Dirichlet distribution of tastes: most users care for little
 _DISCONTENT = 0.05  # how much less is liked than in `aspects`
-# Of a kind of users: equally likely, of variance 1.
+# The opinions that a kind of users may have: equally likely, of variance 1.
 OPINIONS = np.sqrt(2) * np.linspace(-1, 1, 5) - _DISCONTENT
-CARED_FOR = 3  # aspects, of a user who forgives nothing
+CARED_FOR = 3  # aspects, by a user of `veto`
 # Mean and variance of the least of three standard normal variables (Bose and Gupta 1959).
 _LEAST_MEAN = -1.5 / np.sqrt(np.pi)
 _LEAST_VARIANCE = 1 + np.sqrt(3) / (2 * np.pi) - _LEAST_MEAN**2
@@ -86,7 +86,7 @@ _NOISY = Shape(reviews_per_user=5.0, reviews_per_business=30.0, small_talk=3.0)
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Family:
-    """What the worlds of a family have in common, and what is theirs alone."""
+    """The rules in which families differ."""
 
     draw_usual: Callable[[np.random.Generator], Float[np.ndarray, "c k"]]
     draw_own: Callable[[int, np.random.Generator], Float[np.ndarray, "v k"]]

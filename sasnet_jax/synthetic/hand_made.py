@@ -1,16 +1,17 @@
-"""The model that a person would make by hand, who knows how a synthetic world works.
+"""The hand-made model: what a person would build who knows how a synthetic world works.
 
-The world's own formula, fed with simple sums over what the texts and stars of a target's context
-say, beside the features of the bias regression; a logistic regression weighs them. Every model that
-learns what matters in a world gets here.
+In: a corpus, and what its texts and stars say. Out: probabilities for its test reviews. A logistic
+regression gets the world's own formula, fed with simple sums over a target's context, beside how
+often the reviews of both sides were of each class. A model that learns what matters in a world
+gets as far.
 
-- `aspects`: tastes of length one from what a user speaks of, praise per mention of an aspect, stars
+- `aspects`: tastes of length 1 from what a user speaks of, praise per mention of an aspect, stars
   minus what the words explain, each shrunk, and the products of tastes and qualities.
-- `veto`: the same, but of each set of aspects that can be cared for its worst quality, weighed with
-  how likely the user's words make the set.
+- `veto`: the same, but instead of the products the worst quality of each set of aspects that may
+  be cared for, weighted by how likely the user's words make the set.
 - `kinds`: how likely the user's words make each kind, and the stars of the business's reviews,
-  weighed with how likely their words make their writers of each kind; and their products.
-- `null`: counts alone.
+  weighted by how likely their words make their writers of each kind; and the products.
+- `null`: counts and mean stars alone.
 """
 
 import numpy as np
@@ -18,23 +19,27 @@ import scipy.sparse
 from jaxtyping import Float, Int32
 from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from sasnet_jax.corpus.contexts import averaging_matrix, contexts_of
 from sasnet_jax.corpus.corpus import CLASSES, Corpus, labels_of
 from sasnet_jax.corpus.counts import SMOOTHING, class_shares
+from sasnet_jax.corpus.splits import SPLITS
 from sasnet_jax.scores import metrics
 from sasnet_jax.synthetic import opinions, tastes
+from sasnet_jax.synthetic.families import FamilyName
 from sasnet_jax.synthetic.text import Words
 from sasnet_jax.synthetic.vocabulary import ASPECTS
 
 _USUAL_STARS = 3.6
 _PENALTIES = (0.001, 0.003, 0.01, 0.03, 0.1, 1.0)  # C
-_FAVORITE = 5.0  # mentions that saying "what matters most to me" is worth
+_FAVORITE = 5.0  # mentions that "what matters most to me" counts as
 _TASTE, _QUALITY, _USER, _BUSINESS = 0.4, 0.5, 2.0, 4.0  # shrinkage, in mentions or reviews
 _OPINION = 1.5
 
 
-def predict(corpus: Corpus, words: Words, world: str) -> Float[np.ndarray, "n 3"]:
+def predict(corpus: Corpus, words: Words, world: FamilyName) -> Float[np.ndarray, "n 3"]:
     """P(bad, good, excellent) of the test reviews; the penalty is the best on validation.
 
     Args:
@@ -42,26 +47,21 @@ def predict(corpus: Corpus, words: Words, world: str) -> Float[np.ndarray, "n 3"
       words: what its texts say; stars of 0 are not known.
       world: the family.
     """
-    features, label = {}, {}
-    facts = _facts(words)
-    for split in ("train", "validation", "test"):
-        rows = corpus.rows(split)
-        features[split], label[split] = _features(corpus, facts, rows, world), corpus.label[rows]
-    mean, deviation = features["train"].mean(axis=0), features["train"].std(axis=0)
-    scale = np.where(deviation > 0, deviation, 1)
-    scaled = {split: (inputs - mean) / scale for split, inputs in features.items()}
-    tried = []
+    facts, label = _facts(words), {split: corpus.label[corpus.rows(split)] for split in SPLITS}
+    inputs = {split: _features(corpus, facts, corpus.rows(split), world) for split in SPLITS}
+    models = []
     for penalty in _PENALTIES:
-        model = LogisticRegression(C=penalty, max_iter=300).fit(scaled["train"], label["train"])
-        loss = metrics.log_loss(label["validation"], _probability(model, scaled["validation"]))
-        tried.append((loss, model))
-    return _probability(min(tried, key=lambda one: one[0])[1], scaled["test"])
+        model = make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=300))
+        models.append(model.fit(inputs["train"], label["train"]))
+
+    def validation_loss(model: Pipeline) -> float:
+        return metrics.log_loss(label["validation"], _probability(model, inputs["validation"]))
+
+    return _probability(min(models, key=validation_loss), inputs["test"])
 
 
-def _probability(
-    model: LogisticRegression, inputs: Float[np.ndarray, "n f"]
-) -> Float[np.ndarray, "n 3"]:
-    """Of all classes, those without a training review among them."""
+def _probability(model: Pipeline, inputs: Float[np.ndarray, "n f"]) -> Float[np.ndarray, "n 3"]:
+    """0 for a class without a training review."""
     probability = np.zeros((len(inputs), len(CLASSES)))
     if len(inputs):
         probability[:, model.classes_] = model.predict_proba(inputs)
@@ -105,7 +105,7 @@ def _features(
     corpus: Corpus,
     facts: dict[str, Float[np.ndarray, "reviews _"]],
     rows: Int32[np.ndarray, "n"],
-    world: str,
+    world: FamilyName,
 ) -> Float[np.ndarray, "n f"]:
     sums = []
     for context in contexts_of(corpus, "exclude"):

@@ -33,7 +33,7 @@ _BIAS, _BIAS_WEIGHT = USER_BIAS * _NODES, _WEIGHTS / _WEIGHTS.sum()
 
 
 def log_kinds(words: Words) -> Float[np.ndarray, "n h"]:
-    """Log-probability of each kind given a text's style, but for a constant."""
+    """Log-probability of each kind given a text's style, up to a constant."""
     other = (1 - OWN_STYLE) / (len(STYLES) - 1)
     return words.style * np.log(OWN_STYLE / other)
 
@@ -59,15 +59,10 @@ def predict(
 
     listed = np.array(list(itertools.product(range(OPINIONS.size), repeat=kinds)))  # [s, h]
     by_opinion = _stars_by_opinion(words.stars)  # [reviews, o]
-    told, seen, columns = (
-        np.zeros((of_kind.shape[0], len(listed))),
-        business.indices,
-        business.tocsc(),
-    )
-    for rows in np.array_split(np.unique(seen), 1 + seen.size // _CHUNK):
-        told += columns[:, rows] @ _log_reviews(
-            softmax(style[rows], axis=1), by_opinion[rows], listed
-        )
+    columns, told = business.tocsc(), np.zeros((business.shape[0], len(listed)))
+    for rows in np.array_split(np.unique(business.indices), 1 + business.nnz // _CHUNK):
+        kind = softmax(style[rows], axis=1)
+        told += columns[:, rows] @ _log_reviews(kind, by_opinion[rows], listed)
     posterior = softmax(told, axis=1)  # [n, s]
     held = np.stack([listed == o for o in range(OPINIONS.size)], axis=2)  # [s, h, o]
     of_opinion = np.tensordot(posterior, held.astype(float), 1)  # [n, h, o]
