@@ -5,9 +5,9 @@ In: what the texts and stars of each target's context say. Out: the probabilitie
 - The business. Its reviews tell its qualities through the levels that they mention, one aspect at a
   time, so the posterior of each quality is exact on a grid. Its bias follows from the stars, given
   how much each reviewer's choice of words tells of their taste.
-- The user of `aspects`. Taste and bias are sampled: prior samples weighted by what the user's
-  reviews mention, say and rate, then moved by a Metropolis-Hastings chain, as weights alone
-  degenerate for a user with many reviews.
+- The user of `aspects`. Taste and bias are sampled: prior samples are weighted by what the user's
+  reviews mention, say and rate, and moved by Metropolis-Hastings steps, both in stages, as weights
+  alone degenerate for a user with many reviews.
 - The user of `veto`. Every set of aspects that can be cared for is weighed, with biases on a grid.
 
 A match counts as normal with its own mean and variance, and of another review's user or business
@@ -40,9 +40,12 @@ from sasnet_jax.synthetic.text import LEVEL_CUTS, MENTION_FLOOR, Words
 from sasnet_jax.synthetic.vocabulary import ASPECTS
 
 _PRIOR_SAMPLES = 1000  # of a user
-_SAMPLES = 200  # of a user, after resampling
-_MOVES = 5  # of each sample by each step
-_STEPS = (0.1, 0.4, 1.2)  # of a move, in the logarithm of a taste
+_SAMPLES = 200  # of a user, after the first resampling
+_POWERS = 3.0 ** np.arange(-5, 1)  # of the likelihood, one after the other
+_MOVES = 2  # of each sample by each power
+_LAST_MOVES = 10  # by the last power, 1: what is sampled
+_STEP = 2.38 / np.sqrt(2 * (len(ASPECTS) + 1))  # of a move, in differences of two samples
+_JITTER = np.array([0.1] * len(ASPECTS) + [0.05 * USER_BIAS])
 _REVIEWERS = 200  # samples of each other reviewer's taste
 _OWN_VARIANCE = 1 - CUISINE_QUALITY**2  # of a quality, given its cuisine
 _GRID = np.linspace(-4, 4, 81)  # of a quality
@@ -148,25 +151,44 @@ def infer_user(
 def _sample_user(
     log_likelihood: Callable[..., Float[np.ndarray, "p b"]], rng: np.random.Generator
 ) -> User:
+    """Samples by tempering: the power of the likelihood grows to 1, and the samples move along."""
     # A taste is that of gamma draws, normalized. A draw of a shape < 1 may underflow, its logarithm
     # does not.
     shape, size = TASTE_CONCENTRATION, (_PRIOR_SAMPLES, _K)
     log_gamma = np.log(rng.gamma(shape + 1, size=size)) + np.log(rng.random(size)) / shape
-    bias = rng.normal(scale=USER_BIAS, size=(_PRIOR_SAMPLES, 1))
-    told = log_likelihood(_taste(log_gamma), bias)[:, 0]
-    chosen = rng.choice(_PRIOR_SAMPLES, _SAMPLES, p=softmax(told))
-    log_gamma, bias = log_gamma[chosen], bias[chosen]
-    density = told[chosen] + _log_prior(log_gamma, bias)
-    for step in _STEPS * _MOVES:
-        new_gamma = log_gamma + step * rng.normal(size=log_gamma.shape)
-        new_bias = bias + step * USER_BIAS * rng.normal(size=bias.shape)
-        new_density = log_likelihood(_taste(new_gamma), new_bias)[:, 0]
-        new_density += _log_prior(new_gamma, new_bias)
-        accept = np.log(rng.random(_SAMPLES)) < new_density - density
-        log_gamma = np.where(accept[:, None], new_gamma, log_gamma)
-        bias = np.where(accept[:, None], new_bias, bias)
-        density = np.where(accept, new_density, density)
-    return User(_taste(log_gamma), bias, np.full((_SAMPLES, 1), 1 / _SAMPLES))
+    state = np.hstack([log_gamma, rng.normal(scale=USER_BIAS, size=(_PRIOR_SAMPLES, 1))])
+    told, prior = log_likelihood(*_user(state))[:, 0], _log_prior(state)
+    kept, before = [], 0.0
+    for power in _POWERS:
+        chosen = rng.choice(told.size, _SAMPLES, p=softmax((power - before) * told))
+        state, told, prior, before = state[chosen], told[chosen], prior[chosen], power
+        for _ in range(_MOVES if power < 1 else _LAST_MOVES):
+            # Differential evolution (ter Braak 2006): a move as wide as the samples spread.
+            first, second = rng.integers(_SAMPLES, size=(2, _SAMPLES))
+            moved = state + _STEP * (state[first] - state[second])
+            moved += _JITTER * rng.normal(size=state.shape)
+            new_told, new_prior = log_likelihood(*_user(moved))[:, 0], _log_prior(moved)
+            gain = power * (new_told - told) + new_prior - prior
+            accept = np.log(rng.random(_SAMPLES)) < gain
+            state = np.where(accept[:, None], moved, state)
+            told, prior = np.where(accept, new_told, told), np.where(accept, new_prior, prior)
+            kept.append(state)
+    taste, bias = _user(np.concatenate(kept[-_LAST_MOVES:]))
+    return User(taste, bias, np.full(bias.shape, 1 / bias.size))
+
+
+def _user(
+    state: Float[np.ndarray, "p s"],
+) -> tuple[Float[np.ndarray, "p k"], Float[np.ndarray, "p 1"]]:
+    """Tastes and biases of samples: the logarithms of gamma draws, then the bias."""
+    taste = np.exp(state[:, :-1] - state[:, :-1].max(axis=1, keepdims=True))
+    return taste / np.linalg.norm(taste, axis=1, keepdims=True), state[:, -1:]
+
+
+def _log_prior(state: Float[np.ndarray, "p s"]) -> Float[np.ndarray, "p"]:
+    log_gamma, bias = state[:, :-1], state[:, -1]
+    of_taste = TASTE_CONCENTRATION * log_gamma - np.exp(log_gamma)
+    return of_taste.sum(axis=1) - 0.5 * (bias / USER_BIAS) ** 2
 
 
 def listed_tastes() -> Float[np.ndarray, "p k"]:
@@ -175,18 +197,6 @@ def listed_tastes() -> Float[np.ndarray, "p k"]:
     taste = np.zeros((len(sets), _K))
     taste[np.arange(len(sets))[:, None], sets] = 1 / np.sqrt(CARED_FOR)
     return taste
-
-
-def _log_prior(
-    log_gamma: Float[np.ndarray, "p k"], bias: Float[np.ndarray, "p 1"]
-) -> Float[np.ndarray, "p"]:
-    of_taste = TASTE_CONCENTRATION * log_gamma - np.exp(log_gamma)
-    return of_taste.sum(axis=1) - 0.5 * (bias[:, 0] / USER_BIAS) ** 2
-
-
-def _taste(log_gamma: Float[np.ndarray, "p k"]) -> Float[np.ndarray, "p k"]:
-    taste = np.exp(log_gamma - log_gamma.max(axis=1, keepdims=True))
-    return taste / np.linalg.norm(taste, axis=1, keepdims=True)
 
 
 def log_words(taste: Float[np.ndarray, "p k"], words: Words) -> Float[np.ndarray, "p n"]:
