@@ -43,9 +43,7 @@ class PrepareConfig:
     synthetic: int = setting(
         0, help="generate this many reviews instead of reading any", topic="input", minimum=0
     )
-    world: FamilyName = setting(
-        "aspects", help="rules of the generated reviews (docs/design.md 8)", topic="input"
-    )
+    world: FamilyName = setting("aspects", help="rules of generated reviews", topic="input")
     max_reject_fraction: float = setting(
         0.01,
         help="largest tolerated fraction of malformed lines",
