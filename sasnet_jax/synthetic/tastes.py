@@ -160,7 +160,9 @@ def _sample_user(
     told, prior = log_likelihood(*_user(state))[:, 0], _log_prior(state)
     kept, before = [], 0.0
     for power in _POWERS:
-        chosen = rng.choice(told.size, _SAMPLES, p=softmax((power - before) * told))
+        # Systematic resampling: equal weights leave every sample in place.
+        share = np.cumsum(softmax((power - before) * told))
+        chosen = share[:-1].searchsorted((np.arange(_SAMPLES) + rng.random()) / _SAMPLES)
         state, told, prior, before = state[chosen], told[chosen], prior[chosen], power
         for _ in range(_MOVES if power < 1 else _LAST_MOVES):
             # Differential evolution (ter Braak 2006): a move as wide as the samples spread.
