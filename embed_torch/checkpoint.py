@@ -141,6 +141,24 @@ def find_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
         raise UserError(
             f"--model={model} cannot be loaded: {' '.join(str(error).split())}"
         ) from None
+    _refuse_unsupported(model, folder, config, tokenizer)
+    modules = sentence_modules.read_modules(folder)
+    width = config.hidden_size
+    for dense in modules.dense:
+        if dense.inputs != width:
+            raise UserError(
+                f"{dense.folder / 'config.json'}: in_features is {dense.inputs}, where the network "
+                f"or the projection before it gives {width}: download the checkpoint again"
+            )
+        width = dense.outputs
+    if modules.lowercase:
+        sentence_modules.lowercase(tokenizer.backend_tokenizer)
+    return Checkpoint(model, folder, config, tokenizer, modules, revision)
+
+
+def _refuse_unsupported(
+    model: str, folder: Path, config: transformers.PreTrainedConfig, tokenizer: Any
+) -> None:
     if config.is_encoder_decoder:
         raise UserError(
             f"--model={model} is an encoder-decoder ({config.model_type}), whose states are its "
@@ -157,18 +175,6 @@ def find_checkpoint(model: str, revision: str | None = None) -> Checkpoint:
     layers = getattr(config, "num_hidden_layers", None)
     if isinstance(layers, int) and layers > _MOST_LAYERS:
         raise UserError(f"--model={model} has over {_MOST_LAYERS:,} layers: take another model")
-    modules = sentence_modules.read_modules(folder)
-    width = config.hidden_size
-    for dense in modules.dense:
-        if dense.inputs != width:
-            raise UserError(
-                f"{dense.folder / 'config.json'}: in_features is {dense.inputs}, where the network "
-                f"or the projection before it gives {width}: download the checkpoint again"
-            )
-        width = dense.outputs
-    if modules.lowercase:
-        sentence_modules.lowercase(tokenizer.backend_tokenizer)
-    return Checkpoint(model, folder, config, tokenizer, modules, revision)
 
 
 def _load(folder: Path) -> tuple[transformers.PreTrainedConfig, Any]:

@@ -8,6 +8,7 @@ This file and `files.py` are byte for byte the same in both packages, because `e
 `sasnet_jax` must never import each other; `tests/test_packages.py` keeps the copies equal.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -16,7 +17,7 @@ import sys
 import time
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,16 @@ def main(config_class: type, run: Callable[[Any], None], description: str | None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+@contextlib.contextmanager
+def on_sigterm(handler: Callable[..., None]) -> Iterator[None]:
+    """Calls `handler` when SIGTERM arrives in the block."""
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def parse(config_class: type, argv: Sequence[str], description: str | None) -> Any:

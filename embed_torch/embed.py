@@ -5,8 +5,6 @@ next is tokenized. Which inputs share a batch depends on token counts and flags 
 was interrupted, or that has another number of workers with as many threads, writes the same bytes.
 """
 
-import contextlib
-import signal
 import sys
 import time
 from collections import deque
@@ -20,7 +18,7 @@ import torch
 import transformers
 
 from embed_torch import __version__, corpus, dry_run, packing, store
-from embed_torch.cli import Preempted, ProgressBar, UserError
+from embed_torch.cli import Preempted, ProgressBar, UserError, on_sigterm
 from embed_torch.config import EmbedConfig
 from embed_torch.encoder import Encoder
 from embed_torch.engines import Engine, Task, open_engine
@@ -47,7 +45,7 @@ def run(config: EmbedConfig) -> None:
       UserError: the corpus, the model or the output has a fault that the user can correct.
       Preempted: SIGTERM arrived, and everything finished is saved.
     """
-    with _stopped_by_sigterm():
+    with on_sigterm(_stop):
         _run(config)
 
 
@@ -266,15 +264,6 @@ class _Job:
         return [task.part(name, members) for name, members in names.items()]
 
 
-@contextlib.contextmanager
-def _stopped_by_sigterm() -> Iterator[None]:
-    """Makes SIGTERM raise Preempted: finished work is saved on the way out, the rest is redone."""
-
-    def stop(*_: Any) -> None:
-        raise Preempted("run the same command to resume")
-
-    handler = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, handler)
+def _stop(*_: Any) -> None:
+    """Handles SIGTERM: finished work is saved on the way out, the rest is redone."""
+    raise Preempted("run the same command to resume")

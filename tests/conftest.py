@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
 import json
 import os
@@ -40,13 +41,27 @@ from sasnet_jax import files  # noqa: E402
 from sasnet_jax.corpus import contexts  # noqa: E402
 from sasnet_jax.corpus.corpus import Corpus, read_corpus  # noqa: E402
 from sasnet_jax.manifest import Manifest, read_manifest, write_manifest  # noqa: E402
-from sasnet_jax.model import compilation, inputs  # noqa: E402
+from sasnet_jax.model import compilation, inputs, step  # noqa: E402
 from sasnet_jax.model.config import TrainConfig  # noqa: E402
 from sasnet_jax.model.draws import Data  # noqa: E402
 from sasnet_jax.prepare import command as prepare  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 compilation.set_up()  # as a command does, so that the two share programs
+
+_build = functools.cache(step.build)
+
+
+def _build_once(config: TrainConfig, mesh, embedding_dim: int, total_steps: int) -> step.Functions:
+    """The functions of an earlier run with the same programs: to trace them takes the most time."""
+    any_run = {"corpus": "any", "store": ("any",), "output": "any", "epochs": 1, "patience": 1}
+    any_run |= {"keep": 1, "checkpoint_seconds": 0.0, "target_review": "exclude"}
+    if config.schedule == "constant":
+        total_steps = 0
+    return _build(dataclasses.replace(config, **any_run), mesh, embedding_dim, total_steps)
+
+
+step.build = _build_once
 
 # A deadline so long that, even on a busy machine, only a process that hangs reaches it.
 PATIENCE_SECONDS = 600

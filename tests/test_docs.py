@@ -13,7 +13,7 @@ from embed_torch.config import EmbedConfig
 from sasnet_jax.baselines.results import BaselineResult, Baselines
 from sasnet_jax.corpus.corpus import CorpusRecord
 from sasnet_jax.embedding_quality.quality_tables import EmbeddingQuality
-from sasnet_jax.evaluate.comparison import Comparison
+from sasnet_jax.evaluate.results import Comparison
 from sasnet_jax.files import Record
 from sasnet_jax.leakage import command as leakage
 from sasnet_jax.manifest import Manifest

@@ -16,7 +16,7 @@ from sasnet_jax.corpus.contexts import TargetReview, truncate_histories
 from sasnet_jax.corpus.corpus import Corpus, read_corpus
 from sasnet_jax.corpus.counts import context_counts
 from sasnet_jax.evaluate import comparison
-from sasnet_jax.evaluate.comparison import Comparison
+from sasnet_jax.evaluate.results import Comparison
 from sasnet_jax.model import devices, inputs, network, step
 from sasnet_jax.model.draws import Data
 from sasnet_jax.model.run import Run

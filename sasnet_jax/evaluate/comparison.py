@@ -8,97 +8,33 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 from jaxtyping import Float64
 
-from sasnet_jax import files
-from sasnet_jax.baselines.registry import Baseline, Description
+from sasnet_jax.baselines.registry import Baseline
 from sasnet_jax.cli import UserError
 from sasnet_jax.corpus.contexts import TargetReview
-from sasnet_jax.corpus.corpus import Corpus, Count
+from sasnet_jax.corpus.corpus import Corpus
+from sasnet_jax.evaluate.results import (
+    ComparedBaseline,
+    ComparedEnsemble,
+    ComparedRun,
+    Comparison,
+    Difference,
+    GroupScores,
+    Spread,
+    outside_groups,
+)
 from sasnet_jax.scores import paired, predictions
-from sasnet_jax.scores.metrics import Scores
 from sasnet_jax.scores.predictions import Evaluated, Predictions
 
 _MEASURED = (
     *("accuracy", "macro_f1", "weighted_f1", "balanced_accuracy", "quadratic_kappa"),
     *("log_loss", "calibration_error"),
 )
-
-Interval: TypeAlias = Annotated[list[float], msgspec.Meta(min_length=2, max_length=2)]
-Probability: TypeAlias = Annotated[float, msgspec.Meta(ge=0, le=1)]
-
-
-class Spread(msgspec.Struct, kw_only=True, frozen=True):
-    """A metric over the runs of a group."""
-
-    values: list[float | None]
-    mean: float | None
-    spread: float | None  # sample standard deviation; None for a single run
-
-
-class GroupScores(msgspec.Struct, kw_only=True, frozen=True):
-    """Runs that differ only in their seed; each split's metrics by name."""
-
-    runs: list[str]
-    validation: dict[str, Spread]
-    test: dict[str, Spread]
-
-
-class ComparedRun(msgspec.Struct, kw_only=True, frozen=True, tag="run", tag_field="kind"):
-    """A run."""
-
-    validation: Scores
-    test: Scores
-    test_intervals: dict[str, Interval]  # by metric
-
-
-class ComparedEnsemble(ComparedRun, kw_only=True, frozen=True, tag="ensemble"):
-    """The mean of the probabilities of a group's runs."""
-
-    predictions_sha256: str | None = None
-
-
-class ComparedBaseline(Description, kw_only=True, frozen=True, tag="baseline", tag_field="kind"):
-    """A baseline, and what it is."""
-
-    validation: Scores
-    test: Scores
-    test_intervals: dict[str, Interval]
-
-
-class Difference(msgspec.Struct, kw_only=True, frozen=True):
-    """A model's test accuracy minus a baseline's."""
-
-    model: str
-    baseline: str
-    difference: float
-    interval: Interval
-    at_least_level: bool
-    only_model_right: Count | None = None  # for one model, not for a mean over seeds
-    only_baseline_right: Count | None = None
-    mcnemar_p: Probability | None = None
-    holm_p: Probability | None = None
-
-
-class Comparison(files.Record, kw_only=True, frozen=True):
-    """comparison.json."""
-
-    made_by = "python -m sasnet_jax.evaluate --output"
-    version = 0
-    corpus_sha256: str
-    target_review: TargetReview
-    classes: Count
-    test_reviews: Count
-    test_users: Count
-    resamples: Count
-    seed: int
-    groups: dict[str, GroupScores]
-    models: dict[str, ComparedRun | ComparedEnsemble | ComparedBaseline]
-    comparisons: list[Difference]
 
 
 class Group(NamedTuple):
@@ -194,14 +130,7 @@ def compare(
             models[name] = ComparedRun(**scores) if name in runs else ComparedEnsemble(**scores)
     right = {name: _right(one) for name, one in statistics.items()}
     compared = [one.name for one in baselines if not one.is_ceiling]
-    differences = []
-    for group in groups:
-        if len(group.runs) > 1:
-            mean = np.mean([right[run] for run in group.runs], axis=0)
-            name = f"{group.name} mean"
-            differences += [
-                _difference(name, mean, other, right[other], user, seed) for other in compared
-            ]
+    differences = _differences_of_means(groups, right, compared, user, seed)
     for name in (*ensembles, *runs):
         differences += _tests(name, right, compared, user, seed)
     return Comparison(
@@ -216,13 +145,6 @@ def compare(
         models=models,
         comparisons=differences,
     )
-
-
-def outside_groups(compared: Comparison) -> list[Difference]:
-    """The differences of groups, and of runs that are not in a group of several."""
-    groups = (group.runs for group in compared.groups.values())
-    inside = {run for runs in groups if len(runs) > 1 for run in runs}
-    return [difference for difference in compared.comparisons if difference.model not in inside]
 
 
 def table(compared: Comparison) -> str:
@@ -295,6 +217,25 @@ def _right(statistics: Float64[np.ndarray, "n c_c_and_1"]) -> Float64[np.ndarray
     """1 for each review that is predicted correctly."""
     classes = int(np.sqrt(statistics.shape[1] - 1))
     return statistics[:, : -1 : classes + 1].sum(axis=1)
+
+
+def _differences_of_means(
+    groups: Sequence[Group],
+    right: Mapping[str, Float64[np.ndarray, "n"]],
+    baselines: Sequence[str],
+    user: np.ndarray,
+    seed: int,
+) -> list[Difference]:
+    """The mean of each group of several runs, compared with every baseline."""
+    differences = []
+    for group in groups:
+        if len(group.runs) > 1:
+            mean = np.mean([right[run] for run in group.runs], axis=0)
+            differences += [
+                _difference(f"{group.name} mean", mean, baseline, right[baseline], user, seed)
+                for baseline in baselines
+            ]
+    return differences
 
 
 def _difference(

@@ -8,7 +8,7 @@ import numpy as np
 
 from sasnet_jax.corpus.corpus import CLASS_NAMES, Corpus
 from sasnet_jax.embedding_quality.quality_tables import Table
-from sasnet_jax.evaluate.comparison import ComparedBaseline, Comparison, outside_groups
+from sasnet_jax.evaluate.results import ComparedBaseline, Comparison, outside_groups
 from sasnet_jax.leakage.command import Leakage
 from sasnet_jax.model.run import Run
 from sasnet_jax.report import charts, models

@@ -14,7 +14,7 @@ from sasnet_jax.cli import UserError
 from sasnet_jax.corpus.corpus import Corpus, CorpusRecord, read_corpus
 from sasnet_jax.corpus.store import Store, open_store
 from sasnet_jax.embedding_quality.quality_tables import EmbeddingQuality
-from sasnet_jax.evaluate.comparison import Comparison
+from sasnet_jax.evaluate.results import Comparison
 from sasnet_jax.leakage.command import Leakage
 from sasnet_jax.model.run import Run
 

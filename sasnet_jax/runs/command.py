@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sasnet_jax import cli
 from sasnet_jax.cli import ProgressBar, UserError, setting
 from sasnet_jax.model.run import Run
 from sasnet_jax.scores import predictions
@@ -27,6 +28,7 @@ class RunsConfig:
 
     def __post_init__(self):
         """Refuses what cannot be meant."""
+        cli.check(self)
         if not (self.folder or self.run):
             raise UserError("give --folder=FOLDER or --run=RUN")
 

@@ -7,7 +7,6 @@ resumes its current run, and ends with the same trials as one that was never kil
 
 import dataclasses
 import math
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -108,11 +107,8 @@ def run(config: SweepConfig) -> None:
         else:
             files.write_record(record, SweepRecord(settings=settings))
         # Between two runs there is nothing to save; during a run, its own handler saves it.
-        handler = signal.signal(signal.SIGTERM, _stop)
-        try:
+        with cli.on_sigterm(_stop):
             study = _search(config, base, space, title)
-        finally:
-            signal.signal(signal.SIGTERM, handler)
         _write_trials(output / "trials.csv", study, base)
         if not study.get_trials(states=[TrialState.COMPLETE]):
             raise UserError(f"no trial of {output} has completed: see its trials.csv")

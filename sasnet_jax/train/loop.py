@@ -5,7 +5,6 @@ a run that was stopped or killed and then resumed ends bit for bit where it woul
 """
 
 import contextlib
-import signal
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ import msgspec
 import numpy as np
 from jax.sharding import Mesh
 
-from sasnet_jax import files
+from sasnet_jax import cli, files
 from sasnet_jax.cli import Preempted, ProgressBar, UserError
 from sasnet_jax.corpus.corpus import Corpus
 from sasnet_jax.corpus.store import Store
@@ -78,14 +77,11 @@ def train(config: TrainConfig, watch: Watch = lambda record: False) -> None:
             run_folder.write_inputs(run, record, transform)
         with devices.enough_memory(data.tables, memory.with_less(config, data)):
             loop = _Loop(config, mesh, run, data, corpus, watch)
-            handler = signal.signal(signal.SIGTERM, loop.request_stop)
-            try:
+            with cli.on_sigterm(loop.request_stop):
                 loop.restore()
                 if devices.is_writer() and resumed:
                     run_folder.write_resumed(run, record)
                 loop.run()
-            finally:
-                signal.signal(signal.SIGTERM, handler)
             if loop.stop_requested:  # this run is complete, but its caller may have more to do
                 raise Preempted(f"{run} is complete")
 

@@ -2,10 +2,9 @@
 
 import json
 import os
-import shlex
+import resource
 import shutil
 import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import polars as pl
 import pytest
 import torch
 import transformers
-from conftest import ROOT, assert_one_line_mistake, run_command
+from conftest import assert_one_line_mistake, run_command
 
 import embed_torch
 from embed_torch import backbone, checkpoint, embed, manifest
@@ -268,7 +267,7 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     elif case == "unknown flag":
         arguments["color"] = "red"
     elif case == "unknown pooling":
-        arguments["poolings"] = "mean,median"
+        arguments["poolings"] = "mean,no_such_pooling"
     elif case == "instruction for an encoder":
         arguments["instruction"] = "Analyze"
     elif case == "template without instruction":
@@ -291,10 +290,12 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
 
 def _run_with_small_files(flags: list[str]) -> subprocess.CompletedProcess:
     """Runs the command where no file can grow beyond 2 kB."""
-    command = shlex.join([sys.executable, "-m", "embed_torch", *flags])
-    return subprocess.run(
-        ["bash", "-c", f"ulimit -f 2; exec {command}"], cwd=ROOT, capture_output=True, text=True
-    )
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2048, limits[1]))
+    try:
+        return run_command("embed_torch", *flags)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from sasnet_jax.corpus import categories, contexts
 from sasnet_jax.corpus.corpus import read_corpus
 from sasnet_jax.evaluate import command as evaluate
 from sasnet_jax.evaluate.command import EvaluateConfig
-from sasnet_jax.evaluate.comparison import Comparison
+from sasnet_jax.evaluate.results import Comparison
 from sasnet_jax.model import network
 from sasnet_jax.model.run import Run
 from sasnet_jax.prepare import command as prepare

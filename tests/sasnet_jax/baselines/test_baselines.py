@@ -12,13 +12,16 @@ from sklearn.svm import SVC
 
 from sasnet_jax import files
 from sasnet_jax.baselines import command as baselines
-from sasnet_jax.baselines import logistic, protocol, svm
+from sasnet_jax.baselines import logistic, protocol, registry, svm
 from sasnet_jax.baselines.command import BaselinesConfig
 from sasnet_jax.cli import UserError
 from sasnet_jax.corpus.contexts import contexts_of
 from sasnet_jax.corpus.corpus import CLASSES, read_corpus
 from sasnet_jax.corpus.splits import SPLITS
 from sasnet_jax.scores import predictions
+
+_MODELS = len(registry.baselines_of(["one store"]))
+_RECORDS = 1 + _MODELS + 1  # begun.json before and after each model, then baselines.json
 
 
 def _run(world, output, **settings):
@@ -274,9 +277,9 @@ def _kill(monkeypatch, module, name, call, when):
         (files, "write_record", 1, "before"),
         (files, "write_record", 1, "after"),
         (predictions, "write", 5, "before"),
-        (predictions, "write", 12, "after"),
-        (files, "write_record", 14, "before"),  # of baselines.json
-        (files, "write_record", 14, "after"),
+        (predictions, "write", _MODELS, "after"),
+        (files, "write_record", _RECORDS, "before"),  # of baselines.json
+        (files, "write_record", _RECORDS, "after"),
     ],
 )
 def test_baselines_that_were_stopped_go_on_and_end_the_same(
@@ -288,7 +291,7 @@ def test_baselines_that_were_stopped_go_on_and_end_the_same(
         with pytest.raises(_Killed):
             _run(world, output)
     complete = (output / "baselines.json").exists()
-    assert complete == (call == 14 and when == "after")
+    assert complete == (call == _RECORDS and when == "after")
     begun = output / "begun.json"
     before = json.loads(begun.read_text())["models"] if begun.exists() else {}
     fitted = []

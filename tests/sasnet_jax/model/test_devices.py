@@ -76,7 +76,7 @@ def test_a_table_on_the_host_does_not_change_the_training(world, tmp_path, one_d
     _assert_close(_state(tmp_path / "run"), one_device)
 
 
-ON_FOUR_DEVICES = """
+TRAIN_EACH = """
 import dataclasses, json, sys
 from sasnet_jax import cli
 from sasnet_jax.model import devices, inputs
@@ -112,7 +112,7 @@ def four_devices(world, tmp_path_factory):
     wanted.append(_settings(world, folder / "refused", batch_size=30))
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
     process = start_process(
-        "-c", ON_FOUR_DEVICES, json.dumps(wanted), env=os.environ | {"XLA_FLAGS": flags}
+        "-c", TRAIN_EACH, json.dumps(wanted), env=os.environ | {"XLA_FLAGS": flags}
     )
     output, _ = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 0, output
@@ -188,25 +188,36 @@ def _finish(processes: list[subprocess.Popen]) -> list[str]:
     return outputs
 
 
-@pytest.mark.parametrize("table", ["device", "host"])
-def test_two_processes_share_a_table(world, tmp_path, one_device, table):
-    _finish(_train_together(world, tmp_path / "run", table=table))
-    _assert_close(_state(tmp_path / "run"), one_device)
+ALWAYS_SAVED = {"table": "sharded", "checkpoint_seconds": 0.0, "keep": 100}
 
 
-def test_two_processes_train_one_run_and_resume_as_one(world, tmp_path, one_device):
-    """Resumed as if killed in its second epoch while it wrote a checkpoint."""
-    run, whole = tmp_path / "run", tmp_path / "whole"
-    settings = {"table": "sharded", "checkpoint_seconds": 0, "keep": 100}
-    _finish(_train_together(world, whole, **settings))
-    _assert_close(_state(whole), one_device)
+@pytest.fixture(scope="module")
+def two_processes(world, tmp_path_factory):
+    """Runs that two processes trained together."""
+    folder, coordinator = tmp_path_factory.mktemp("two_processes"), f"localhost:{_free_port()}"
+    wanted = [_settings(world, folder / table, table=table) for table in TABLES]
+    wanted[TABLES.index("sharded")] |= ALWAYS_SAVED
+    together = {"coordinator": coordinator, "processes": 2}
+    each = [[run | together | {"process": number} for run in wanted] for number in range(2)]
+    _finish([start_process("-c", TRAIN_EACH, json.dumps(runs)) for runs in each])
+    return folder
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_two_processes_share_a_table(two_processes, one_device, table):
+    _assert_close(_state(two_processes / table), one_device)
+
+
+def test_two_processes_resume_as_one(world, tmp_path, two_processes):
+    """As if killed in their second epoch while one wrote a checkpoint."""
+    run, whole = tmp_path / "run", two_processes / "sharded"
     shutil.copytree(whole, run)
     *_, latest, last = sorted(int(path.name) for path in (run / "checkpoints").iterdir())
     shutil.rmtree(run / "checkpoints" / str(last))
     for path in (run / "checkpoints" / str(latest)).rglob("*"):
         if path.is_file():
             path.write_bytes(b"")
-    outputs = _finish(_train_together(world, run, **settings))
+    outputs = _finish(_train_together(world, run, **ALWAYS_SAVED))
     assert "resumed at step" in outputs[0]
     assert (run / "checkpoints" / f"damaged-{latest}").is_dir()
     resumed, uninterrupted = _state(run), _state(whole)
