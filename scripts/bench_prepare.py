@@ -38,7 +38,8 @@ from sasnet_jax.prepare import filters
 from sasnet_jax.prepare.choose import Demand, choose, graph_of
 from sasnet_jax.prepare.rejects import Rejects
 from sasnet_jax.prepare.reviews import ReviewDumps
-from sasnet_jax.synthetic.world import YELP, generate
+from sasnet_jax.synthetic.families import YELP
+from sasnet_jax.synthetic.world import generate
 
 _PAPER = {"min_reviews_user": 10, "min_reviews_business": 20}
 

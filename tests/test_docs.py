@@ -24,7 +24,7 @@ from sasnet_jax.prepare import command as prepare
 from sasnet_jax.scores.metrics import Scores
 from sasnet_jax.scores.paired import Difference
 from sasnet_jax.scores.predictions import Evaluation
-from sasnet_jax.synthetic.world import Truth
+from sasnet_jax.synthetic.world import Reached, Truth
 
 _SNIPPET = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 DOCUMENTS = [
@@ -68,6 +68,7 @@ STRUCTS = {
     "`corpus.json`": CorpusRecord,
     "`manifest.json`": Manifest,
     "`truth.json`": Truth,
+    "an entry in `truth.json`": Reached,
     "`config.json`": RunRecord,
     "a line of `metrics.jsonl`": Epoch,
     "a checkpoint's `progress`": Progress,

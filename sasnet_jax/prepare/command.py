@@ -23,6 +23,7 @@ from sasnet_jax.prepare.filters import FilterMode
 from sasnet_jax.prepare.rejects import Rejects
 from sasnet_jax.prepare.reviews import ReviewDumps, read_businesses
 from sasnet_jax.synthetic import ceiling
+from sasnet_jax.synthetic.families import FamilyName
 from sasnet_jax.synthetic.world import Truth, generate
 
 _STARS = RatingScale()
@@ -39,6 +40,7 @@ class PrepareConfig:
     synthetic: int = setting(
         0, help="generate this many reviews instead of reading any", topic="input", minimum=0
     )
+    world: FamilyName = setting("aspects", help="rules of generated reviews", topic="input")
     max_reject_fraction: float = setting(
         0.01,
         help="largest tolerated fraction of malformed lines",
@@ -145,6 +147,8 @@ class PrepareConfig:
             raise UserError("--synthetic has its own columns: leave out --user_column and the like")
         if self.synthetic and self.businesses:
             raise UserError("--synthetic generates its own businesses: leave out --businesses")
+        if self.world != "aspects" and not self.synthetic:
+            raise UserError(f"--world={self.world} generates reviews: add --synthetic=NUMBER")
         if bool(self.choose_users) != bool(self.choose_businesses):
             raise UserError("give both --choose_users and --choose_businesses, or neither")
         if _scale(self) != _STARS and self.synthetic:
@@ -252,8 +256,7 @@ def _fill(folder: Path, config: PrepareConfig, settings: Future[dict[str, Any]])
     if config.synthetic:
         path = folder / "synthetic" / "truth.json"
         truth = files.read_record(path, Truth)
-        measured = ceiling.measure(prepared, config.synthetic, config.seed)
-        files.write_record(path, msgspec.structs.replace(truth, **measured))
+        files.write_record(path, ceiling.measure(prepared, truth))
 
 
 def _sources(folder: Path, config: PrepareConfig) -> tuple[list[Path], Path | None]:
@@ -263,7 +266,7 @@ def _sources(folder: Path, config: PrepareConfig) -> tuple[list[Path], Path | No
         return [Path(name) for name in config.reviews], business_path
     raw_folder = folder / "synthetic"
     raw_folder.mkdir()
-    generate(config.synthetic, config.seed, raw_folder)
+    generate(config.synthetic, config.seed, raw_folder, world=config.world)
     return [raw_folder / "review.ndjson"], raw_folder / "business.ndjson"
 
 
@@ -324,10 +327,8 @@ def _check(output: Path, settings: dict[str, Any]) -> None:
       UserError: it was written with other settings, or was damaged since.
     """
     record = files.read_record(output / "corpus.json", CorpusRecord)
-    # Settings that are newer than the corpus had their defaults.
-    defaults = {field.name: field.default for field in dataclasses.fields(PrepareConfig)}
-    before = {name: record.settings.get(name, defaults.get(name)) for name in settings}
-    files.refuse_other_settings(output, record.settings | before, settings)
+    newer = {f.name: f.default for f in dataclasses.fields(PrepareConfig) if f.name in settings}
+    files.refuse_other_settings(output, newer | record.settings, settings)
     prepared = corpus.read_corpus(output)
     for side in SIDES:
         read_grouped(prepared, side)

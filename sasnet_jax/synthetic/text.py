@@ -1,166 +1,83 @@
-"""The grammar of the synthetic reviews: what a visit was like, in words, and back.
+"""The grammars of the synthetic reviews: what a visit was like, in words, and back.
 
-In: tastes, experiences and stars [n, ...]. Out: n texts, of the aspects that each user cares for
-(`ReviewWriter`), and what such a text says (`read_facts`).
+In: tastes, experiences, stars and cuisines [n, ...]. Out: n texts, by one of three writers, and
+what such texts say (`read_words`):
+
+- `ReviewWriter`: a sentence per aspect that its user speaks of, and always a verdict;
+- `NoisyWriter`: the same amid small talk, with rare synonyms, and a verdict in some texts only;
+- `StyleWriter`: shuffled words: fillers, those that the user's kind is fond of, and in some texts a
+  verdict. Nothing else of the visit.
+
+The synonyms of a meaning have the frequencies of Zipf's law: in proportion to 1 / rank.
 """
 
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
-# aspect: (subjects, adjectives from terrible to wonderful)
-_VOCABULARY = {
-    "food": (
-        ("the food", "every dish", "what we ate", "the main course", "the cooking"),
-        (
-            ("inedible", "disgusting", "spoiled"),
-            ("bland", "overcooked", "forgettable"),
-            ("edible", "ordinary", "fine, nothing more"),
-            ("tasty", "fresh", "well seasoned"),
-            ("delicious", "exquisite", "unforgettable"),
-        ),
-    ),
-    "service": (
-        ("the service", "our waiter", "the staff", "the woman at the door", "the team"),
-        (
-            ("insulting", "rude beyond belief", "hostile"),
-            ("inattentive", "careless", "cold"),
-            ("correct", "neither warm nor rude", "acceptable"),
-            ("friendly", "helpful", "polite"),
-            ("wonderfully kind", "charming and attentive", "outstanding"),
-        ),
-    ),
-    "price": (
-        ("the bill", "the price", "what they charge", "the menu's pricing", "the cost"),
-        (
-            ("a robbery", "outrageous", "shamelessly inflated"),
-            ("too high", "steep", "hard to justify"),
-            ("average", "as expected", "normal for the area"),
-            ("fair", "reasonable", "good value"),
-            ("a bargain", "astonishingly low", "unbeatable value"),
-        ),
-    ),
-    "quiet": (
-        ("the noise level", "the sound in the room", "the music", "the acoustics"),
-        (
-            ("deafening", "unbearable", "painfully loud"),
-            ("distracting", "rather loud", "tiring"),
-            ("tolerable", "middling", "neither loud nor soft"),
-            ("pleasant", "calm", "low enough to talk"),
-            ("blissfully peaceful", "serene", "perfectly hushed"),
-        ),
-    ),
-    "speed": (
-        ("the waiting time", "the kitchen's pace", "how long it took", "the queue"),
-        (
-            ("endless, over an hour", "a scandal", "absurdly slow"),
-            ("slow", "longer than promised", "sluggish"),
-            ("usual", "average", "what one expects"),
-            ("short", "quick", "brisk"),
-            ("lightning fast", "practically zero", "incredibly quick"),
-        ),
-    ),
-    "place": (
-        ("the room", "the decor", "the interior", "the terrace", "the atmosphere"),
-        (
-            ("depressing", "falling apart", "hideous"),
-            ("shabby", "dated", "cramped"),
-            ("plain", "unremarkable", "simple"),
-            ("cosy", "stylish", "inviting"),
-            ("breathtaking", "gorgeous", "magical"),
-        ),
-    ),
-    "clean": (
-        ("the table", "the bathroom", "the hygiene", "the floor and the cutlery"),
-        (
-            ("filthy", "revolting", "a health hazard"),
-            ("sticky", "grubby", "not quite clean"),
-            ("passable", "acceptable", "okay"),
-            ("clean", "tidy", "neat"),
-            ("spotless", "immaculate", "gleaming"),
-        ),
-    ),
-    "portions": (
-        ("the portion", "the serving size", "the plate", "the amount we got"),
-        (
-            ("laughably tiny", "a bad joke", "two bites at most"),
-            ("small", "skimpy", "meagre"),
-            ("medium", "standard", "neither big nor small"),
-            ("generous", "filling", "ample"),
-            ("enormous", "gigantic", "enough for two days"),
-        ),
-    ),
-}
-ASPECTS = tuple(_VOCABULARY)
-CUISINES = (
-    ("Pizza", "Italian"),
-    ("Sushi Bars", "Japanese"),
-    ("Tacos", "Mexican"),
-    ("Burgers", "American"),
-    ("Coffee & Tea", "Cafes"),
-    ("Curry", "Indian"),
-    ("Noodles", "Chinese"),
-    ("Steakhouses", "American"),
-    ("Seafood", "Mediterranean"),
-    ("Bakeries", "Desserts"),
-    ("Vegan", "Salad"),
-    ("Barbeque", "Southern"),
+from sasnet_jax.synthetic.vocabulary import (
+    ADJECTIVES,
+    ASPECTS,
+    CARED,
+    CARES,
+    COMPANY,
+    CUISINES,
+    FILLERS,
+    FRAMES,
+    OPENINGS,
+    SMALL_TALK,
+    STYLES,
+    VERDICT_FRAMES,
+    VERDICTS,
+    VOCABULARY,
+    coin,
 )
-_FRAMES = ("{s} was {a}", "I found {s} {a}", "{s} turned out to be {a}", "as for {s}: {a}")
-_CARES = (
-    "What matters most to me is {w}",
-    "I mostly judge a place by {w}",
-    "For me it is about {w}",
-)
-_CARED = {
-    "food": "the food",
-    "service": "good service",
-    "price": "getting value for money",
-    "quiet": "being able to talk in peace",
-    "speed": "not having to wait",
-    "place": "a beautiful room",
-    "clean": "cleanliness",
-    "portions": "leaving with a full stomach",
-}
-_OPENINGS = ("Came here for {c}", "Visited this {c} spot", "Tried their {c}", "Another {c} evening")
-_VERDICTS = (
-    ("Never again", "Avoid", "A disaster"),
-    ("Disappointing", "Would not return", "Below par"),
-    ("It was okay", "Mixed feelings", "Average overall"),
-    ("Liked it", "Would come back", "A good evening"),
-    ("Loved it", "My new favourite", "Cannot recommend it enough"),
-)
+
 LEVEL_CUTS = (-1.2, -0.4, 0.4, 1.2)  # of an experience, in standard deviations of quality
 MENTION_FLOOR = 0.05  # so that now and then a user speaks of what they do not care for
+OWN_STYLE = 0.6  # the share of style words that are of the user's own kind
 _MOST_MENTIONS = 4
 _TELLS_TASTE = 0.3  # the fraction of reviews that say what their user cares for
-# Sentences that tell nothing, for texts as long as real ones.
-_SMALL_TALK = tuple(
-    f"{subject} {rest}"
-    for subject in ("We", "My sister and I", "The two of us", "My colleagues and I", "All of us")
-    for rest in (
-        "came on a rainy Tuesday after work",
-        "had walked past many times before we went in",
-        "found a parking spot around the corner",
-        "celebrated a birthday that evening",
-        "took the bus from the station and arrived a little early",
-        "sat next to a family from out of town",
-        "had booked a week ahead over the phone",
-        "talked about the football match most of the time",
-        "were on the way home from the airport",
-        "had read about it in a newspaper some years ago",
-    )
-)
+_NOISY_MENTIONS = 3  # at most, among small talk
+_NOISY_TELLS_TASTE = 0.1
+_TELLS_STARS = 0.6  # the fraction of texts with a verdict, among small talk
+_STYLE_WORDS = 6  # at most per text, and half as many at least
+_COINED = 30  # rare synonyms of a meaning
+_NAMES = 1000  # of people and places in small talk
+_KINDS = range(len(STYLES))
+# Each list of synonyms has its own range of coined words.
+_FIRST_VERDICT = _COINED * len(ASPECTS) * len(ADJECTIVES)
+_FIRST_HABIT = _FIRST_VERDICT + _COINED * len(ADJECTIVES)
+_FIRST_NAME = _FIRST_HABIT + _COINED * len(STYLES)
 
 
 class Facts(NamedTuple):
     """What one text says."""
 
-    cuisine: int  # index into CUISINES
+    cuisine: int  # index into CUISINES; -1 where it is not said
     mentions: tuple[tuple[int, int], ...]  # (aspect, level of 0 to 4), in the order of the text
-    favourite: int | None  # the aspect that its user says to care for most
-    stars: int
+    favorite: int | None  # the aspect that its user says to care for most
+    stars: int  # 0 where there is no verdict
+    style: tuple[int, ...] = (0,) * len(STYLES)  # words that each kind of user is fond of
+
+
+class Words(NamedTuple):
+    """The facts of n reviews as arrays; an aspect that is not mentioned has level -1."""
+
+    cuisine: Int[np.ndarray, "n"]
+    level: Int[np.ndarray, "n k"]
+    order: Int[np.ndarray, "n k"]  # the aspects in order of mention, then the others
+    mentions: Int[np.ndarray, "n"]
+    favorite: Int[np.ndarray, "n"]  # -1 where it is not said
+    stars: Int[np.ndarray, "n"]  # 0 where they are not said
+    style: Int[np.ndarray, "n h"]
+
+    def take(self, rows: Int[np.ndarray, "m"]) -> "Words":
+        """The words of some rows."""
+        return Words(*(column[rows] for column in self))
 
 
 class ReviewWriter:
@@ -185,80 +102,241 @@ class ReviewWriter:
     ) -> list[str]:
         """One text per row."""
         n = stars.size
-        # Gumbel top-k: aspects without replacement, with probability as the taste for them.
-        scores = np.log(taste + MENTION_FLOOR) + self._rng.gumbel(size=taste.shape)
-        ranked = np.argsort(-scores, axis=1).tolist()
+        ranked = _aspects_in_order(taste, self._rng).tolist()
         mentions = self._rng.integers(2, _MOST_MENTIONS + 1, size=n).tolist()
         levels = np.searchsorted(LEVEL_CUTS, experience).tolist()
         dice = self._rng.integers(1 << 30, size=(n, _MOST_MENTIONS + 3)).tolist()
         tells = (self._rng.random(n) < _TELLS_TASTE).tolist()
-        favourite = taste.argmax(axis=1).tolist()
+        favorite = taste.argmax(axis=1).tolist()
         talks = self._rng.poisson(self._small_talk, size=n).tolist()
         texts = []
         for i in range(n):
             roll = dice[i]
-            parts = [_pick(_OPENINGS, roll[0]).format(c=CUISINES[cuisine[i]][0].lower())]
+            parts = [_pick(OPENINGS, roll[0]).format(c=CUISINES[cuisine[i]][0].lower())]
             for j in range(mentions[i]):
                 aspect = ranked[i][j]
                 parts.append(_pick(self._sentences[aspect][levels[i][aspect]], roll[j + 1]))
             if tells[i]:
-                parts.append(_pick(_CARES, roll[-2]).format(w=_CARED[ASPECTS[favourite[i]]]))
-            parts += [_pick(_SMALL_TALK, roll[0] // 7 + 11 * j) for j in range(talks[i])]
-            parts.append(_pick(_VERDICTS[stars[i] - 1], roll[-1]))
+                parts.append(_pick(CARES, roll[-2]).format(w=CARED[ASPECTS[favorite[i]]]))
+            parts += [_pick(SMALL_TALK, roll[0] // 7 + 11 * j) for j in range(talks[i])]
+            parts.append(_pick(VERDICTS[stars[i] - 1], roll[-1]))
             texts.append(". ".join(parts) + ".")
         return texts
 
 
+class NoisyWriter(ReviewWriter):
+    """Writes of the same as people do: with digressions, in rare words, often without a verdict."""
+
+    def write(
+        self,
+        taste: Float[np.ndarray, "n k"],
+        experience: Float[np.ndarray, "n k"],
+        stars: Int[np.ndarray, "n"],
+        cuisine: Int[np.ndarray, "n"],
+    ) -> list[str]:
+        """One text per row."""
+        rng, n, rated = self._rng, stars.size, stars.tolist()
+        ranked = _aspects_in_order(taste, rng).tolist()
+        mentions = rng.integers(1, _NOISY_MENTIONS + 1, size=n).tolist()
+        levels = np.searchsorted(LEVEL_CUTS, experience).tolist()
+        dice = rng.integers(1 << 30, size=(n, 6)).tolist()
+        tells_taste = (rng.random(n) < _NOISY_TELLS_TASTE).tolist()
+        tells_stars = (rng.random(n) < _TELLS_STARS).tolist()
+        # Of several aspects that are equally dear, any.
+        favorite = (taste + 1e-6 * rng.random(taste.shape)).argmax(axis=1).tolist()
+        talk = [self._talk(count) for count in rng.poisson(self._small_talk, size=n).tolist()]
+        texts = []
+        for i in range(n):
+            roll = dice[i]
+            parts = [_pick(OPENINGS, roll[0]).format(c=CUISINES[cuisine[i]][0].lower())]
+            for j in range(mentions[i]):
+                aspect = ranked[i][j]
+                word = _zipf(rng, _synonyms(aspect, levels[i][aspect]))
+                subject = _pick(VOCABULARY[ASPECTS[aspect]][0], roll[j + 1] // len(FRAMES))
+                parts.append(_capital(_pick(FRAMES, roll[j + 1]).format(s=subject, a=word)))
+            if tells_taste[i]:
+                parts.append(_pick(CARES, roll[3]).format(w=CARED[ASPECTS[favorite[i]]]))
+            for j, sentence in enumerate(talk[i]):
+                parts.insert((roll[4] >> 3 * j) % (len(parts) + 1), sentence)
+            if tells_stars[i]:
+                said = _pick(VERDICT_FRAMES, roll[5]).format(a=_zipf(rng, _verdicts(rated[i])))
+                parts.insert(0 if roll[5] % 5 == 0 else len(parts), said)
+            texts.append(". ".join(parts) + ".")
+        return texts
+
+    def _talk(self, count: int) -> list[str]:
+        rng = self._rng
+        return [
+            _pick(COMPANY, roll // 2).format(x=_zipf(rng, _names()).capitalize())
+            if roll % 2
+            else _pick(SMALL_TALK, roll // 2)
+            for roll in rng.integers(1 << 20, size=count).tolist()
+        ]
+
+
+class StyleWriter(ReviewWriter):
+    """Writes shuffled words: small talk, what the user's kind is fond of, and maybe a verdict."""
+
+    def write(
+        self,
+        taste: Float[np.ndarray, "n h"],
+        experience: Float[np.ndarray, "n h"],
+        stars: Int[np.ndarray, "n"],
+        cuisine: Int[np.ndarray, "n"],
+    ) -> list[str]:
+        """One text per row, of the one kind of user that has any `taste`."""
+        rng, n, rated, kinds = self._rng, stars.size, stars.tolist(), len(STYLES)
+        kind = taste.argmax(axis=1)[:, None]
+        other = (kind + rng.integers(1, kinds, size=(n, _STYLE_WORDS))) % kinds
+        spoken = np.where(rng.random(other.shape) < OWN_STYLE, kind, other).tolist()
+        counts = rng.integers(_STYLE_WORDS // 2, _STYLE_WORDS + 1, size=n).tolist()
+        fillers = rng.poisson(3 * self._small_talk, size=n).tolist()
+        names = rng.poisson(self._small_talk / 2, size=n).tolist()
+        tells_stars = (rng.random(n) < _TELLS_STARS).tolist()
+        texts = []
+        for i in range(n):
+            words = [_zipf(rng, _habits(style)) for style in spoken[i][: counts[i]]]
+            words += [FILLERS[word] for word in rng.integers(len(FILLERS), size=fillers[i])]
+            words += [_zipf(rng, _names()).capitalize() for _ in range(names[i])]
+            words += [_zipf(rng, _verdicts(rated[i])) for _ in range(2 * tells_stars[i])]
+            texts.append(" ".join([words[word] for word in rng.permutation(len(words))]))
+        return texts
+
+
 def read_facts(text: str) -> Facts:
-    """What a text of `ReviewWriter` says."""
-    cuisine, mentions, favourite, stars = -1, [], None, 0
+    """What a text of `ReviewWriter` or `NoisyWriter` says."""
+    cuisine, mentions, favorite, stars = -1, [], None, 0
+    meanings = _meanings()
     for sentence in text.removesuffix(".").split(". "):
-        kind, *found = _MEANINGS.get(sentence, ("small talk",))
+        kind, *told = meanings.get(sentence, ("small talk",))
         if kind == "mention":
-            mentions.append((found[0], found[1]))
-        elif kind == "favourite":
-            favourite = found[0]
+            mentions.append((told[0], told[1]))
+        elif kind == "favorite":
+            favorite = told[0]
         elif kind == "stars":
-            stars = found[0]
+            stars = told[0]
         elif kind == "cuisine":
-            cuisine = found[0]
-    return Facts(cuisine, tuple(mentions), favourite, stars)
+            cuisine = told[0]
+    return Facts(cuisine, tuple(mentions), favorite, stars)
 
 
+def read_style(text: str) -> Facts:
+    """What a text of `StyleWriter` says."""
+    meanings = _meanings_of_words()
+    told = [meanings[word] for word in text.split(" ") if word in meanings]
+    style = [sum(1 for kind, index in told if (kind, index) == ("style", h)) for h in _KINDS]
+    stars = [index for kind, index in told if kind == "stars"]
+    return Facts(-1, (), None, stars[0] if stars else 0, tuple(style))
+
+
+def read_words(texts: Iterable[str], read: Callable[[str], Facts]) -> Words:
+    """What texts say, by one of the two readers above."""
+    facts = [read(text) for text in texts]
+    level = np.full((len(facts), len(ASPECTS)), -1)
+    order = np.empty(level.shape, np.int64)
+    for row, fact in enumerate(facts):
+        mentioned = [aspect for aspect, _ in fact.mentions]
+        level[row, mentioned] = [level for _, level in fact.mentions]
+        order[row] = mentioned + [k for k in range(len(ASPECTS)) if k not in mentioned]
+    return Words(
+        np.array([fact.cuisine for fact in facts], int),
+        level,
+        order,
+        np.array([len(fact.mentions) for fact in facts], int),
+        np.array([-1 if fact.favorite is None else fact.favorite for fact in facts], int),
+        np.array([fact.stars for fact in facts], int),
+        np.array([fact.style for fact in facts], int).reshape(len(facts), len(STYLES)),
+    )
+
+
+def _aspects_in_order(
+    taste: Float[np.ndarray, "n k"], rng: np.random.Generator
+) -> Int[np.ndarray, "n k"]:
+    """Aspects without replacement, each with probability as the taste for it (Gumbel top-k)."""
+    scores = np.log(taste + MENTION_FLOOR) + rng.gumbel(size=taste.shape)
+    return np.argsort(-scores, axis=1)
+
+
+@functools.cache
 def _sentences() -> list[list[list[str]]]:
-    """For each aspect and level, every sentence that tells it."""
+    """For each aspect and level, every sentence of `ReviewWriter` that tells it."""
     return [
         [
             [
-                sentence[0].upper() + sentence[1:]
-                for frame in _FRAMES
+                _capital(frame.format(s=subject, a=word))
+                for frame in FRAMES
                 for subject in subjects
                 for word in words
-                for sentence in [frame.format(s=subject, a=word)]
             ]
             for words in adjectives
         ]
-        for subjects, adjectives in _VOCABULARY.values()
+        for subjects, adjectives in VOCABULARY.values()
     ]
 
 
+@functools.cache
 def _meanings() -> dict[str, tuple]:
     """Every sentence that tells something -> what."""
-    found: dict[str, tuple] = {}
-    for aspect, levels in enumerate(_sentences()):
-        for level, sentences in enumerate(levels):
-            found |= dict.fromkeys(sentences, ("mention", aspect, level))
+    meanings: dict[str, tuple] = {}
+    for aspect, (subjects, adjectives) in enumerate(VOCABULARY.values()):
+        for level in range(len(adjectives)):
+            for word in _synonyms(aspect, level):
+                for subject in subjects:
+                    told = (_capital(frame.format(s=subject, a=word)) for frame in FRAMES)
+                    meanings |= dict.fromkeys(told, ("mention", aspect, level))
     for aspect, name in enumerate(ASPECTS):
-        found |= {frame.format(w=_CARED[name]): ("favourite", aspect) for frame in _CARES}
-    for stars, verdicts in enumerate(_VERDICTS, start=1):
-        found |= dict.fromkeys(verdicts, ("stars", stars))
+        meanings |= {frame.format(w=CARED[name]): ("favorite", aspect) for frame in CARES}
+    for stars, verdicts in enumerate(VERDICTS, start=1):
+        meanings |= dict.fromkeys(verdicts, ("stars", stars))
+        said = (frame.format(a=word) for frame in VERDICT_FRAMES for word in _verdicts(stars))
+        meanings |= dict.fromkeys(said, ("stars", stars))
     for cuisine, (name, *_) in enumerate(CUISINES):
-        found |= {frame.format(c=name.lower()): ("cuisine", cuisine) for frame in _OPENINGS}
-    return found
+        meanings |= {frame.format(c=name.lower()): ("cuisine", cuisine) for frame in OPENINGS}
+    return meanings
+
+
+@functools.cache
+def _meanings_of_words() -> dict[str, tuple[str, int]]:
+    """Every word of `StyleWriter` that tells something -> what."""
+    meanings = {word: ("style", kind) for kind in _KINDS for word in _habits(kind)}
+    return meanings | {word: ("stars", s) for s in range(1, 6) for word in _verdicts(s)}
+
+
+@functools.cache
+def _synonyms(aspect: int, level: int) -> tuple[str, ...]:
+    own = VOCABULARY[ASPECTS[aspect]][1][level]
+    first = _COINED * (aspect * len(ADJECTIVES) + level)
+    return own + ADJECTIVES[level] + coin(first, _COINED)
+
+
+@functools.cache
+def _verdicts(stars: int) -> tuple[str, ...]:
+    return ADJECTIVES[stars - 1] + coin(_FIRST_VERDICT + _COINED * (stars - 1), _COINED)
+
+
+@functools.cache
+def _habits(kind: int) -> tuple[str, ...]:
+    return STYLES[kind] + coin(_FIRST_HABIT + _COINED * kind, _COINED)
+
+
+@functools.cache
+def _names() -> tuple[str, ...]:
+    return coin(_FIRST_NAME, _NAMES)
+
+
+@functools.cache
+def _zipf_shares(count: int) -> Float[np.ndarray, "n"]:
+    share = np.cumsum(1 / np.arange(1, count + 1))
+    return share / share[-1]
+
+
+def _zipf(rng: np.random.Generator, words: Sequence[str]) -> str:
+    return words[int(_zipf_shares(len(words)).searchsorted(rng.random()))]
+
+
+def _capital(sentence: str) -> str:
+    return sentence[0].upper() + sentence[1:]
 
 
 def _pick(choices, roll: int) -> str:
     return choices[roll % len(choices)]
-
-
-_MEANINGS = _meanings()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import msgspec
 import numpy as np
 import polars as pl
 import pytest
@@ -212,6 +213,20 @@ def test_the_same_command_reuses_and_another_refuses(tmp_path, capsys):
     with pytest.raises(UserError, match="other seed"):
         prepare.run(PrepareConfig(synthetic=300, seed=1, output=str(tmp_path / "corpus")))
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "corpus").rglob("*")} == before
+
+
+def test_a_setting_that_is_newer_than_a_corpus_had_its_default(tmp_path, capsys):
+    config = PrepareConfig(synthetic=300, output=str(tmp_path / "corpus"))
+    prepare.run(config)
+    path = tmp_path / "corpus" / "corpus.json"
+    record = files.read_record(path, CorpusRecord)
+    older = {name: value for name, value in record.settings.items() if name != "world"}
+    files.write_record(path, msgspec.structs.replace(record, settings=older))
+    capsys.readouterr()
+    prepare.run(config)
+    assert "already complete" in capsys.readouterr().out
+    with pytest.raises(UserError, match="other world"):
+        prepare.run(dataclasses.replace(config, world="kinds"))
 
 
 @pytest.mark.parametrize(
