@@ -15,6 +15,7 @@ from sasnet_jax.cli import UserError, setting
 from sasnet_jax.corpus.contexts import TargetReview, truncate_histories
 from sasnet_jax.corpus.corpus import Corpus, read_corpus
 from sasnet_jax.corpus.counts import context_counts
+from sasnet_jax.corpus.store import Store
 from sasnet_jax.evaluate import comparison
 from sasnet_jax.evaluate.results import Comparison
 from sasnet_jax.model import devices, inputs, network, step
@@ -118,7 +119,7 @@ def evaluate(run: Run, truncate_histories: bool = False) -> Evaluation:
         probability = predict(rows)
         written = predictions.write(folder / "predictions.parquet", corpus, rows, probability)
         history = predictions.history_lengths(corpus)
-        truncated = _truncated(folder, corpus, data, predict) if truncate_histories else None
+        truncated = _truncated(run, corpus, stores, data, predict) if truncate_histories else None
     scores = predictions.summarize(corpus, rows, probability, history)
     evaluation = Evaluation(
         validation=scores.validation,
@@ -152,7 +153,7 @@ class _RowPredictor:
 
 
 def _truncated(
-    folder: Path, corpus: Corpus, data: Data, predict: _RowPredictor
+    run: Run, corpus: Corpus, stores: tuple[Store, ...], data: Data, predict: _RowPredictor
 ) -> dict[str, Truncated]:
     """Metrics of the test reviews, by how much of the users' histories is seen.
 
@@ -171,9 +172,14 @@ def _truncated(
             classes = data.counts.shape[2]
             counts = context_counts(contexts, np.asarray(data.label), classes)
             changed["counts"] = counts
+        models = inputs.with_contexts(run, corpus, stores, contexts, rows)
+        if models.crossed is not None:
+            changed["crossed"] = models.crossed
+        if models.logits is not None:
+            changed["offset"] = models.logits
         probability = predict(rows, **changed)
         name = "all" if kept is None else str(kept)
-        predictions.write(folder / "truncated" / f"{name}.parquet", corpus, rows, probability)
+        predictions.write(run.folder / "truncated" / f"{name}.parquet", corpus, rows, probability)
         truncated[name] = Truncated(
             every_user=metrics.brief(label, probability),
             long_histories=metrics.brief(label[long], probability[long]),

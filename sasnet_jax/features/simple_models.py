@@ -164,6 +164,21 @@ def fit(
     return models
 
 
+def ask(models: SimpleModels, reader: Reader, part: Part, *, with_stars: bool) -> SimpleModels:
+    """The models with what they say of some held-out targets, given the contexts of `part`."""
+    read = reader.texts_and_ratings if with_stars else reader.texts
+    blocks = read(part) if models.regression is not None else reader.effects(part)
+    if models.crossed is not None:
+        crossed = models.crossed.copy()
+        crossed[part.targets] = blocks["effects"]
+        models = models._replace(crossed=crossed)
+    if models.regression is not None and models.logits is not None:
+        logits = models.logits.copy()
+        logits[part.targets] = models.regression.logits(np.hstack(list(blocks.values())))
+        models = models._replace(logits=logits)
+    return models
+
+
 def _read(kind: Any, name: str, arrays: Any) -> Any:
     fields = {field: f"{name}_{field}" for field in kind._fields}
     if not any(key in arrays for key in fields.values()):

@@ -75,7 +75,7 @@ def _shares(
 
 def smoothed(
     votes: Float[np.ndarray, "... c"],
-    reviews: Int[np.ndarray, "... 1"],
+    reviews: Int[np.ndarray, "... 1"] | Float[np.ndarray, "... 1"],
     shares: Float[np.ndarray, "... c"],
 ) -> Float[np.ndarray, "... c"]:
     """The shares of weighed votes, as if each review had one, smoothed by the class shares."""

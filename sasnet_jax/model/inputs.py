@@ -4,18 +4,20 @@ from pathlib import Path
 
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float
+from jaxtyping import Float, Int32
 
-from sasnet_jax.corpus.contexts import contexts_of
+from sasnet_jax.corpus.contexts import Contexts, contexts_of
 from sasnet_jax.corpus.corpus import Corpus, read_corpus
 from sasnet_jax.corpus.counts import class_shares, context_counts
 from sasnet_jax.corpus.store import Store, open_store
 from sasnet_jax.corpus.transform import InputTransform
 from sasnet_jax.features import simple_models
+from sasnet_jax.features.out_of_fold import Part
 from sasnet_jax.features.simple_models import SimpleModels
 from sasnet_jax.model import devices
 from sasnet_jax.model.config import TrainConfig
 from sasnet_jax.model.draws import Data
+from sasnet_jax.model.run import Run
 
 
 def open_inputs(config: TrainConfig) -> tuple[Corpus, tuple[Store, ...]]:
@@ -48,17 +50,39 @@ def fit_simple_models(
     if not (config.crossed_bias or config.offset):
         return SimpleModels()
     return simple_models.fit(
-        simple_models.Reader(
-            corpus=corpus,
-            label=corpus.labels(config.classes),
-            shares=training_shares(config, corpus),
-            heads=transform.heads(stores) if config.offset else (),
-        ),
+        _reader(config, corpus, stores, transform),
         contexts_of(corpus, config.target_review),
         crossed=config.crossed_bias,
         offset=config.offset,
         with_stars=config.sees_stars,
         seed=config.seed,
+    )
+
+
+def with_contexts(
+    run: Run,
+    corpus: Corpus,
+    stores: tuple[Store, ...],
+    contexts: Contexts,
+    rows: Int32[np.ndarray, "n"],
+) -> SimpleModels:
+    """A run's simple models, asked anew about held-out reviews whose contexts are others."""
+    models, config = run.simple_models(), run.config
+    if models.crossed is None and models.logits is None:
+        return models
+    reader = _reader(config, corpus, stores, run.transform())
+    part = Part(rows, contexts, corpus.rows("train"))
+    return simple_models.ask(models, reader, part, with_stars=config.sees_stars)
+
+
+def _reader(
+    config: TrainConfig, corpus: Corpus, stores: tuple[Store, ...], transform: InputTransform
+) -> simple_models.Reader:
+    return simple_models.Reader(
+        corpus=corpus,
+        label=corpus.labels(config.classes),
+        shares=training_shares(config, corpus),
+        heads=transform.heads(stores) if config.offset else (),
     )
 
 
