@@ -217,7 +217,8 @@ def load_data(config: TrainConfig) -> tuple[Corpus, Data]:
     """What a new run of these settings reads."""
     corpus, stores = inputs.open_inputs(config)
     transform = inputs.fit_transform(config, corpus, stores)
-    return corpus, inputs.build_data(config, corpus, stores, transform)
+    models = inputs.fit_simple_models(config, corpus, stores, transform)
+    return corpus, inputs.build_data(config, corpus, stores, transform, models)
 
 
 @pytest.fixture

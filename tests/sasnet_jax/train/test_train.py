@@ -70,7 +70,9 @@ def _build(config, data) -> step.Functions:
     return step.build(config, devices.mesh_for(config.batch_size), data.embedding_dim, 100)
 
 
-@pytest.mark.parametrize("options", [{}, {"match": True, "discriminants": 4}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"match": True, "votes": True, "discriminants": 4}], ids=str
+)
 @pytest.mark.parametrize("target_review", ["exclude", "include"])
 def test_prediction_ignores_the_target_review(world, tmp_path, target_review, options):
     """The leak test: the target's embedding, stars and label become noise, what is fitted held."""
@@ -167,7 +169,8 @@ def test_padding_of_the_last_batch_has_no_weight(world, tmp_path):
     order = draws.shuffle(rows, np.int32(0), config.batch_size, config.seed)
     bounds = (np.int32(0), np.int32(order.targets.shape[0]))
     state, _ = functions.train_chunk(functions.init(), data, order, *bounds)
-    probability = np.asarray(functions.predict(functions.init().params, data, rows), np.float64)
+    probability = functions.predict(functions.init().params, data, rows)
+    probability = np.asarray(probability, np.float64)[:, 0]
     expected = -np.log(probability[np.arange(rows.size), corpus.label[rows]]).sum()
     assert float(state.epoch_loss) == pytest.approx(expected, rel=1e-4)
 
@@ -318,7 +321,7 @@ EVERY_OPTION = {
     "host": {"table": "host"},
     "all": {
         **{"average_decay": 0.2, "schedule": "cosine", "bias_term": True, "review_loss": 0.5},
-        **{"match": True, "discriminants": 4},
+        **{"match": True, "discriminants": 4, "votes": True, "crossed_bias": True, "offset": True},
     },
 }
 FEW_EPOCHS = {"epochs": 3}  # the length of a cosine is part of its program
@@ -665,7 +668,7 @@ def test_64_examples_are_learned_by_heart(world, tmp_path):
     state = functions.init()
     for _ in range(100):
         state, _ = functions.train_chunk(state, data, order, np.int32(0), np.int32(1))
-    predicted = np.asarray(functions.predict(state.params, data, rows)).argmax(axis=1)
+    predicted = np.asarray(functions.predict(state.params, data, rows))[:, 0].argmax(axis=1)
     np.testing.assert_array_equal(predicted, corpus.label[rows])
 
 
