@@ -191,26 +191,25 @@ def _finish(processes: list[subprocess.Popen]) -> list[str]:
 ALWAYS_SAVED = {"table": "sharded", "checkpoint_seconds": 0.0, "keep": 100}
 
 
-@pytest.fixture(scope="module")
-def two_processes(world, tmp_path_factory):
-    """Runs that two processes trained together."""
-    folder, coordinator = tmp_path_factory.mktemp("two_processes"), f"localhost:{_free_port()}"
-    wanted = [_settings(world, folder / table, table=table) for table in TABLES]
-    wanted[TABLES.index("sharded")] |= ALWAYS_SAVED
-    together = {"coordinator": coordinator, "processes": 2}
-    each = [[run | together | {"process": number} for run in wanted] for number in range(2)]
-    _finish([start_process("-c", TRAIN_EACH, json.dumps(runs)) for runs in each])
-    return folder
+def _trained_together(world, run, **settings):
+    """Two processes train this run."""
+    settings = _settings(world, run, coordinator=f"localhost:{_free_port()}", **settings)
+    each = [settings | {"processes": 2, "process": number} for number in range(2)]
+    _finish([start_process("-c", TRAIN_EACH, json.dumps([mine])) for mine in each])
+    return run
 
 
-@pytest.mark.parametrize("table", TABLES)
-def test_two_processes_share_a_table(two_processes, one_device, table):
-    _assert_close(_state(two_processes / table), one_device)
+@pytest.mark.stress
+@pytest.mark.parametrize("table", ["device", "host"])
+def test_two_processes_share_a_table(world, tmp_path, one_device, table):
+    _assert_close(_state(_trained_together(world, tmp_path / "run", table=table)), one_device)
 
 
-def test_two_processes_resume_as_one(world, tmp_path, two_processes):
+def test_two_processes_share_a_split_table_and_resume_as_one(world, tmp_path, one_device):
     """As if killed in their second epoch while one wrote a checkpoint."""
-    run, whole = tmp_path / "run", two_processes / "sharded"
+    whole = _trained_together(world, tmp_path / "whole", **ALWAYS_SAVED)
+    _assert_close(_state(whole), one_device)
+    run = tmp_path / "run"
     shutil.copytree(whole, run)
     *_, latest, last = sorted(int(path.name) for path in (run / "checkpoints").iterdir())
     shutil.rmtree(run / "checkpoints" / str(last))
