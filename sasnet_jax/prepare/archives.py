@@ -8,7 +8,6 @@ unpacks to more than text can is refused.
 import contextlib
 import gzip
 import io
-import stat
 import tarfile
 import zipfile
 import zlib
@@ -21,6 +20,7 @@ import polars as pl
 from sasnet_jax.cli import UserError
 
 LONGEST_LINE = 64 << 20  # bytes of a record; also of a zip's directory
+ON_DISK = "give a file on disk, as --reviews and --businesses are read twice"
 _LONGEST_TAR_HEADER = 16 << 10  # in longer ones Python before 3.11.10 and 3.12.6 searches for hours
 TOO_LONG = f"line longer than {LONGEST_LINE >> 20} MB"
 _MOST_LAYERS = 4  # Yelp's zip of a tar, with a gzip on either side
@@ -35,24 +35,6 @@ def shown(text: str, length: int = 60) -> str:
     """A string from data, made fit for a message: short, and without control characters."""
     cut = text if len(text) <= length else text[:length] + "..."
     return "".join(letter if letter.isprintable() else "?" for letter in cut)
-
-
-def require_regular_file(path: Path) -> None:
-    """Raises UserError where opening `path` could fail or never return."""
-    try:
-        mode = path.stat().st_mode
-    except (OSError, ValueError) as error:
-        absent = isinstance(error, FileNotFoundError | NotADirectoryError)
-        cause = getattr(error, "strerror", None) or error
-        reason = "does not exist" if absent else f"cannot be opened: {cause}"
-        raise UserError(f"{path} {reason} (--reviews, --businesses)") from None
-    if stat.S_ISDIR(mode):
-        raise UserError(f"{path} is a folder: give a file in it (--reviews, --businesses)")
-    if not stat.S_ISREG(mode):
-        raise UserError(
-            f"{path} is a pipe, a socket or a device, and a dump is read twice: "
-            "write it to a file first"
-        )
 
 
 def most_unpacked(path: Path) -> int:

@@ -17,7 +17,7 @@ from sasnet_jax.corpus.corpus import CLASSES, Choice, Corpus, CorpusRecord
 from sasnet_jax.corpus.ratings import RatingScale
 from sasnet_jax.corpus.splits import SPLITS, SplitScheme, split_reviews
 from sasnet_jax.prepare import filters
-from sasnet_jax.prepare.archives import require_regular_file
+from sasnet_jax.prepare.archives import ON_DISK
 from sasnet_jax.prepare.choose import Demand, choose, graph_of
 from sasnet_jax.prepare.filters import FilterMode
 from sasnet_jax.prepare.rejects import Rejects
@@ -163,7 +163,7 @@ def run(config: PrepareConfig) -> None:
     inputs = [("reviews", Path(name)) for name in config.reviews]
     inputs += [("businesses", Path(config.businesses))] if config.businesses else []
     for _, path in inputs:
-        require_regular_file(path)
+        files.require_file(path, ON_DISK)
     if files.claim(output, "corpus.json"):
         _check(output, _settings(config, inputs, show_progress=True))
         files.say_complete(output)

@@ -12,14 +12,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+from sasnet_jax import files
 from sasnet_jax.cli import UserError
-from sasnet_jax.prepare.archives import (
-    LONGEST_LINE,
-    TOO_LONG,
-    require_regular_file,
-    unpacked,
-    whole,
-)
+from sasnet_jax.prepare.archives import LONGEST_LINE, ON_DISK, TOO_LONG, unpacked, whole
 from sasnet_jax.prepare.parquet import MALFORMED, ParquetRows
 
 BLOCK_BYTES = 16 << 20  # less than LONGEST_LINE
@@ -132,7 +127,7 @@ def open_dump(path: Path, wanted: str) -> Dump:
     Raises:
       UserError: it is missing, damaged, an archive without such a file, or in no known format.
     """
-    require_regular_file(path)
+    files.require_file(path, ON_DISK)
     with unpacked(path, wanted) as (file, raw), whole(path):
         head = file.read(_HEAD_BYTES)
         text = head.removeprefix(_BOM).lstrip()

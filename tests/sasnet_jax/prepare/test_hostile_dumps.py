@@ -271,9 +271,9 @@ def test_names_from_data_are_shown_short_and_printable(tmp_path, name):
 @pytest.mark.parametrize(
     ("kind", "mention"),
     [
-        ("pipe", "is a pipe"),
-        ("socket", "a socket"),
-        ("device", "a device"),
+        ("pipe", "is not a regular file"),
+        ("socket", "is not a regular file"),
+        ("device", "is not a regular file"),
         ("folder", "is a folder"),
         ("missing", "does not exist"),
     ],
