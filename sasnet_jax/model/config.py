@@ -77,16 +77,19 @@ class TrainConfig:
         False,
         help="add how kind the user is and how well liked the business, each given the other",
         topic="network",
+        extra=True,
     )
     votes: bool = setting(
         False,
         help="add how the reviews most like the other side's were rated",
         topic="network",
+        extra=True,
     )
     offset: bool = setting(
         False,
         help="learn what a regression on the same inputs leaves over; may end as the regression",
         topic="network",
+        extra=True,
     )
     match: bool = setting(
         False,

@@ -94,7 +94,7 @@ class RunRecord(files.Record, kw_only=True, frozen=True):
         return SimpleModels.load(path, remedy)
 
 
-class Epoch(msgspec.Struct, kw_only=True, frozen=True):
+class Epoch(msgspec.Struct, kw_only=True, frozen=True, omit_defaults=True):
     """A line of metrics.jsonl."""
 
     epoch: Number

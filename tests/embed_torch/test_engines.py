@@ -400,7 +400,7 @@ def test_sigterm_saves_what_is_finished_and_exits_75(flags, tmp_path):
     assert_one_line_mistake(other, "batch_tokens")
 
 
-@pytest.mark.parametrize("engine", ["local", "ray"])
+@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.stress)])
 def test_sigterm_ends_the_workers_too(flags, tmp_path, engine):
     if engine == "ray":
         pytest.importorskip("ray", reason="ray is an optional extra: pip install ray")

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from unittest import mock
 
 import jax
 import msgspec
@@ -9,6 +10,7 @@ import numpy as np
 from conftest import SMALL, World
 
 from sasnet_jax import files
+from sasnet_jax.features import regression, simple_models
 from sasnet_jax.model import inputs, network
 from sasnet_jax.model.checkpoint import Checkpoints
 from sasnet_jax.model.config import TrainConfig
@@ -55,7 +57,12 @@ def write_run(
     corpus, stores = inputs.open_inputs(config)
     output.mkdir(parents=True)
     transform = inputs.fit_transform(config, corpus, stores)
-    models = inputs.fit_simple_models(config, corpus, stores, transform)
+    with (  # which regression it is does not matter here
+        mock.patch.object(regression, "PENALTIES", (0.01,)),
+        mock.patch.object(simple_models, "TEXT", simple_models.TEXT[1:2]),
+        mock.patch.object(simple_models, "TEXT_AND_STARS", simple_models.TEXT_AND_STARS[2:3]),
+    ):
+        models = inputs.fit_simple_models(config, corpus, stores, transform)
     run_folder.write_inputs(output, run_folder.describe(config, corpus, stores), transform, models)
     _, like = network.definition(config, transform.width)
     rng = np.random.default_rng(config.seed)

@@ -226,7 +226,7 @@ def test_two_processes_share_a_split_table_and_resume_as_one(world, tmp_path, on
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
 
 
-@pytest.mark.parametrize("wrong", [0, 1])
+@pytest.mark.parametrize("wrong", [pytest.param(0, marks=pytest.mark.stress), 1])
 def test_a_mistake_of_one_process_stops_the_other(world, tmp_path, wrong):
     """Process 0 finds the folder in use; process 1 does not find the store."""
     lacking = {"store": [str(tmp_path / "nowhere")]} if wrong else {}
