@@ -172,11 +172,10 @@ def _truncated(
             classes = data.counts.shape[2]
             counts = context_counts(contexts, np.asarray(data.label), classes)
             changed["counts"] = counts
-        models = inputs.with_contexts(run, corpus, stores, contexts, rows)
-        if models.crossed is not None:
-            changed["crossed"] = models.crossed
-        if models.logits is not None:
-            changed["offset"] = models.logits
+        if kept is not None:
+            models = inputs.models_for_contexts(run, corpus, stores, contexts, rows)
+            said = {"crossed": models.crossed, "offset": models.logits}
+            changed |= {name: array for name, array in said.items() if array is not None}
         probability = predict(rows, **changed)
         name = "all" if kept is None else str(kept)
         predictions.write(run.folder / "truncated" / f"{name}.parquet", corpus, rows, probability)

@@ -80,9 +80,11 @@ def fit(corpus: Corpus, label: Int[np.ndarray, "reviews"], rows: Int32[np.ndarra
         variances[2] = np.mean(residual**2 + spreads[0][groups[0]] + spreads[1][groups[1]])
         if np.abs(np.sqrt(variances) - before).max() < _SETTLED:
             break
-    shares = np.bincount(label[rows], minlength=int(label.max()) + 1) / rows.size
-    thresholds = norm.ppf(np.cumsum(shares)[:-1])
-    return Effects(levels.astype(float), scores, thresholds, variances, *means)
+    of_class = np.bincount(label[rows], minlength=int(label.max()) + 1)
+    thresholds = norm.ppf(np.cumsum(of_class)[:-1] / rows.size)
+    fitted = (levels, scores, thresholds, variances, *means)
+    # In float32, as they are kept and as processes exchange them.
+    return Effects(*(array.astype(np.float32) for array in fitted))
 
 
 def shrunk(

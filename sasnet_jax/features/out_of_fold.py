@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Float32, Int, Int32
 
 from sasnet_jax.corpus.contexts import Contexts, restrict
 
@@ -26,9 +26,20 @@ class Part(NamedTuple):
     train: Int32[np.ndarray, "m"]  # training reviews to fit on
 
 
-def folds_of(reviews: int, seed: int) -> Int32[np.ndarray, "reviews"]:
-    """The fold of every review, drawn at random."""
-    return np.random.default_rng(seed).integers(FOLDS, size=reviews, dtype=np.int32)
+def folds_of(
+    label: Int[np.ndarray, "reviews"], train: Int32[np.ndarray, "m"], seed: int
+) -> Int32[np.ndarray, "reviews"]:
+    """The fold of every review, drawn at random.
+
+    The training reviews of a class are dealt out evenly, so that a class with two of them is in the
+    other folds of every fold.
+    """
+    shuffled = np.random.default_rng(seed).permutation(label.size)
+    fold = shuffled.astype(np.int32) % FOLDS
+    for number in np.unique(label):
+        mine = train[label[train] == number]
+        fold[mine[np.argsort(shuffled[mine])]] = np.arange(mine.size) % FOLDS
+    return fold
 
 
 def parts(

@@ -15,6 +15,7 @@ from sasnet_jax.cli import ProgressBar
 
 PENALTIES = (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # C
 _ITERATIONS = 2000
+_MOST_REVIEWS = 100_000  # that a regression is fitted on
 _WIDEST = 10  # columns; the weight of a block does not grow beyond
 Blocks: TypeAlias = Mapping[str, Float32[np.ndarray, "reviews _"]]
 Weights: TypeAlias = Mapping[str, float]  # of the blocks that a regression reads
@@ -63,13 +64,14 @@ def choose(
       name: of the regression, for the progress bar.
     """
     best: tuple[Regression, Choice] | None = None
+    seen = joined(blocks, validation)
     for weights in ProgressBar(
         options, desc=f"choosing {name}", unit="option", delay=5, leave=False
     ):
-        least = np.inf
+        least, fitting = np.inf, _Fitting(blocks, label, train, weights)
         for penalty in PENALTIES:
-            fitted = fit(blocks, label, train, weights, penalty)
-            logits = fitted.logits(joined(blocks, validation))
+            fitted = fitting.fit(penalty)
+            logits = fitted.logits(seen)
             loss = -float(logits[np.arange(validation.size), label[validation]].mean())
             if best is None or loss < best[1].log_loss:
                 best = fitted, Choice(weights, penalty, loss)
@@ -84,24 +86,44 @@ def fit(
     blocks: Blocks,
     label: Int[np.ndarray, "reviews"],
     rows: Int32[np.ndarray, "n"],
-    weights: Weights,
-    penalty: float,
+    choice: Choice,
 ) -> Regression:
-    """Fits on some reviews, to convergence.
+    """Fits on some reviews as was chosen, to convergence."""
+    return _Fitting(blocks, label, rows, choice.weights).fit(choice.penalty)
+
+
+class _Fitting:
+    """Features that are weighed and centered once, for every penalty.
 
     The variances of a block's columns sum to its weight squared times their number, 10 at most, so
     that a wide block does not outweigh a narrow one.
     """
-    scale = np.concatenate(
-        [weights.get(name, 0) * _scale(block[rows]) for name, block in blocks.items()]
-    )
-    features = joined(blocks, rows).astype(np.float64)
-    mean, read = features.mean(axis=0), scale > 0
-    model = LogisticRegression(C=penalty, max_iter=_ITERATIONS)
-    model.fit((features - mean)[:, read] * scale[read], label[rows])
-    kernel = np.zeros((mean.size, model.classes_.size))
-    kernel[read] = model.coef_.T
-    return Regression(mean, scale, kernel, model.intercept_)
+
+    def __init__(
+        self,
+        blocks: Blocks,
+        label: Int[np.ndarray, "reviews"],
+        rows: Int32[np.ndarray, "n"],
+        weights: Weights,
+    ):
+        if rows.size > _MOST_REVIEWS:
+            rows = np.random.default_rng(0).permutation(rows)[:_MOST_REVIEWS]
+        scale = [weights.get(name, 0) * _scale(block[rows]) for name, block in blocks.items()]
+        features = joined(blocks, rows)
+        self.scale, self.mean = np.concatenate(scale), features.mean(axis=0, dtype=np.float64)
+        self.read = self.scale > 0
+        read = features[:, self.read].astype(np.float64)
+        self.features = (read - self.mean[None, self.read]) * self.scale[None, self.read]
+        self.label = label[rows]
+
+    def fit(self, penalty: float) -> Regression:
+        """Fits with this C; all classes must be among the reviews."""
+        model = LogisticRegression(C=penalty, max_iter=_ITERATIONS).fit(self.features, self.label)
+        kernel = np.zeros((self.mean.size, model.classes_.size))
+        kernel[self.read] = model.coef_.T
+        fitted = (self.mean, self.scale, kernel, model.intercept_)
+        # In float32, as it is kept and as processes exchange it.
+        return Regression(*(array.astype(np.float32) for array in fitted))
 
 
 def joined(blocks: Blocks, rows: Int32[np.ndarray, "n"]) -> Float32[np.ndarray, "n f"]:

@@ -3,8 +3,8 @@
 The regression is the strongest simple model of what the network is given. On text alone it reads
 both sides' averages along the discriminants and their products; where the network is given stars,
 also how the other reviews were rated: class counts, crossed effects and votes. What it says of a
-training review is out of fold twice over: its features and the regression itself leave out the fold
-of the target.
+training review is out of fold: its features are computed from the other folds, and the regression
+is fitted on the targets of the other folds (whose features may rest on reviews of its fold).
 
 In: a corpus, contexts, and every review's text along the discriminants. Out: `SimpleModels`, which
 are kept with the run (`simple_models.npz`). Letters: k discriminants, f features, c classes.
@@ -51,10 +51,11 @@ class Reader:
     # Every review's text along the discriminants of each store: for users, for businesses, then
     # those of the next store.
     heads: Sequence[Float32[np.ndarray, "reviews k"]] = ()
+    fitted: Effects | None = None  # on the training reviews of every part; None fits them anew
 
     def effects(self, part: Part) -> dict[str, Float32[np.ndarray, "n f"]]:
         """How kind the user is, and how well liked the business."""
-        fitted = effects.fit(self.corpus, self.label, part.train)
+        fitted = self.fitted or effects.fit(self.corpus, self.label, part.train)
         return {"effects": effects.features(fitted, self.corpus, part.contexts, part.targets)}
 
     def ratings(self, part: Part) -> dict[str, Float32[np.ndarray, "n f"]]:
@@ -134,16 +135,21 @@ def fit(
     corpus, label = reader.corpus, reader.label
     train = corpus.rows("train")
     held_out = np.concatenate([corpus.rows(split) for split in ("validation", "test")])
-    fold = out_of_fold.folds_of(label.size, seed)
-    models = SimpleModels()
-    if crossed or with_stars:
-        models = models._replace(effects=effects.fit(corpus, label, train))
-    if crossed:
-        block = out_of_fold.compute(contexts, train, held_out, fold, reader.effects)["effects"]
-        models = models._replace(crossed=block)
+    if offset and np.bincount(label[train]).min() < 2:
+        raise UserError(
+            "--offset needs two training reviews of every class, as it is fitted out of fold"
+        )
+    fold = out_of_fold.folds_of(label, train, seed)
+    read = reader.effects
     if offset:
         read = reader.texts_and_ratings if with_stars else reader.texts
-        blocks = out_of_fold.compute(contexts, train, held_out, fold, read)
+    blocks = out_of_fold.compute(contexts, train, held_out, fold, read)
+    models = SimpleModels()
+    if with_stars:
+        models = models._replace(effects=effects.fit(corpus, label, train))
+    if crossed:
+        models = models._replace(crossed=blocks["effects"])
+    if offset:
         chosen, choice = regression.choose(
             blocks,
             label,
@@ -156,16 +162,18 @@ def fit(
         logits = chosen.logits(regression.joined(blocks, every))
         for number in range(out_of_fold.FOLDS):
             inside = fold[train] == number
-            refitted = regression.fit(blocks, label, train[~inside], choice.weights, choice.penalty)
-            of_fold = regression.joined(blocks, train[inside])
-            logits[train[inside]] = refitted.logits(of_fold)
+            refitted = regression.fit(blocks, label, train[~inside], choice)
+            logits[train[inside]] = refitted.logits(regression.joined(blocks, train[inside]))
         print(f"the regression to start from: {choice.log_loss:.4f} nats on validation")
         models = models._replace(regression=chosen, logits=logits.astype(np.float32))
     return models
 
 
-def ask(models: SimpleModels, reader: Reader, part: Part, *, with_stars: bool) -> SimpleModels:
-    """The models with what they say of some held-out targets, given the contexts of `part`."""
+def predict_again(
+    models: SimpleModels, reader: Reader, part: Part, *, with_stars: bool
+) -> SimpleModels:
+    """The models with what they say of some held-out targets in the contexts of `part`."""
+    reader = dataclasses.replace(reader, fitted=models.effects)
     read = reader.texts_and_ratings if with_stars else reader.texts
     blocks = read(part) if models.regression is not None else reader.effects(part)
     if models.crossed is not None:

@@ -183,6 +183,16 @@ class TrainConfig:
         for name in ("votes", "offset"):
             if getattr(self, name) and not self.discriminants:
                 raise UserError(f"--{name} reads discriminants: give --discriminants=24")
+        for name in ("crossed_bias", "offset"):
+            if getattr(self, name) and self.target_review == "include":
+                raise UserError(
+                    f"--{name} is computed without the target in training, so it cannot be had "
+                    "with --target_review=include"
+                )
+            if getattr(self, name) and self.empty_side:
+                raise UserError(
+                    f"--{name} knows both sides whole, so none can be emptied: give --empty_side=0"
+                )
         if self.classes not in CLASS_NAMES:
             raise UserError(
                 f"--classes={self.classes} is neither 3 (bad, good, excellent) nor 5 (stars)"

@@ -59,7 +59,7 @@ def fit_simple_models(
     )
 
 
-def with_contexts(
+def models_for_contexts(
     run: Run,
     corpus: Corpus,
     stores: tuple[Store, ...],
@@ -72,7 +72,7 @@ def with_contexts(
         return models
     reader = _reader(config, corpus, stores, run.transform())
     part = Part(rows, contexts, corpus.rows("train"))
-    return simple_models.ask(models, reader, part, with_stars=config.sees_stars)
+    return simple_models.predict_again(models, reader, part, with_stars=config.sees_stars)
 
 
 def _reader(

@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from sasnet_jax.corpus.counts import SMOOTHING
+from sasnet_jax.features.averages import SHRINKAGE
 from sasnet_jax.features.votes import RANK, SHARPNESS
 
 
@@ -115,11 +116,12 @@ class Votes(nnx.Module):
             (user, business), (business, user), self.sharpness[...], strict=True
         ):
             cosine = jnp.einsum("bsnr,bnr->bsn", voting.keys, other.query)
-            weight = jnp.exp(sharpness[None, None] * (cosine - 1))  # at most 1
-            votes = jnp.einsum("bsn,bsc->bnc", weight, voting.classes)
-            reviews = voting.classes.sum(axis=(1, 2))[:, None, None]
-            total = votes.sum(axis=-1, keepdims=True)
-            shared = votes / jnp.where(total > 0, total, 1)
+            votes = voting.classes.sum(axis=2) > 0
+            reviews = votes.sum(axis=1)[:, None, None]
+            logits = jnp.where(votes[..., None], sharpness[None, None] * cosine, -jnp.inf)
+            logits = jnp.where(reviews > 0, logits, 0)  # a softmax needs something to weigh
+            weight = jax.nn.softmax(logits, axis=1)
+            shared = jnp.einsum("bsn,bsc->bnc", weight, voting.classes)
             smoothed = reviews * shared + SMOOTHING * shares[None, None]
             logs.append(jnp.log(smoothed / (reviews + SMOOTHING)))
         return jnp.concatenate(logs, axis=1).reshape(len(user.query), -1)
@@ -129,15 +131,17 @@ class Gate(nnx.Module):
     """How much the network may add to a regression, by how much is known of each side."""
 
     def __init__(self):
-        self.weight = nnx.Param(jnp.zeros((2,)))  # of log(1 + reviews); user, business
+        self.weight = nnx.Param(jnp.zeros((2,)))  # of n / (n + 4); user, business
         self.bias = nnx.Param(jnp.zeros((1,)))
 
     def __call__(
         self, user: Float[Array, "b 1"], business: Float[Array, "b 1"]
     ) -> Float[Array, "b 1"]:
         """A number between 0 and 1 for each pair, from the numbers of reviews."""
-        known = jnp.log1p(jnp.concatenate([user, business], axis=1)) @ self.weight[...]
-        return jax.nn.sigmoid(known[:, None] + self.bias[...][None])
+        reviews = jnp.concatenate([user, business], axis=1)
+        # Nearly the same for the larger sets of an evaluation as for those of training.
+        known = reviews / (reviews + SHRINKAGE)
+        return jax.nn.sigmoid((known @ self.weight[...])[:, None] + self.bias[...][None])
 
 
 def _normalized(vectors: Float[Array, "... r"]) -> Float[Array, "... r"]:

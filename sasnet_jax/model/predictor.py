@@ -20,7 +20,6 @@ from jaxtyping import Array, Float32, Int32
 from sasnet_jax.cli import ProgressBar, UserError
 from sasnet_jax.corpus.corpus import CLASS_NAMES
 from sasnet_jax.corpus.counts import bias_features
-from sasnet_jax.corpus.transform import InputTransform
 from sasnet_jax.features import effects, of_sets
 from sasnet_jax.features.effects import Effects
 from sasnet_jax.model import network, sampling, sets
@@ -98,7 +97,7 @@ class Predictor:
         self._shares: Any = jnp.asarray(runs[0].class_shares()) if reads_shares else None
         factors = jnp.array([run.factor for run in runs])
         known = self._config, self._shares, self._effects
-        self._encode = jax.jit(jax.vmap(_encoder(graphdef)))
+        self._encode = jax.jit(jax.vmap(lambda p, side: nnx.merge(graphdef, p).encode(side)))
         self._decide = jax.jit(_decider(graphdef, *known, factors))
 
     def score(
@@ -171,6 +170,7 @@ class Predictor:
         draws: list[int] = []  # of each entity
         counts, effect, parts = [], [], []
         facts: list[list[of_sets.Side]] = [[] for _ in self._streams if self._config.offset]
+        unread: list[Members] = []  # entities whose facts are still to be computed
         waiting: list[_Drawn] = []
         for entity in entities:
             reviews = self._checked(entity)
@@ -178,12 +178,15 @@ class Predictor:
             members = sets.members_of(reviews, self._reads_stars or self._config.votes)
             counts.append(self._count(members))
             effect.append(self._effect(members, side))
-            for own, transform in zip(facts, self._transforms, strict=False):
-                own.append(self._facts(members, transform, effect[-1]))
+            if self._config.offset:
+                unread.append(members)
+            if len(unread) >= _SETS:
+                self._read(unread, effect, facts)
             waiting += [_Drawn(members, number) for number in range(draws[-1])]
             while len(waiting) >= _SETS:
                 parts.append(self._encode(self._params, self._sets(waiting[:_SETS])))
                 del waiting[:_SETS]
+        self._read(unread, effect, facts)
         if waiting:
             # Padded to one of a few sizes, so that few programs are compiled.
             padding = (1 << (len(waiting) - 1).bit_length()) - len(waiting)
@@ -269,20 +272,28 @@ class Predictor:
         posterior = self._effects.of_set(members.stars[known], members.other_effect[known], side)
         return posterior.astype(np.float32)
 
-    def _facts(
-        self, members: Members, transform: InputTransform, effect: Float32[np.ndarray, "two"]
-    ) -> of_sets.Side:
-        """What a run's regression reads of an entity."""
-        texts, kept = transform.apply(members.vectors), self._config.discriminants
-        heads = texts.reshape(len(texts), texts.shape[1] // kept, kept)
-        return of_sets.Side(texts=heads, label=self._labels(members.stars), effect=effect)
-
-
-def _encoder(graphdef: nnx.GraphDef) -> Any:
-    def encode(params: Any, side: ReviewSet) -> Encoded:
-        return nnx.merge(graphdef, params).encode(side)
-
-    return encode
+    def _read(
+        self,
+        unread: list[Members],
+        effect: Sequence[Float32[np.ndarray, "two"]],
+        facts: list[list[of_sets.Side]],
+    ) -> None:
+        """Computes what the regression of each run reads of the last entities."""
+        if not unread:
+            return
+        effects = effect[-len(unread) :]
+        ends = np.cumsum([len(members.vectors) for members in unread])
+        vectors, kept = np.concatenate([m.vectors for m in unread]), self._config.discriminants
+        for own, transform in zip(facts, self._transforms, strict=True):
+            texts = transform.apply(vectors)
+            heads = texts.reshape(len(texts), texts.shape[1] // kept, kept)
+            own += [
+                of_sets.Side(texts=part, label=self._labels(members.stars), effect=mine)
+                for part, members, mine in zip(
+                    np.split(heads, ends[:-1]), unread, effects, strict=True
+                )
+            ]
+        unread.clear()
 
 
 def _decider(

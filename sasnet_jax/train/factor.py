@@ -1,8 +1,8 @@
 """How much of a network is added to the regression that it builds on (docs/design.md 4.3).
 
 In: validation probabilities with each factor. Out: which factor. A factor must earn its place: the
-smallest one within a standard error of the best is taken, and none at all where that choice, made
-on other users, would not have beaten the regression.
+smallest one within a standard error of the best is taken, and none at all unless that choice, made
+on other users, beats the regression by more than a standard error.
 """
 
 import numpy as np
@@ -23,13 +23,14 @@ def choose_factor(
     loss = -np.log(np.maximum(chosen, np.finfo(np.float64).tiny)).astype(np.float64)
     _, user = np.unique(user, return_inverse=True)
     fold = np.random.default_rng(0).permutation(user.max() + 1)[user] % _FOLDS
-    crossed = 0.0  # what the rule gains over the regression on users that it was not applied to
+    excess = np.zeros(len(loss))  # of the rule's choice, over the regression's loss
     for number in range(_FOLDS):
         inside = fold == number
         if inside.any() and not inside.all():
             place = _smallest_good(loss[~inside], user[~inside])
-            crossed += (loss[inside, place] - loss[inside, 0]).sum()
-    return _smallest_good(loss, user) if crossed < 0 else 0
+            excess[inside] = loss[inside, place] - loss[inside, 0]
+    error = np.sqrt((np.bincount(user, excess) ** 2).sum())
+    return _smallest_good(loss, user) if excess.sum() < -error else 0
 
 
 def _smallest_good(loss: Float[np.ndarray, "n factors"], user: Int[np.ndarray, "n"]) -> int:

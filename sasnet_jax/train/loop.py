@@ -83,7 +83,7 @@ def train(config: TrainConfig, watch: Watch = lambda record: False) -> None:
             with cli.on_sigterm(loop.request_stop):
                 loop.restore()
                 if devices.is_writer() and resumed:
-                    run_folder.write_resumed(run, record)
+                    run_folder.write_resumed(run, record, before)
                 loop.run()
             if loop.stop_requested:  # this run is complete, but its caller may have more to do
                 raise Preempted(f"{run} is complete")
@@ -305,7 +305,9 @@ class _Loop:
         return self.progress.epochs_evaluated
 
     def _best(self) -> str:
-        return f"{self.progress.best_epoch}, validation log-loss {self.progress.best_log_loss:.4f}"
+        best = self.curve[self.progress.best_epoch - 1]
+        factor = "" if best.factor is None else f", {best.factor:g} x the network"
+        return f"{best.epoch}, validation log-loss {best.validation_log_loss:.4f}{factor}"
 
     def _save(self) -> None:
         number = self.step + self._epochs()

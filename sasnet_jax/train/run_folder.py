@@ -51,25 +51,22 @@ def write_inputs(
     if models is not None and any(part is not None for part in models):
         fitted[SIMPLE_MODELS] = models.to_npz()
     sha256 = {name: hashlib.sha256(content).hexdigest() for name, content in fitted.items()}
-    _write_record(run, record, sha256)
-    for name, content in fitted.items():
-        with files.replacing(run / name) as file:
-            file.write(content)
-
-
-def write_resumed(run: Path, record: RunRecord) -> None:
-    """Writes config.json again: epochs or patience may have grown."""
-    paths = (run / "zscore.npz", run / SIMPLE_MODELS)
-    _write_record(run, record, {p.name: files.file_sha256(p) for p in paths if p.exists()})
-
-
-def _write_record(run: Path, record: RunRecord, sha256: dict[str, str]) -> None:
     bound = msgspec.structs.replace(
         record,
         zscore_sha256=sha256["zscore.npz"],
         simple_models_sha256=sha256.get(SIMPLE_MODELS),
     )
     files.write_record(run / "config.json", bound)
+    for name, content in fitted.items():
+        with files.replacing(run / name) as file:
+            file.write(content)
+
+
+def write_resumed(run: Path, record: RunRecord, before: RunRecord) -> None:
+    """Writes config.json again: epochs or patience may have grown."""
+    zscore_sha256 = before.zscore_sha256 or files.file_sha256(run / "zscore.npz")
+    sha256 = {"zscore_sha256": zscore_sha256, "simple_models_sha256": before.simple_models_sha256}
+    files.write_record(run / "config.json", msgspec.structs.replace(record, **sha256))
 
 
 def write_metrics(run: Path, curve: list[Epoch]) -> None:

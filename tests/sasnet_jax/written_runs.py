@@ -40,6 +40,8 @@ def switched(switches: dict, base: int, name: str | None) -> dict:
     settings = {key: values[base ^ (key == name)] for key, values in switches.items()}
     if "discriminants" in switches and (settings["votes"] or settings["offset"]):
         settings["discriminants"] = 4  # which these need
+    if "discriminants" in switches and (settings["crossed_bias"] or settings["offset"]):
+        settings["empty_side"] = 0.0
     return settings
 
 

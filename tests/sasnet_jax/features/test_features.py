@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
+from sasnet_jax.cli import UserError
 from sasnet_jax.corpus.contexts import Contexts, contexts_of
 from sasnet_jax.corpus.counts import class_shares
-from sasnet_jax.features import averages, effects, out_of_fold, regression, simple_models, votes
+from sasnet_jax.features import averages, effects, out_of_fold, simple_models, votes
 from sasnet_jax.features.simple_models import Reader
 
 
@@ -129,7 +130,7 @@ def test_features_of_training_reviews_ignore_their_whole_fold(world):
     corpus, heads = world.corpus, _heads(world.corpus)
     train = corpus.rows("train")
     held_out = np.setdiff1d(np.arange(corpus.user.size), train).astype(np.int32)
-    fold = out_of_fold.folds_of(corpus.user.size, 0)
+    fold = out_of_fold.folds_of(corpus.label, train, 0)
     inside = train[fold[train] == 2]
 
     def read(corpus):
@@ -151,21 +152,25 @@ def test_features_of_training_reviews_ignore_their_whole_fold(world):
 
 def test_no_held_out_target_is_read_from_its_own_rating(world):
     corpus, heads = world.corpus, _heads(world.corpus)
-    before = _fit(corpus, heads)
-    for target in corpus.rows("test")[:4]:
+    fitted = _fit(corpus, heads)
+    targets = corpus.rows("test")[:4]
+
+    def predicted(corpus, heads):
+        reader = _reader(corpus, heads)
+        part = out_of_fold.Part(targets, contexts_of(corpus, "exclude"), corpus.rows("train"))
+        found = simple_models.predict_again(fitted, reader, part, with_stars=True)
+        return np.hstack([found.logits, found.crossed])
+
+    before = predicted(corpus, heads)
+    np.testing.assert_allclose(before[:, :3], fitted.logits, rtol=1e-5, atol=1e-5)
+    for target in targets:
         stars, label = corpus.stars.copy(), corpus.label.copy()
         stars[target], label[target] = 6 - stars[target], (label[target] + 1) % 3
         noisy = [head.copy() for head in heads]
         for head in noisy:
             head[target] = 9
-        changed = dataclasses.replace(corpus, stars=stars, label=label)
-        contexts = contexts_of(changed, "exclude")
-        reader = _reader(changed, noisy)
-        part = out_of_fold.Part(np.array([target], np.int32), contexts, corpus.rows("train"))
-        blocks = reader.texts_and_ratings(part)
-        logits = before.regression.logits(regression.joined(blocks, np.zeros(1, np.int32)))
-        np.testing.assert_array_equal(logits[0].astype(np.float32), before.logits[target])
-        np.testing.assert_array_equal(blocks["effects"][0], before.crossed[target])
+        after = predicted(dataclasses.replace(corpus, stars=stars, label=label), noisy)
+        np.testing.assert_array_equal(after[target], before[target])
 
 
 def test_a_regression_on_votes_finds_what_only_likeness_tells(world):
@@ -185,6 +190,25 @@ def test_a_regression_on_votes_finds_what_only_likeness_tells(world):
         found = _fit(corpus, heads, crossed=False, with_stars=with_stars)
         votes_help[with_stars] = (found.logits[test].argmax(axis=1) == label[test]).mean()
     assert votes_help[True] > votes_help[False] + 0.1, votes_help
+
+
+@pytest.mark.parametrize("reviews", [1, 2, 3])
+def test_a_class_of_two_training_reviews_is_in_the_other_folds_of_every_fold(world, reviews):
+    corpus = world.corpus
+    train = corpus.rows("train")
+    label = np.where(corpus.label == 2, 1, 0).astype(np.int8)
+    label[train[7 : 7 + reviews]] = 2
+    corpus = dataclasses.replace(corpus, label=label)
+    if reviews < 2:
+        with pytest.raises(UserError, match="two training reviews of every class"):
+            _fit(corpus, _heads(corpus))
+        return
+    fold = out_of_fold.folds_of(label, train, 0)
+    sizes = np.bincount(fold[train])
+    assert sizes.max() - sizes.min() <= 3  # of each class they differ by one at most
+    fitted = _fit(corpus, _heads(corpus))
+    assert fitted.logits.shape == (label.size, 3) and np.isfinite(fitted.logits).all()
+    assert np.isfinite(fitted.crossed).all()
 
 
 def test_simple_models_are_read_as_they_were_written(world, tmp_path):

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -234,7 +235,8 @@ def test_a_mistake_of_one_process_stops_the_other(world, tmp_path, wrong):
         processes = _train_together(world, tmp_path / "run", of_process_1=lacking)
         outputs = [process.communicate(timeout=PATIENCE_SECONDS)[0] for process in processes]
     assert [process.returncode for process in processes] == [2, 2], outputs
-    mistakes = [output.splitlines()[-1] for output in outputs]
+    # What is printed to a pipe comes when the process ends, and so after the error.
+    mistakes = [re.findall("^error: .*$", output, re.MULTILINE)[-1] for output in outputs]
     assert (
         mistakes[1 - wrong]
         == f"error: process {wrong} of this run has stopped: its output says why"

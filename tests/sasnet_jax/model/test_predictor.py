@@ -134,7 +134,7 @@ def test_a_score_is_what_the_network_says_of_the_two_sets(world, tmp_path, base,
     np.testing.assert_allclose(scores.reshape(expected.shape), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("settings", [{}, {name: on for name, (_, on) in SWITCHES.items()}])
+@pytest.mark.parametrize("settings", [{}, switched(SWITCHES, 1, None)])
 def test_scores_are_those_of_an_evaluation_that_sees_the_same(world, tmp_path, settings):
     """A test user's other reviews against a business's training reviews, all of them in one set."""
     run = write_run(world, tmp_path / "run", eval_set_size=90, eval_sets=1, **settings)

@@ -335,7 +335,7 @@ def _numpy_logits(network, user, business, known):
         found += _linear(network.classify, _gelu(_linear(network.hidden, pair)))
         if network.gate is not None:
             reviews = np.array([user.mask[row].sum(), business.mask[row].sum()])
-            gate = np.log1p(reviews) @ np.float64(network.gate.weight[...])
+            gate = reviews / (reviews + 4) @ np.float64(network.gate.weight[...])
             found /= 1 + np.exp(-gate - np.float64(network.gate.bias[...]))
         logits.append(found)
     return np.array(logits)

@@ -38,11 +38,20 @@ def test_without_a_regression_there_is_nothing_to_choose():
     assert choose_factor(probability, np.zeros(5, np.int8), np.arange(5)) == 0
 
 
-def test_a_useless_network_seldom_counts():
-    """Losses that differ by chance alone: the regression is kept nearly always."""
-    chosen = []
-    for seed in range(40):
-        probability = _probabilities([0, 0, 0, 0], reviews=300, seed=seed)
-        label = np.zeros(300, np.int8)
-        chosen.append(choose_factor(probability, label, np.arange(300)))
-    assert np.mean(np.array(chosen) == 0) >= 0.8
+@pytest.mark.parametrize(("epochs", "most"), [(1, 0.15), (10, 0.35)])
+def test_a_useless_network_seldom_counts(epochs, most):
+    """Losses that differ by chance alone; the best of the epochs is asked, as in training.
+
+    Here the epochs are independent, which they are not in training: that is the worst case.
+    """
+    counted = []
+    label = np.zeros(300, np.int8)
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        tried = []
+        for _ in range(epochs):
+            probability = _probabilities([0] * 4, reviews=300, seed=int(rng.integers(1 << 30)))
+            tried.append(probability)
+        best = min(tried, key=lambda p: -np.log(p[..., 0]).mean(axis=0).max())
+        counted.append(choose_factor(best, label, np.arange(300)) > 0)
+    assert np.mean(counted) <= most

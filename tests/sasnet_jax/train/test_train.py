@@ -14,6 +14,7 @@ from types import SimpleNamespace
 
 import jax
 import matplotlib.image
+import msgspec
 import numpy as np
 import orbax.checkpoint as ocp
 import polars as pl
@@ -47,7 +48,7 @@ from sasnet_jax.model import devices, draws, step
 from sasnet_jax.model.config import TrainConfig
 from sasnet_jax.model.records import Epoch
 from sasnet_jax.model.run import Run
-from sasnet_jax.train import loop
+from sasnet_jax.train import loop, run_folder
 
 # Most tests share one step of training, because to compile it takes most of their time.
 SETTINGS = SMALL | {
@@ -322,6 +323,7 @@ EVERY_OPTION = {
     "all": {
         **{"average_decay": 0.2, "schedule": "cosine", "bias_term": True, "review_loss": 0.5},
         **{"match": True, "discriminants": 4, "votes": True, "crossed_bias": True, "offset": True},
+        "empty_side": 0.0,
     },
 }
 FEW_EPOCHS = {"epochs": 3}  # the length of a cosine is part of its program
@@ -807,3 +809,15 @@ def test_sets_are_drawn_anew_at_each_step(world, tmp_path):
 def test_contexts_fit_the_device_dtype(world):
     contexts = contexts_of(world.corpus, "exclude")
     assert {array.dtype for context in contexts for array in context} == {np.dtype(np.int32)}
+
+
+def test_a_resumed_run_is_bound_to_what_it_was_started_with(world, tmp_path):
+    """Not to what lies in its folder: it may have been begun with other settings before."""
+    settings = {"discriminants": 4, "offset": True, "empty_side": 0.0}
+    stale = write_run(world, tmp_path / "run", **settings)
+    started = msgspec.structs.replace(stale.record, simple_models_sha256=None)
+    (stale.folder / "zscore.npz").write_bytes(b"damaged since")
+    run_folder.write_resumed(stale.folder, stale.record, started)
+    resumed = Run(stale.folder).record
+    assert resumed.simple_models_sha256 is None
+    assert resumed.zscore_sha256 == stale.record.zscore_sha256
