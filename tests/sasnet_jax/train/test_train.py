@@ -641,6 +641,7 @@ def test_several_stores_train_as_their_concatenation(world, tmp_path):
     assert found == expected
 
 
+@pytest.mark.stress
 def test_a_float16_table_trains_as_well_as_a_float32_one(world, tmp_path):
     """They agree to less than the difference between two seeds."""
     table = np.load(world.store_folder / "mean.npy").astype(np.float32)
