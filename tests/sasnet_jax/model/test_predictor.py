@@ -28,8 +28,15 @@ from sasnet_jax.model.config import TrainConfig
 from sasnet_jax.model.sasnet import Known, ReviewSet
 from sasnet_jax.train import run_folder
 
-EVERY_SWITCH = pytest.mark.parametrize("name", [None, *SWITCHES], ids=lambda name: name or "none")
-BASES = pytest.mark.parametrize("base", [0, 1], ids=["off", "on"])
+# Each switch alone, all of them, and (longer) all but one.
+EVERY_SWITCH = pytest.mark.parametrize(
+    ("base", "name"),
+    [
+        *((0, name) for name in (None, *SWITCHES)),
+        (1, None),
+        *(pytest.param(1, name, marks=pytest.mark.stress) for name in SWITCHES),
+    ],
+)
 
 
 def _people(world, sizes=(0, 1, 2, 5)) -> list[sasnet_jax.Reviews]:
@@ -121,7 +128,6 @@ def _by_the_network(run, pairs, size=8) -> np.ndarray:
 
 
 @EVERY_SWITCH
-@BASES
 @pytest.mark.filterwarnings("ignore:the run reads texts alone")
 def test_a_score_is_what_the_network_says_of_the_two_sets(world, tmp_path, base, name):
     settings = switched(SWITCHES, base, name)
