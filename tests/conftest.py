@@ -6,11 +6,12 @@ import functools
 import io
 import json
 import os
+import resource
 import runpy
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -211,6 +212,22 @@ def world(tmp_path_factory) -> World:
 
     folder = shared_folder(tmp_path_factory, "world", fill)
     return World(folder / "corpus", folder / "store")
+
+
+@contextlib.contextmanager
+def small_files(most: int) -> Iterator[None]:
+    """No file grows beyond so many bytes in the block, as if the disk were full.
+
+    Python would keep truncated bytecode of what it imports there.
+    """
+    limits, writes_none = resource.getrlimit(resource.RLIMIT_FSIZE), sys.dont_write_bytecode
+    sys.dont_write_bytecode = True
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        sys.dont_write_bytecode = writes_none
 
 
 def load_data(config: TrainConfig) -> tuple[Corpus, Data]:

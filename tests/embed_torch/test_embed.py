@@ -1,10 +1,9 @@
 """The store's contract and the encoder, against sentence-transformers and small random models."""
 
+import contextlib
 import json
 import os
-import resource
 import shutil
-import subprocess
 import warnings
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import polars as pl
 import pytest
 import torch
 import transformers
-from conftest import assert_one_line_mistake, run_command
+from conftest import assert_one_line_mistake, run_command, small_files
 
 import embed_torch
 from embed_torch import backbone, checkpoint, embed, manifest
@@ -281,21 +280,12 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
         (output / "thesis.tex").write_text("precious")
     before = sorted(tmp_path.rglob("*"))
     flags = [f"--{name}={value}" for name, value in arguments.items()]
-    result = _run_with_small_files(flags) if limited else run_command("embed_torch", *flags)
+    with small_files(2048) if limited else contextlib.nullcontext():
+        result = run_command("embed_torch", *flags)
     assert_one_line_mistake(result, *mentions)
     if case != "too long a review":
         assert sorted(tmp_path.rglob("*")) == before
     assert not (output / "manifest.json").exists()
-
-
-def _run_with_small_files(flags: list[str]) -> subprocess.CompletedProcess:
-    """Runs the command where no file can grow beyond 2 kB."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2048, limits[1]))
-    try:
-        return run_command("embed_torch", *flags)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.fixture

@@ -219,7 +219,8 @@ def test_a_full_device_is_one_line_and_leaves_nothing(tmp_path, largest):
     limited = "import resource, runpy; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000));"
     limited += "runpy.run_module('sasnet_jax.prepare', run_name='__main__')"
     flags = [f"--reviews={path}", f"--output={tmp_path / 'corpus'}", "--max_reject_fraction=1"]
-    command = [sys.executable, "-c", limited, *flags, "--split=by_review"]
+    # -B: Python would keep truncated bytecode of what it imports.
+    command = [sys.executable, "-B", "-c", limited, *flags, "--split=by_review"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert_one_line_mistake(result, "File too large")
     assert list(tmp_path.iterdir()) == [path]

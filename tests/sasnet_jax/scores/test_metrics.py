@@ -1,12 +1,12 @@
 import dataclasses
 import json
 import math
-import resource
 
 import msgspec
 import numpy as np
 import polars as pl
 import pytest
+from conftest import small_files
 from sklearn import metrics as reference
 
 from sasnet_jax.cli import UserError
@@ -132,13 +132,9 @@ def test_predictions_that_do_not_fit_on_the_disk_are_one_line(world, tmp_path):
     """Polars raises an error of its own."""
     rows = world.corpus.rows("test")
     path = tmp_path / "p.parquet"
-    _, hard = before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    try:
+    with small_files(1000):
         with pytest.raises(UserError, match=f"{path} cannot be written: File too large"):
             predictions.write(path, world.corpus, rows, _random(3, rows.size)[1])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert not path.exists()
 
 
