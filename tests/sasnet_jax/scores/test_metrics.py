@@ -132,9 +132,11 @@ def test_predictions_that_do_not_fit_on_the_disk_are_one_line(world, tmp_path):
     """Polars raises an error of its own."""
     rows = world.corpus.rows("test")
     path = tmp_path / "p.parquet"
-    with small_files(1000):
-        with pytest.raises(UserError, match=f"{path} cannot be written: File too large"):
-            predictions.write(path, world.corpus, rows, _random(3, rows.size)[1])
+    with (
+        small_files(1000),
+        pytest.raises(UserError, match=f"{path} cannot be written: File too large"),
+    ):
+        predictions.write(path, world.corpus, rows, _random(3, rows.size)[1])
     assert not path.exists()
 
 
