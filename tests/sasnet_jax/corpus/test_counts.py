@@ -3,6 +3,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from conftest import load_data
 
 from sasnet_jax.corpus.contexts import contexts_of
 from sasnet_jax.corpus.counts import (
@@ -94,3 +95,21 @@ def test_training_counts_are_a_part_of_the_context_and_evaluation_counts_the_who
     assert parts.sum() == pytest.approx(60 * counts[targets].sum() / 2, rel=0.05)
     every = draws.draw_evaluation(config, data, targets, jax.numpy.int32(0)).known.bias
     np.testing.assert_allclose(counts_in(every), counts[targets], atol=2e-3)
+
+
+def test_a_part_of_the_sampled_reviews_votes_in_training_and_all_of_them_at_evaluation(world):
+    """All of them would leak, as counts of the whole context do."""
+    paths = {"corpus": str(world.corpus_folder), "store": (str(world.store_folder),)}
+    options = {"votes": True, "discriminants": 4, "empty_side": 0.0, "set_size": 5}
+    config = TrainConfig(**paths, output="-", **options)
+    data = jax.tree.map(jax.numpy.asarray, load_data(config)[1])
+    targets = jax.numpy.asarray(world.corpus.rows("train"))
+    draw = jax.jit(lambda step: draws.draw_training(config, data, targets, step))
+    drawn = [draw(np.int32(step)) for step in range(20)]
+    mask, voting = (np.stack([getattr(one, name) for one in drawn]) for name in ("mask", "voting"))
+    assert not (voting & ~mask).any()
+    assert abs(voting.sum() / mask.sum() - 0.5) < 0.02
+    whole = (voting == mask).all(axis=3)[mask.sum(axis=3) == 5]
+    assert abs(whole.mean() - 1 / 6) < 0.02  # a uniform probability to the fifth, on average
+    every = draws.draw_evaluation(config, data, targets, jax.numpy.int32(0))
+    np.testing.assert_array_equal(every.voting, every.mask)

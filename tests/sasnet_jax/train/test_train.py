@@ -812,6 +812,19 @@ def test_contexts_fit_the_device_dtype(world):
     assert {array.dtype for context in contexts for array in context} == {np.dtype(np.int32)}
 
 
+def test_the_loss_on_record_is_that_of_the_factor_that_predicts(world, tmp_path, monkeypatch):
+    """Also where another factor has a lower loss."""
+    monkeypatch.setattr(loop, "choose_factor", lambda *_: 2)
+    options = {"discriminants": 4, "offset": True, "empty_side": 0.0, "epochs": 2}
+    config = _config(world, tmp_path / "run", learning_rate=0.3, **options)
+    loop.train(config)
+    run = Run(tmp_path / "run")
+    assert run.factor == 0.5
+    evaluated = evaluate.evaluate(run).validation
+    assert evaluated.log_loss == pytest.approx(run.best.validation_log_loss, rel=1e-6)
+    assert evaluated.accuracy == run.best.validation_accuracy
+
+
 def test_a_resumed_run_is_bound_to_what_it_was_started_with(world, tmp_path):
     """Not to what lies in its folder: it may have been begun with other settings before."""
     settings = {"discriminants": 4, "offset": True, "empty_side": 0.0}
